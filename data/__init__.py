@@ -1,0 +1,1 @@
+"""Data sets, the training stream and the Lightning data module. Nothing here knows of diffusion."""

@@ -1,0 +1,256 @@
+"""Any folder of images: decoded once into memory, or by workers as they are needed where memory is too small."""
+
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from data.stream import Examples, Images, Splits, normalise, share, whole
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
+_NAMED = 20
+# What Pillow's decoders raise on files that are cut off, too large or not what their suffix says.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Turns a file into pixels: upright, over `background`, short side resized, centre-cropped to height x width."""
+
+    height: int
+    width: int
+    channels: int
+    background: int
+
+    def __call__(self, path: Path) -> Tensor:
+        """Return uint8 (channels, height, width) of the first frame; raises one of `_UNREADABLE`."""
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):
+            # Pillow's own conversion of 16 bits to 8 clips at 255. 65535 = 255 * 257.
+            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
+        if image.has_transparency_data:
+            paper = Image.new("RGBA", image.size, (self.background,) * 3 + (255,))
+            image = Image.alpha_composite(paper, image.convert("RGBA"))
+        image = image.convert("L" if self.channels == 1 else "RGB")
+        image = ImageOps.fit(image, (self.width, self.height), Image.Resampling.LANCZOS)
+        pixels = torch.from_numpy(np.array(image))
+        return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
+
+
+class LazyImages(Examples):
+    """Images decoded when they are fetched, for sets larger than memory.
+
+    A file that turns out to be unreadable is replaced by the next readable one, always the same one, and a warning
+    names it; more than `allowed` of them raise a ValueError.
+    """
+
+    lazy = True
+
+    def __init__(self, paths: Sequence[Path], labels: Tensor, decode: Decoder, allowed: int) -> None:
+        self.paths, self.labels, self.decode, self.allowed = paths, labels, decode, allowed
+        self.unreadable: set[int] = set()
+
+    def get(self, indices: Tensor, flip: Tensor | None = None) -> Tensor:
+        """Return float32 (b, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: more files are unreadable than allowed.
+        """
+        return normalise(torch.stack([self._pixels(index) for index in indices.tolist()]), flip)
+
+    def _pixels(self, index: int) -> Tensor:
+        for candidate in range(index, index + len(self)):
+            candidate %= len(self)
+            if candidate in self.unreadable:
+                continue
+            try:
+                return self.decode(self.paths[candidate])
+            except _UNREADABLE as error:
+                self.unreadable.add(candidate)
+                text = f"cannot read {self.paths[candidate]} ({_reason(error)})"
+                if len(self.unreadable) > self.allowed:
+                    raise ValueError(
+                        f"{text}: {len(self.unreadable)} unreadable images, {self.allowed} allowed by max_unreadable"
+                    ) from error
+                warnings.warn(f"{text}: using the next image", stacklevel=2)
+        raise ValueError(f"none of the {len(self)} images can be read")
+
+
+class Folder:
+    """The images of a folder and its subfolders (PNG, JPEG, WebP, GIF, BMP), resized and centre-cropped.
+
+    Where every image lies in a subfolder, the subfolders' sorted names are the classes. Hidden files and folders are
+    ignored. Each split but the first gets `holdout` of the images, at least one, by a permutation of the sorted
+    relative paths that is the same on every machine; with fewer than three images, or `holdout=0`, all three splits are
+    all the images.
+
+    Args:
+        path: the folder.
+        image_size: side in pixels, or [height, width].
+        channels: 1 (grey) or 3 (RGB).
+        holdout: share of the images for each of validation and test, below 0.5.
+        max_unreadable: share of the image files that may be unreadable; they are skipped with a warning that names them.
+        background: grey level 0..255 put behind transparent images (255 is white).
+        memory_gib: larger sets are not held in memory (as uint8) but decoded as they are needed.
+
+    Raises:
+        ValueError: an argument is missing or out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None,
+        image_size: int | Sequence[int] = 64,
+        channels: int = 3,
+        holdout: float = 0.05,
+        max_unreadable: float = 0.01,
+        background: int = 255,
+        memory_gib: float = 4.0,
+    ) -> None:
+        if not isinstance(path, (str, Path)) or not str(path):
+            raise ValueError("dataset=folder needs dataset.path=<folder of images>")
+        sides = [image_size] * 2 if isinstance(image_size, int) else image_size
+        if isinstance(sides, str) or not isinstance(sides, Sequence) or len(sides) != 2:
+            raise ValueError(f"image_size={image_size}: must be a number of pixels or [height, width]")
+        height, width = (whole("image_size", side, 1, 8192) for side in sides)
+        if channels not in (1, 3):
+            raise ValueError(f"channels={channels}: must be 1 (grey) or 3 (RGB)")
+        self.path = Path(path).expanduser()
+        self.shape = (channels, height, width)
+        self.holdout = share("holdout", holdout, 0.5)
+        self.max_unreadable = share("max_unreadable", max_unreadable, 1.0)
+        self.memory_gib = share("memory_gib", memory_gib, math.inf)
+        self.decode = Decoder(height, width, channels, whole("background", background, 0, 255))
+        self.classes: tuple[str, ...] = ()
+
+    def load(self) -> Splits:
+        """List and decode the images; `classes` is known afterwards.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+            ValueError: it has no images, or more than `max_unreadable` of them are unreadable.
+        """
+        names = self._list()
+        tops = [name.split("/")[0] for name in names if "/" in name]
+        self.classes = tuple(sorted(set(tops))) if len(tops) == len(names) else ()
+        lazy = len(names) * math.prod(self.shape) > self.memory_gib * 2**30
+        pixels = torch.empty((0 if lazy else len(names), *self.shape), dtype=torch.uint8)
+
+        def read(row: int) -> None:
+            if lazy:
+                _open(self.path / names[row])
+            else:
+                pixels[row] = self.decode(self.path / names[row])
+
+        reasons = _attempt(read, len(names))
+        self._judge({names[row]: reason for row, reason in reasons.items()}, len(names))
+        readable = torch.tensor([row for row in range(len(names)) if row not in reasons])
+        order = readable[torch.from_numpy(np.random.RandomState(0).permutation(len(readable)))]
+        number = {top: i for i, top in enumerate(self.classes)}
+        labels = torch.tensor([number[top] for top in tops] if self.classes else [0] * len(names))
+
+        def build(rows: Tensor) -> Examples:
+            if not lazy:
+                return Images(pixels, labels, rows)
+            # The headers were read above; what is cut off further on shows only when it is decoded.
+            paths = [self.path / names[row] for row in rows.tolist()]
+            return LazyImages(paths, labels[rows], self.decode, int(self.max_unreadable * len(rows)))
+
+        if len(order) < 3 or self.holdout == 0:
+            everything = build(readable)
+            return Splits(everything, everything, everything)
+        held = max(1, int(self.holdout * len(order)))
+        val, test, train = order.split([held, held, len(order) - 2 * held])
+        return Splits(build(train.sort().values), build(val), build(test))
+
+    def _list(self) -> list[str]:
+        """Return the images' relative POSIX paths, sorted."""
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"{self.path}: no such folder; give a folder of images by dataset.path=")
+        names = sorted(path.relative_to(self.path).as_posix() for path in _walk(self.path))
+        if not names:
+            raise ValueError(f"{self.path}: no images there (looked for {' '.join(SUFFIXES)})")
+        return names
+
+    def _judge(self, reasons: dict[str, str], total: int) -> None:
+        """Warn of the unreadable files, or raise where they are too many."""
+        if not reasons:
+            return
+        named = ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:_NAMED])
+        if len(reasons) > _NAMED:
+            named += f" and {len(reasons) - _NAMED} more"
+        text = f"{len(reasons)} of {total} images in {self.path} cannot be read: {named}"
+        if len(reasons) == total or len(reasons) > self.max_unreadable * total:
+            raise ValueError(
+                f"{text}; max_unreadable={self.max_unreadable} allows {int(self.max_unreadable * total)}: "
+                "delete them or raise dataset.source.max_unreadable"
+            )
+        warnings.warn(f"skipped {text}", stacklevel=3)
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Yield the image files below `root`, through symbolic links, without hidden files and folders."""
+    seen: set[str] = set()
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        # Links may form a loop.
+        real = os.path.realpath(folder)
+        if real in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield Path(folder, name)
+
+
+def _open(path: Path) -> None:
+    """Read a file's header; raises one of `_UNREADABLE`."""
+    with Image.open(path):
+        pass
+
+
+def _attempt(read: Callable[[int], None], count: int) -> dict[int, str]:
+    """Call `read(row)` for each row in a few threads (Pillow decodes without the interpreter's lock).
+
+    Returns the rows that failed, each with the reason.
+    """
+
+    def attempt(row: int) -> str | None:
+        try:
+            read(row)
+        except _UNREADABLE as error:
+            return _reason(error)
+        return None
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return {row: reason for row, reason in enumerate(pool.map(attempt, range(count))) if reason is not None}
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,125 @@
+"""The Lightning data module: one for every data set."""
+
+import os
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
+
+
+class DataModule(pl.LightningDataModule):
+    """Serves batches {"x": float32 (b, *S), "label": int64 (b,), "serial": int64 (b,)} of a source.
+
+    The training loader is endless and starts at the trainer's batch counter (see `Stream`); give the trainer
+    `use_distributed_sampler=False`, as the samplers share the work between ranks themselves.
+
+    Args:
+        source: builds the splits.
+        batch_size: of training, over all ranks.
+        seed: of the training order and flips.
+        flip: mirror training images left-right at random.
+        workers: processes that prepare batches; None is 0 for sets in memory and up to 4 for those decoded on the fly.
+        eval_batch_size: of validation and test, over all ranks; None is `batch_size`.
+        limit: train on the first so many examples only; None is all.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        workers: int | None = None,
+        eval_batch_size: int | None = None,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if flip and len(source.shape) != 3:
+            raise ValueError("flip=true: only images can be flipped")
+        self.source, self.seed, self.flip = source, seed, flip
+        self.batch_size = whole("batch_size", batch_size, 1)
+        self.workers = None if workers is None else whole("workers", workers, 0)
+        self.eval_batch_size = batch_size if eval_batch_size is None else whole("eval_batch_size", eval_batch_size, 1)
+        self.limit = None if limit is None else whole("limit", limit, 1)
+        self.splits: Splits | None = None
+
+    def prepare_data(self) -> None:
+        """Load on one process of each machine while the others wait, so that no two download at once."""
+        self.setup()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the splits, once.
+
+        Raises:
+            ValueError: the data have another shape than the source says.
+            OSError: the data are not there.
+        """
+        if self.splits is None:
+            splits = self.source.load()
+            shape = tuple(splits.train.get(torch.tensor([0])).shape[1:])
+            if shape != tuple(self.source.shape):
+                raise ValueError(f"the data have shape {shape}, but the source says {tuple(self.source.shape)}")
+            self.splits = splits
+
+    @property
+    def train_size(self) -> int:
+        """Number of training examples."""
+        found = len(self._loaded().train)
+        return found if self.limit is None else min(self.limit, found)
+
+    @property
+    def val_size(self) -> int:
+        """Number of validation examples."""
+        return len(self._loaded().val)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Return the endless training loader."""
+        examples = self._loaded().train
+        rank, world_size = self._place()
+        stream = Stream(
+            self.train_size, self.batch_size, self.seed, rank, world_size, flip=self.flip, start=self._batches_done
+        )
+        return self._loader(examples, stream)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Return the validation loader: every example once over the ranks, in order."""
+        return self._sequential(self._loaded().val)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Return the test loader: every example once over the ranks, in order."""
+        return self._sequential(self._loaded().test)
+
+    def _loaded(self) -> Splits:
+        self.setup()
+        assert self.splits is not None
+        return self.splits
+
+    def _place(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _batches_done(self) -> int:
+        return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+
+    def _sequential(self, examples: Examples) -> DataLoader[Batch]:
+        rank, world_size = self._place()
+        return self._loader(
+            examples, Sequential(len(examples), -(-self.eval_batch_size // world_size), rank, world_size)
+        )
+
+    def _loader(self, examples: Examples, sampler: Stream | Sequential) -> DataLoader[Batch]:
+        workers = (min(4, os.cpu_count() or 1) if examples.lazy else 0) if self.workers is None else self.workers
+        return DataLoader(
+            Batches(examples),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # A loader draws a seed for its workers; drawn from the global generator, it would shift the training's.
+            generator=torch.Generator(),
+        )

@@ -1,0 +1,73 @@
+"""Fetch and check a data set ahead of training: `python -m data.prepare dataset=cifar [data_dir=...]`."""
+
+import difflib
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from data.stream import Source
+
+CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
+
+
+def nearest(name: str, choices: list[str]) -> str:
+    """Return `; did you mean 'x'?` for the choice nearest to `name`, or nothing where none is near."""
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def build(arguments: list[str]) -> tuple[str, Source]:
+    """Return the name and the source of the data set that `key=value` arguments describe.
+
+    The keys are `dataset`, `data_dir`, `download` and `dataset.<key>` for any key of the data set's YAML file.
+
+    Raises:
+        ValueError: an argument is unknown or malformed.
+    """
+    choices = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    for argument in arguments:
+        if "=" not in argument:
+            raise ValueError(f"'{argument}': write key=value, for example dataset=fashion")
+    name = ([argument.partition("=")[2] for argument in arguments if argument.startswith("dataset=")] or [""])[-1]
+    if name not in choices:
+        raise ValueError(f"dataset={name}: must be one of {', '.join(choices)}{nearest(name, choices)}")
+    config = OmegaConf.create(
+        {"data_dir": "data/raw", "download": True, "dataset": OmegaConf.load(CONFIGS / f"{name}.yaml")}
+    )
+    OmegaConf.set_struct(config, True)
+    for argument in arguments:
+        key = argument.partition("=")[0]
+        if key == "dataset":
+            continue
+        try:
+            config.merge_with_dotlist([argument])
+        except (OmegaConfBaseException, YAMLError):
+            keys = ["dataset", "data_dir", "download", *(f"dataset.{key}" for key in config.dataset)]
+            raise ValueError(
+                f"{argument}: unknown key or malformed value; the keys are {', '.join(keys)}{nearest(key, keys)}"
+            ) from None
+    options: Any = OmegaConf.to_container(config.dataset.source, resolve=True)
+    module, _, class_name = options.pop("_target_").rpartition(".")
+    return name, getattr(importlib.import_module(module), class_name)(**options)
+
+
+def main(arguments: list[str]) -> int:
+    """Load a data set and print what it has; return the exit code."""
+    try:
+        name, source = build(arguments)
+        splits = source.load()
+    except (ValueError, OSError, OmegaConfBaseException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    sizes = ", ".join(f"{len(part):,} {split}" for split, part in zip(splits._fields, splits, strict=True))
+    print(f"{name}: {sizes}; each of shape {tuple(source.shape)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

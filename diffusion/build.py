@@ -1,0 +1,119 @@
+"""From a configuration to objects: `{"_target_": "diffusion.schedules.LinearSchedule", "timesteps": 500}`.
+
+Only classes that this project defines can be named, so that a configuration out of a stranger's checkpoint cannot run
+anything else. Names, types and (by the constructors) ranges are checked here, each with a message that says what was
+typed and what is allowed.
+"""
+
+import difflib
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+_TARGET = re.compile(r"(?:diffusion|data)(?:\.[a-z][a-z0-9_]*)+\.[A-Z]\w*")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; its text is one line for the person who typed it."""
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """`; did you mean x?`, or nothing if no choice is near."""
+    found = difflib.get_close_matches(name, list(choices), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def build(config: Any, where: str = "config", **extra: Any) -> Any:
+    """Builds the object that a configuration describes, and everything in it.
+
+    Args:
+        config: a mapping with `_target_`, the full name of a class of this project, and its arguments; mappings and lists
+            in it are built likewise, other values returned as they are.
+        where: what the user calls this part, for messages.
+        extra: further arguments, already built.
+
+    Raises:
+        ConfigError: unknown class or argument, a missing one, a wrong type, a value that the class refuses.
+    """
+    if isinstance(config, Mapping):
+        if "_target_" not in config:
+            return {key: build(value, f"{where}.{key}") for key, value in config.items()}
+        cls = _resolve(config["_target_"], where)
+        arguments = {key: build(value, f"{where}.{key}") for key, value in config.items() if key != "_target_"} | extra
+        return construct(cls, arguments, where)
+    if isinstance(config, list | tuple):
+        return [build(value, where) for value in config]
+    return config
+
+
+def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
+    """`cls(**arguments)` after checking the arguments' names and types; raises `ConfigError` as `build` does."""
+    prefix = f"{where}." if where else ""
+    _check(cls, arguments, prefix)
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _resolve(target: Any, where: str) -> type:
+    refusal = ConfigError(f"{where} names {target!r}, which is not a class of this project; nothing was built")
+    if not isinstance(target, str) or not _TARGET.fullmatch(target):
+        raise refusal
+    module_name, _, name = target.rpartition(".")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise refusal from error
+    found = vars(module).get(name)
+    # A class that the module merely imports is somebody else's.
+    if not isinstance(found, type) or found.__module__ != module_name:
+        raise refusal
+    return found
+
+
+def _check(cls: type, arguments: Mapping[str, Any], prefix: str) -> None:
+    parameters = inspect.signature(cls).parameters
+    hints = get_type_hints(cls.__init__)
+    for name in arguments:
+        if name not in parameters:
+            allowed = ", ".join(parameters) or "none"
+            raise ConfigError(f"{prefix}{name} does not exist{nearest(name, parameters)}; the options are {allowed}")
+    for name, parameter in parameters.items():
+        if name not in arguments:
+            if parameter.default is parameter.empty:
+                raise ConfigError(f"{prefix}{name} is missing: set {prefix}{name}=...")
+        elif name in hints and not _fits(arguments[name], hints[name]):
+            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {arguments[name]!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin in (Sequence, list, tuple):
+        item = get_args(hint)[0] if get_args(hint) else Any
+        return isinstance(value, list | tuple) and all(_fits(element, item) for element in value)
+    if hint in (int, float):
+        kinds = (int,) if hint is int else (int, float)
+        return isinstance(value, kinds) and not isinstance(value, bool)
+    if hint in (None, type(None)):
+        return value is None
+    return isinstance(value, origin or hint)
+
+
+def _describe(hint: Any) -> str:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(option) for option in get_args(hint))
+    if origin in (Sequence, list, tuple):
+        return f"a list ([a,b,...]), each item {_describe(get_args(hint)[0])}"
+    return names.get(hint, getattr(hint, "__name__", str(hint)))

@@ -1,0 +1,326 @@
+"""What happens around the training step: the log, the pictures, the checkpoints, the bar, and signals.
+
+Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they draw
+does not advance the training's random numbers.
+"""
+
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion import media
+from diffusion.checkpoint import CheckpointError, read
+from diffusion.denoisers import ClippedDenoiser
+from diffusion.module import DiffusionModule
+from diffusion.noise import PREVIEW, Noise
+from diffusion.runlog import RunLogger
+from diffusion.samplers import DPMSolverPP2MSampler, LogSNRGrid, prior
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal after saving; `code` is the exit status by convention, 128 + the signal's number."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"interrupted, exit code {code}")
+        self.code = code
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes `X.part` beside X, syncs it to disk and renames it, so that X is always a whole checkpoint, old or new."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        # torch reports a full disk as a RuntimeError of its archive writer.
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            try:
+                part.unlink(missing_ok=True)
+            except OSError:
+                reason += f"; the partial {part.name} could not be removed"
+            raise CheckpointError(
+                f"cannot write the checkpoint {path}: {reason}; the previous one is untouched, free some space or change the "
+                f"permissions and resume"
+            ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+        return read(Path(path))
+
+
+class AfterStep(pl.Callback):
+    """Calls `after_step` once for each optimizer step, when its last batch is done."""
+
+    def __init__(self) -> None:
+        self._seen = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._seen = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._seen:
+            self._seen = trainer.global_step
+            assert isinstance(pl_module, DiffusionModule)
+            self.after_step(trainer, pl_module, self._seen)
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        """What to do after optimizer step number `step` (from 1)."""
+        raise NotImplementedError
+
+
+class Metrics(AfterStep):
+    """Logs the training loss, learning rate, gradient norm and images/s every so many optimizer steps.
+
+    Args:
+        every: optimizer steps.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"log_every must be at least 1, got {every}")
+        self.every = every
+        self._since = (time.monotonic(), 0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._since = (time.monotonic(), trainer.global_step)
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        if step % self.every and step != trainer.max_steps:
+            return
+        module.raise_if_diverged()
+        loss = trainer.strategy.reduce(module.last_loss, reduce_op="mean").item()
+        now, (then, step_then) = time.monotonic(), self._since
+        self._since = (now, step)
+        images_per_s = (step - step_then) * module.images_per_step / max(now - then, 1e-9)
+        if module.logger is not None:
+            values = {
+                "train/loss": loss,
+                "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "train/grad_norm": module.grad_norm.item(),
+                "train/images_per_s": images_per_s,
+            }
+            module.logger.log_metrics(values, step=step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation is not training time."""
+        self._since = (time.monotonic(), trainer.global_step)
+
+
+class Preview(AfterStep):
+    """Draws images from fixed noise with the averaged weights and shows them in TensorBoard, as a grid and as a GIF.
+
+    They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for.
+
+    Args:
+        every: optimizer steps; also after the last one. 0 for never.
+        shape: of one sample.
+        clip: clamp the predicted data to [-1, 1].
+        n: how many.
+        steps: of the sampler.
+    """
+
+    def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 16, steps: int = 20) -> None:
+        super().__init__()
+        if every < 0:
+            raise ValueError(f"preview_every must not be negative, got {every}")
+        self.every, self.shape, self.clip, self.n, self.steps = every, shape, clip, n, steps
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        due = self.every and (step % self.every == 0 or step == trainer.max_steps)
+        if due and isinstance(module.logger, RunLogger):
+            states = [state.cpu() for state in self._draw(module)]
+            frames = media.animation(states)
+            writer = module.logger.experiment
+            writer.add_image("samples", frames[-1], step, dataformats="HWC")
+            writer.file_writer.add_summary(media.tensorboard_gif("denoising", frames), step)
+
+    @torch.no_grad()
+    def _draw(self, module: DiffusionModule) -> Iterator[Tensor]:
+        denoiser = ClippedDenoiser(module.evaluated) if self.clip else module.evaluated
+        schedule = denoiser.schedule
+        training = module.training
+        module.eval()
+        noise = Noise(0, torch.arange(self.n, device=module.device), PREVIEW)
+        steps = min(self.steps, schedule.timesteps or self.steps)
+        num_classes = module.denoiser.network.num_classes
+        cond = {"label": noise.index % num_classes} if num_classes else {}
+        with torch.autocast(module.device.type, enabled=False):
+            x = prior(schedule, noise, self.shape)
+            yield from (state.x_t for state in DPMSolverPP2MSampler()(denoiser, x, LogSNRGrid()(schedule, steps), cond))
+        module.train(training)
+
+
+class Checkpoints(AfterStep):
+    """Keeps `last.ckpt` and the best by validation loss, `best.ckpt`, and stops cleanly on a signal.
+
+    A signal sets a flag that the ranks agree on after each optimizer step; then the run is saved and `Interrupted` raised.
+    A second Ctrl-C ends it at once, unsaved.
+
+    Args:
+        folder: the run's, on rank 0; None on the others until they are told.
+        every: optimizer steps between saves. None saves after a hundred times what a save takes, at least half a minute and
+            at most ten: under 1 % of the time.
+    """
+
+    def __init__(self, folder: Path | None, every: int | None = None) -> None:
+        super().__init__()
+        if every is not None and every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {every}")
+        self.folder, self.every = folder, every
+        self.best = float("inf")
+        self._cost_s, self._saved_at = 0.0, time.monotonic()
+        self._signal = 0
+        self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """All ranks write, and read, the folder that rank 0 claimed."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+        print("\nfinishing this step, then saving; Ctrl-C again quits at once, unsaved", file=sys.stderr, flush=True)
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # which makes Lightning validate once more, at the end
+        if self._validation_follows(trainer):
+            return
+        request = self._signal or int(self._due(step))
+        if trainer.world_size > 1:
+            request = int(trainer.strategy.reduce(torch.tensor(request, device=module.device), reduce_op="max"))
+        if request:
+            self._save(trainer)
+        if request > 1:
+            raise Interrupted(128 + request)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A checkpoint always comes after the validation of its step, so that a resumed run need not repeat that."""
+        if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+            return
+        loss = float(trainer.callback_metrics["val/loss"])
+        better = loss < self.best
+        self.best = min(loss, self.best)
+        self._save(trainer)
+        if better and trainer.is_global_zero and self.folder is not None:
+            checkpoints = self.folder / "checkpoints"
+            part = checkpoints / "best.ckpt.part"
+            shutil.copyfile(checkpoints / "last.ckpt", part)
+            part.replace(checkpoints / "best.ckpt")
+
+    def _validation_follows(self, trainer: pl.Trainer) -> bool:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        validates = trainer.limit_val_batches != 0
+        return bool(validates and (trainer.should_stop or batches % (trainer.val_check_batch or 1) == 0))
+
+    def _due(self, step: int) -> bool:
+        if self.every is not None:
+            return step % self.every == 0
+        return time.monotonic() - self._saved_at > min(600.0, max(30.0, 100 * self._cost_s))
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        begun = time.monotonic()
+        assert self.folder is not None
+        trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+        self._saved_at = time.monotonic()
+        self._cost_s = self._saved_at - begun
+
+
+class Progress(AfterStep):
+    """Loss, images/s and time left: as a bar on a terminal, as a line now and then elsewhere.
+
+    Args:
+        line_every_s: seconds between lines where no bar can be drawn.
+    """
+
+    def __init__(self, line_every_s: float = 30.0) -> None:
+        super().__init__()
+        self.line_every_s = line_every_s
+        self._bar: Any = None
+        self._began = self._line_at = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._began = self._line_at = time.monotonic()
+        self._first = trainer.global_step
+        if trainer.is_global_zero and sys.stderr.isatty():
+            total = trainer.max_steps if trainer.max_steps > 0 else None
+            self._bar = tqdm(total=total, initial=self._first, unit="step", dynamic_ncols=True, desc="training")
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        if not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        rate = (step - self._first) / max(now - self._began, 1e-9)
+        last = step == trainer.max_steps
+        if self._bar is not None:
+            self._bar.update(1)
+            if step % 10 == 0 or last:  # reading the loss waits for the device
+                images_per_s = f"{rate * module.images_per_step:.0f}"
+                self._bar.set_postfix({"loss": f"{module.last_loss.item():.4f}", "images/s": images_per_s})
+        elif now - self._line_at > self.line_every_s or last:
+            self._line_at = now
+            left = f", {duration((trainer.max_steps - step) / rate)} left" if trainer.max_steps > 0 else ""
+            of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+            print(
+                f"step {step}{of}: loss {module.last_loss.item():.4f}, {rate * module.images_per_step:.0f} images/s{left}",
+                flush=True,
+            )
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3 min 20 s`, `5 h 12 min` or `3 d 4 h`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {s} s" if minutes else f"{s} s"

@@ -1,0 +1,153 @@
+"""Checkpoints: where they are, and loading one without trusting it."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.build import ConfigError, build
+from diffusion.denoisers import Denoiser
+
+ROOT = Path("lightning_logs")
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that is missing, torn, or not ours; its text is one line."""
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint's contents, on the CPU, read without unpickling code.
+
+    Raises:
+        CheckpointError: it is missing, torn, from another program, or holds anything but tensors and plain values.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is refused: it holds objects other than tensors and plain values, or is no checkpoint at all"
+        ) from error
+    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({str(error).splitlines()[0][:100]}): torn or not a checkpoint") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict) or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} is a file of another program: it holds no configuration of this project")
+    return checkpoint
+
+
+def runs(root: Path = ROOT) -> list[Path]:
+    """Run folders that hold a checkpoint, newest checkpoint first."""
+    newest = {
+        folder: max((file.stat().st_mtime_ns for file in (folder / "checkpoints").glob("*.ckpt")), default=None)
+        for folder in root.glob("*/version_*")
+    }
+    dated = [(time, folder) for folder, time in newest.items() if time is not None]
+    return [folder for _, folder in sorted(dated, reverse=True)]
+
+
+def newest_good(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint of a run that has come furthest, passing over unreadable ones with a warning.
+
+    Raises:
+        CheckpointError: the run has none that can be read.
+    """
+    found, refusals = [], []
+    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+        try:
+            checkpoint = read(path)
+        except CheckpointError as error:
+            refusals.append(str(error))
+        else:
+            found.append((checkpoint.get("global_step", 0), path.name == "last.ckpt", path, checkpoint))
+    if not found:
+        raise CheckpointError("; ".join(refusals) or f"{folder} holds no checkpoint in checkpoints/")
+    _, _, path, checkpoint = max(found, key=lambda entry: entry[:2])
+    for refusal in refusals:
+        print(f"warning: {refusal}; using {path} instead")
+    return path, checkpoint
+
+
+def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint by what people type: `last`, a version number, a run folder or a file.
+
+    Args:
+        spec: what was typed.
+        dataset: looks for `last` and numbers among the runs of this dataset only.
+        root: where the runs are.
+
+    Returns:
+        The file and its contents.
+
+    Raises:
+        CheckpointError: nothing is there, or nothing that can be read.
+    """
+    if re.match(r"[a-z][a-z0-9+.-]*://", spec):
+        raise CheckpointError(f"{spec} is an address: download the checkpoint first, then give its path")
+    candidates = [run for run in runs(root) if dataset in (None, run.parent.name)]
+    among = f"in {root / (dataset or '')}"
+    if spec == "last":
+        if not candidates:
+            raise CheckpointError(f"there is no run with a checkpoint {among} yet: train one with python train.py")
+        return newest_good(candidates[0])
+    if spec.isdecimal():
+        numbered = [run for run in candidates if run.name == f"version_{spec}"]
+        if len(numbered) != 1:
+            names = ", ".join(str(run) for run in sorted(numbered or candidates)) or "none"
+            raise CheckpointError(
+                f"there {'are several runs' if numbered else 'is no run'} version_{spec} {among}; give the folder; runs with a "
+                f"checkpoint: {names}"
+            )
+        return newest_good(numbered[0])
+    path = Path(spec)
+    if path.is_dir():
+        return newest_good(path)
+    return path, read(path)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The run folder that a checkpoint file belongs to, or the file's own folder if it was moved out of one."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
+
+
+def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
+    """The denoiser, untrained, that a run's configuration describes."""
+    for key in ("network", "schedule", "denoiser"):
+        if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
+            raise ConfigError(f"the configuration has no {key}")
+    network, schedule = build(config["network"], "network"), build(config["schedule"], "schedule")
+    return build(config["denoiser"], "denoiser", network=network, schedule=schedule)
+
+
+def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> Denoiser:
+    """The denoiser of a checkpoint: frozen, in evaluation mode, on the CPU.
+
+    Args:
+        checkpoint: its contents, as `read` gives them.
+        path: where it is, for messages.
+        weights: "ema" or "raw"; a model trained without EMA has raw weights only, which then serve for both.
+    """
+    if weights not in ("ema", "raw"):
+        raise ConfigError(f"weights must be ema or raw, got {weights!r}")
+    denoiser = build_denoiser(checkpoint["config"])
+    load_weights(denoiser, checkpoint, path, weights)
+    return denoiser.eval().requires_grad_(False)
+
+
+def load_weights(denoiser: Denoiser, checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> None:
+    """Puts a checkpoint's weights into a denoiser.
+
+    Raises:
+        CheckpointError: they have other names or shapes.
+    """
+    state = checkpoint["state_dict"]
+    prefix = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "denoiser."
+    try:
+        denoiser.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+    except RuntimeError as error:
+        reason = " ".join(line.strip() for line in str(error).splitlines()[1:2])
+        raise CheckpointError(f"the weights in {path} do not fit this network: {reason}") from error

@@ -1,0 +1,227 @@
+"""Denoisers: `D(x_t, t, cond) = E[x0 | x_t, cond]`, the one thing that samplers, losses and guidance know of a model.
+
+A network becomes a denoiser by a preconditioner, `D = c_skip x_t + c_out F(c_in x_t, c_noise)` (Karras et al. 2022,
+arXiv 2206.00364, eq. 7); predicting eps, x0, v or a flow is a choice of these coefficients. Other forms follow from D:
+`eps = (x_t - alpha_t D) / sigma_t`, `score = (alpha_t D - x_t) / sigma_t^2`, `v = alpha_t eps - sigma_t D`.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.schedules import Schedule, expand, float64
+
+Condition = dict[str, Tensor]
+
+
+class Coefficients(NamedTuple):
+    """The preconditioner's coefficients at one t, or at (B,) of them."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+
+
+class Preconditioner(ABC):
+    """`(alpha_t, sigma_t) -> (c_skip, c_out, c_in)`: how a raw network output F becomes D."""
+
+    @abstractmethod
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients: ...
+
+    def c_noise(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """The noise level as the network is told it."""
+        return schedule.c_noise(t)
+
+
+class EpsPreconditioner(Preconditioner):
+    """F is the noise: `D = (x_t - sigma_t F) / alpha_t` (Ho et al. 2020, arXiv 2006.11239, eq. 15)."""
+
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
+        return Coefficients(1 / alpha_t, -sigma_t / alpha_t, (alpha_t**2 + sigma_t**2).rsqrt())
+
+
+class X0Preconditioner(Preconditioner):
+    """F is the data: `D = F`."""
+
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
+        return Coefficients(torch.zeros_like(alpha_t), torch.ones_like(alpha_t), (alpha_t**2 + sigma_t**2).rsqrt())
+
+
+class VPreconditioner(Preconditioner):
+    """F is the velocity `alpha_t eps - sigma_t x0` (Salimans & Ho 2022, arXiv 2202.00512, section 4 and appendix D).
+
+    `D = (alpha_t x_t - sigma_t F) / (alpha_t^2 + sigma_t^2)`, which holds whether or not the denominator is one.
+    """
+
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
+        power = alpha_t**2 + sigma_t**2
+        return Coefficients(alpha_t / power, -sigma_t / power, power.rsqrt())
+
+
+class EDMPreconditioner(Preconditioner):
+    """Inputs and training targets of unit variance at every noise level (Karras et al. 2022, table 1).
+
+    The paper's formulas hold for `x_t / alpha_t`, whose noise has the standard deviation `sigma_t / alpha_t`.
+
+    Args:
+        sigma_data: the data's standard deviation.
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        if sigma_data <= 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
+        power = sigma_t**2 + (alpha_t * self.sigma_data) ** 2
+        return Coefficients(
+            alpha_t * self.sigma_data**2 / power, sigma_t * self.sigma_data * power.rsqrt(), power.rsqrt()
+        )
+
+    def c_noise(self, schedule: Schedule, t: Tensor) -> Tensor:
+        """`ln(sigma_t / alpha_t) / 4`, times 1000: the sinusoidal embedding is made for steps that count to 1000."""
+        return -125 * schedule.log_snr(t)
+
+
+def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of `q(x_s | x_t, x0)`, s < t (Ho et al. 2020, eq. 7, for any alpha and sigma).
+
+    With `r = alpha_t / alpha_s` and `b = sigma_t^2 - r^2 sigma_s^2` the mean is
+    `(r sigma_s^2 x_t + alpha_s b x0) / sigma_t^2` and the variance `b sigma_s^2 / sigma_t^2`.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    ratio = alpha_t / alpha_s
+    added = sigma_t**2 - (ratio * sigma_s) ** 2
+    mean = expand(ratio * sigma_s**2 / sigma_t**2, x_t) * x_t + expand(alpha_s * added / sigma_t**2, x_t) * x0
+    return mean, added * sigma_s**2 / sigma_t**2
+
+
+class Denoiser(nn.Module, ABC):
+    """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
+
+    x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to know.
+
+    Args:
+        schedule: where t stands between data and noise.
+        variance: that of the step `p(x_s | x_t)`: "beta", `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`, right when x0 is
+            N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section 3.2).
+    """
+
+    def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
+        super().__init__()
+        if variance not in ("beta", "beta_tilde"):
+            raise ValueError(f"variance must be beta or beta_tilde, got {variance!r}")
+        self.schedule = schedule
+        self.variance = variance
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        """D and whatever else the model knows: a network's raw output is `aux["raw"]`."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """D, shaped like x_t."""
+        return self.predict(x_t, t, cond or {})[0]
+
+    def transition(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log-variance of the model's step `p(x_s | x_t)`, s < t, and the D that they follow from."""
+        x0, _ = self.predict(x_t, t, cond or {})
+        mean, beta_tilde = posterior(self.schedule, x_t, x0, t, s)
+        if self.variance == "beta_tilde":
+            return mean, beta_tilde.log(), x0
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
+        return mean, (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).log(), x0
+
+
+class NetworkDenoiser(Denoiser):
+    """A network behind a preconditioner.
+
+    Args:
+        network: `network(x, c_noise, cond) -> F`, shaped like x; c_noise is (B,).
+        schedule: see `Denoiser`.
+        precond: the parameterization.
+        variance: see `Denoiser`.
+    """
+
+    def __init__(
+        self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta"
+    ) -> None:
+        super().__init__(schedule, variance)
+        self.network = network
+        self.precond = precond
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))
+        c_noise = self.precond.c_noise(self.schedule, t).to(x_t.device, torch.float32).expand(len(x_t))
+        # The network may run in reduced precision under autocast; what follows never does.
+        raw = self.network((c_in * x_t).to(self.dtype), c_noise, cond).to(x_t.dtype)
+        return c_skip * x_t + c_out * raw, {"raw": raw}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's weights."""
+        return next(self.network.parameters()).dtype
+
+
+class GaussianMixtureDenoiser(Denoiser):
+    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions: the answer that tests compare with.
+
+    x_t given the component k is `N(alpha m_k, alpha^2 C_k + sigma^2 I)`, so with responsibilities r_k(x_t)
+    `D = sum_k r_k (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (x_t - alpha m_k))`.
+
+    Args:
+        schedule: see `Denoiser`.
+        means: (K, d).
+        covariances: (K, d, d), positive semi-definite.
+        weights: (K,), positive; normalised here. Equal if not given.
+        variance: see `Denoiser`.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        means: Tensor,
+        covariances: Tensor,
+        weights: Tensor | None = None,
+        variance: str = "beta",
+    ) -> None:
+        super().__init__(schedule, variance)
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
+        weights = torch.ones(len(means), dtype=means.dtype) if weights is None else weights
+        self.register_buffer("means", means)
+        self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))  # (K, d)
+        self.register_buffer("eigenvectors", eigenvectors)  # (K, d, d), one eigenvector a column
+        self.register_buffer("log_weights", (weights / weights.sum()).log())
+
+    def _components(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Residuals in each component's eigenbasis (B, K, d), variances (B or 1, K, d), log joint (B, K), alpha."""
+        alpha, sigma = (c.to(x_t).reshape(-1, 1, 1) for c in self.schedule(float64(t)))
+        residual = torch.einsum("bkd,kde->bke", x_t[:, None] - alpha * self.means, self.eigenvectors)
+        variance = alpha**2 * self.eigenvalues + sigma**2
+        log_joint = self.log_weights - 0.5 * (residual**2 / variance + (2 * torch.pi * variance).log()).sum(-1)
+        return residual, variance, log_joint, alpha
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        residual, variance, log_joint, alpha = self._components(x_t, t)
+        shift = torch.einsum("bke,kde->bkd", alpha * self.eigenvalues / variance * residual, self.eigenvectors)
+        return (log_joint.softmax(-1)[..., None] * (self.means + shift)).sum(1), {}
+
+    def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """log p_t(x_t) in nats, (B,)."""
+        return self._components(x_t, t)[2].logsumexp(-1)
+
+
+class ClippedDenoiser(Denoiser):
+    """D clamped to [low, high], the range of 8-bit images; samplers that use eps derive it from the clamped D.
+
+    The outermost wrapper: guidance and masks go inside. Not for 2-D data, latents or training.
+    """
+
+    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
+        super().__init__(denoiser.schedule, denoiser.variance)
+        self.denoiser, self.low, self.high = denoiser, low, high
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        x0, aux = self.denoiser.predict(x_t, t, cond)
+        return x0.clamp(self.low, self.high), aux

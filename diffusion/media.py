@@ -1,0 +1,368 @@
+"""Pictures and files: what samples look like, and every way in which they are written.
+
+Samples are images (n, C, H, W) in [-1, 1] with C = 1 or 3, or 2-D points (n, 2). Pictures are uint8 arrays (H, W, C)
+and an animation is a list of them. The suffix of a path decides what is written (`SUFFIXES`), and every file is written
+beside its final name and then renamed, so that a file that exists is whole.
+"""
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+Pixels = NDArray[np.uint8]
+
+SUFFIXES = {
+    ".gif": "animation",
+    ".webp": "lossless animation",
+    ".png": "one grid",
+    ".npz": "arrays",
+    "": "a folder of one PNG an image",
+}
+_CELL = 96  # pixels: what a person can see without zooming
+_LARGEST_GRID = 1536  # pixels: cells shrink towards their own size so that many images still fit a screen
+
+# Ink on paper: white, pale blue, blue, deep violet. Few enough colours that a GIF of clouds is exact and small.
+_INK_STOPS = np.array([[255, 255, 255], [150, 190, 245], [62, 96, 214], [46, 22, 96]], dtype=np.float64)
+_INK: Pixels = np.stack(
+    [np.interp(np.linspace(0, 3, 48), np.arange(4), _INK_STOPS[:, channel]).round() for channel in range(3)], axis=1
+).astype(np.uint8)
+
+
+def to_uint8(x: Tensor) -> Pixels:
+    """Images (n, C, H, W) in [-1, 1] as bytes (n, H, W, C): `round((x + 1) * 127.5)`, clamped; NaN becomes 0.
+
+    The inverse of `pixel / 127.5 - 1` for all 256 values.
+    """
+    if x.ndim != 4:
+        raise ValueError(f"images have the shape (n, C, H, W), not {tuple(x.shape)}")
+    scaled = x.detach().float().nan_to_num(nan=-1.0).add(1).mul(127.5).round().clamp(0, 255)
+    return scaled.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def layout(n: int, rows: int | None = None) -> tuple[int, int]:
+    """(rows, columns) of a grid of n cells: near-square, and never higher than wide, unless `rows` is given.
+
+    Raises ValueError if n < 1 or `rows` is not in 1..n.
+    """
+    if n < 1:
+        raise ValueError("there is nothing to draw: 0 samples")
+    if rows is None:
+        columns = math.ceil(math.sqrt(n))
+        return math.ceil(n / columns), columns
+    if not 1 <= rows <= n:
+        raise ValueError(f"rows={rows} is not possible for {n} samples: choose 1 to {n}")
+    return rows, math.ceil(n / rows)
+
+
+def grid(images: Pixels, rows: int | None = None, gap: int = 2, background: int = 255) -> Pixels:
+    """Images (n, H, W, C) side by side, row by row, `gap` pixels apart; missing cells show the background.
+
+    Returns (rows * (H + gap) - gap, columns * (W + gap) - gap, C).
+    """
+    n, height, width, channels = images.shape
+    rows, columns = layout(n, rows)
+    cells = np.full((rows * columns, height + gap, width + gap, channels), background, np.uint8)
+    cells[:n, :height, :width] = images
+    table = cells.reshape(rows, columns, height + gap, width + gap, channels).swapaxes(1, 2)
+    table = table.reshape(rows * (height + gap), columns * (width + gap), channels)
+    return table[: rows * (height + gap) - gap, : columns * (width + gap) - gap]
+
+
+def upscale(images: Pixels, min_cell: int = _CELL) -> Pixels:
+    """Repeats the pixels of (..., H, W, C) by the smallest whole factor that makes the longer side >= `min_cell`."""
+    factor = max(1, math.ceil(min_cell / max(images.shape[-3:-1])))
+    return images.repeat(factor, axis=-3).repeat(factor, axis=-2)
+
+
+def axis_limit(points: Tensor) -> float:
+    """Half the side of the square around 0 that shows a cloud (n, 2): its 99.5 % quantile of |x| and a margin.
+
+    Points that are not finite do not count; 1 where nothing is left.
+    """
+    values = points.detach().double().abs().cpu().numpy()
+    values = values[np.isfinite(values)]
+    limit = 1.15 * float(np.quantile(values, 0.995)) if values.size else 0.0
+    return limit if limit > 0 else 1.0
+
+
+def cloud(points: Tensor, limit: float | None = None, size: int = 320) -> Pixels:
+    """The points (n, 2) as soft dots of ink on white, x to the right and y up, axes from -limit to limit.
+
+    Returns (size, size, 3). Dots shrink and fade with n, not with where the points are, so frames of one animation
+    compare. Points outside the limits or not finite are not drawn.
+    """
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"2-D points have the shape (n, 2), not {tuple(points.shape)}")
+    limit = axis_limit(points) if limit is None else limit
+    xy = points.detach().double().cpu().numpy()
+    xy = xy[np.isfinite(xy).all(axis=1)]
+    n = max(1, len(points))
+    radius = size / 320 * float(np.clip(1.7 * (1000 / n) ** 0.25, 1.0, 3.0))
+
+    # Counting on a finer grid keeps slow dots from jumping by whole pixels, at a cost that does not grow with n.
+    fine = 4 * size
+    counts, _, _ = np.histogram2d(-xy[:, 1], xy[:, 0], bins=fine, range=[[-limit, limit]] * 2)
+    distance = np.arange(size)[:, None] - ((np.arange(fine) + 0.5) / 4 - 0.5)[None, :]
+    blur = np.exp(-0.5 * (distance / radius) ** 2)  # (size, fine); a lone point has the height 1
+    density = blur @ counts @ blur.T
+    gain = 2 / (1 + n / 2000)
+    shades: Pixels = _INK[((len(_INK) - 1) * (1 - np.exp(-gain * density))).round().astype(np.uint8)]
+    return shades
+
+
+def picture(samples: Tensor, rows: int | None = None, limit: float | None = None) -> Pixels:
+    """One picture of all samples: images (n, C, H, W) as an upscaled grid, points (n, 2) as a cloud.
+
+    `rows` concerns images, `limit` points. Raises ValueError for any other shape.
+    """
+    if samples.ndim == 2:
+        return cloud(samples, limit)
+    images = to_uint8(samples)
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"only images of 1 or 3 channels can be drawn, not {images.shape[-1]}: write .npz")
+    room = _LARGEST_GRID // max(layout(len(images), rows)) - max(images.shape[1:3])
+    return grid(upscale(images, min(_CELL, room + 1)), rows)
+
+
+def animation(states: Sequence[Tensor], rows: int | None = None) -> list[Pixels]:
+    """A frame of equal size for each state, each (n, C, H, W) or (n, 2). All clouds have the axes of the last one."""
+    if not states:
+        raise ValueError("there is nothing to animate: 0 states")
+    limit = axis_limit(states[-1]) if states[-1].ndim == 2 else None
+    return [picture(state, rows, limit) for state in states]
+
+
+def evenly(n_states: int, frames: int) -> list[int]:
+    """At most `frames` distinct, rising, evenly spaced indices of `n_states` states, the first and the last among them.
+
+    `frames=1` is the last alone. Raises ValueError if either number is below 1.
+    """
+    if n_states < 1 or frames < 1:
+        raise ValueError(f"cannot choose {frames} frames of {n_states} states: both must be at least 1")
+    if frames == 1:
+        return [n_states - 1]
+    return [int(i) for i in np.linspace(0, n_states - 1, min(frames, n_states)).round()]
+
+
+def _pil(pixels: Pixels) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def _one_palette(frames: Sequence[Pixels]) -> list[Image.Image]:
+    """RGB frames (H, W, 3) on one palette of 256 colours: lossless where no more occur, else the nearest colours.
+
+    A palette of its own for each frame would make the colours flicker.
+    """
+    stack = np.stack(frames)
+    codes = (stack.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=-1, dtype=np.uint32)
+    colours, indices = np.unique(codes, return_inverse=True)
+    if len(colours) <= 256:
+        table = np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=-1).astype(np.uint8).tobytes()
+        images = [Image.fromarray(index) for index in indices.reshape(codes.shape).astype(np.uint8)]
+        for image in images:
+            image.putpalette(table)
+        return images
+    # Half of the colours are found in the last frame: it is what people look at, and noise has colours without end.
+    last = stack[-1].reshape(-1, 3)
+    others = stack[:-1].reshape(-1, 3)
+    chosen = np.concatenate([last, others[:: max(1, len(others) // len(last))]])
+    palette = Image.fromarray(chosen[None]).quantize(256, Image.Quantize.MEDIANCUT)
+    return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+
+
+def _write_animation(file: IO[bytes], kind: str, frames: Sequence[Pixels], fps: float, hold: int) -> None:
+    if not frames:
+        raise ValueError("there is nothing to animate: 0 frames")
+    if not 0 < fps <= 50:
+        raise ValueError(f"fps={fps} is not possible: choose a number above 0 and up to 50, the most that viewers show")
+    if hold < 1:
+        raise ValueError(f"hold={hold} is not possible: the last frame is shown for at least 1 frame")
+    shapes = {frame.shape for frame in frames}
+    if len(shapes) > 1:
+        raise ValueError(f"the frames of an animation have one size, not {sorted(shapes)}")
+    colour = frames[0].shape[-1] == 3 and frames[0].ndim == 3
+    stack = [np.asarray(image.convert("RGB")) for image in _one_palette(frames)] if colour and kind == "GIF" else frames
+    longest_ms = 655350  # a GIF counts hundredths of a second in 16 bits
+    step_ms = min(10 * round(100 / fps), longest_ms)
+    # The last frame is held by its duration, because writers merge equal frames.
+    durations_ms = [step_ms] * (len(frames) - 1) + [min(hold * step_ms, longest_ms)]
+    options = {"lossless": True} if kind == "WEBP" else {"optimize": False}
+    pixels = np.stack([frame[..., 0] if frame.shape[2:] == (1,) else frame for frame in stack])
+    iio.imwrite(
+        file, pixels, plugin="pillow", extension=f".{kind.lower()}", duration=durations_ms, loop=0, **options
+    )
+
+
+def save_gif(path: str | Path, frames: Sequence[Pixels], fps: float = 5, hold: int = 10) -> None:
+    """Writes frames (H, W), (H, W, 1) or (H, W, 3) as a GIF, or as a lossless WebP if the suffix is `.webp`.
+
+    It loops forever, and the last frame stays as long as `hold` frames. A frame lasts 1000 / fps ms, rounded to the
+    GIF's 10 ms. Grey GIFs are exact, coloured ones have the same 256 colours in all frames. Equal neighbours are merged
+    into one longer frame. Raises ValueError for no frames, unequal sizes, fps outside (0, 50] or hold < 1.
+    """
+    kind = "WEBP" if Path(path).suffix.lower() == ".webp" else "GIF"
+    with _atomic(Path(path)) as file:
+        _write_animation(file, kind, frames, fps, hold)
+
+
+def gif_bytes(frames: Sequence[Pixels], fps: float = 5, hold: int = 10) -> bytes:
+    """The bytes that `save_gif` would write to a `.gif`."""
+    buffer = io.BytesIO()
+    _write_animation(buffer, "GIF", frames, fps, hold)
+    return buffer.getvalue()
+
+
+def tensorboard_gif(tag: str, frames: Sequence[Pixels], fps: float = 5, hold: int = 10) -> "Summary":
+    """A TensorBoard summary that shows the frames as a moving image; give it to the event writer's `add_summary`.
+
+    TensorBoard hands an image's bytes to the browser as they are, so no video encoder is needed.
+    """
+    from tensorboard.compat.proto.summary_pb2 import Summary  # here, so that sampling does not wait for TensorBoard
+
+    encoded = gif_bytes(frames, fps, hold)
+    height, width = frames[0].shape[:2]
+    colorspace = frames[0].shape[2] if frames[0].ndim == 3 else 1
+    image = Summary.Image(height=height, width=width, colorspace=colorspace, encoded_image_string=encoded)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that gets its name when all of it is written; a failure leaves what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        choices = ", ".join(f"{name or 'no suffix'} ({what})" for name, what in SUFFIXES.items())
+        raise ValueError(f"out={path} ends in {path.suffix}, which is not known: choose {choices}")
+    return suffix
+
+
+def _check_shape(path: Path, shape: Sequence[int]) -> None:
+    suffix = _suffix(path)
+    if len(shape) == 1 and suffix == "":
+        raise ValueError(f"out={path} is a folder of images, but these samples are 2-D points: use .npz, .png or .gif")
+    drawable = tuple(shape) == (2,) or (len(shape) == 3 and shape[0] in (1, 3))
+    if suffix != ".npz" and not drawable:
+        raise ValueError(f"out={path}: samples of shape {tuple(shape)} cannot be drawn, only written as .npz")
+
+
+def check_out(path: str | Path, shape: Sequence[int] | None = None) -> Path:
+    """Says before anything slow whether `save(path, ...)` can work, and creates nothing; returns the path.
+
+    `shape` is that of one sample, (C, H, W) or (2,), where it is known. Raises ValueError for an unknown suffix or
+    samples that it cannot hold, and OSError (one line, naming the path) for a place that cannot be written.
+    """
+    if not str(path):
+        raise ValueError("out= is empty: name a file or a folder")
+    path = Path(path)
+    suffix = _suffix(path)
+    if shape is not None:
+        _check_shape(path, shape)
+    if suffix and path.is_dir():
+        raise IsADirectoryError(f"out={path} is a folder: name a file, or a folder without {suffix}")
+    folder = path.parent if suffix else path
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"out={path} cannot be written: {folder} is a file, not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"out={path} cannot be written: no permission to write in {folder}; choose another place")
+    return path
+
+
+def image_name(index: int) -> str:
+    """The file name of image `index` in a folder of samples: 7 -> `00007.png`."""
+    return f"{index:05d}.png"
+
+
+def missing(folder: str | Path, n: int) -> list[int]:
+    """The indices in 0..n-1 that have no PNG in `folder` yet: all that a run that was cut off still has to draw.
+
+    Drawing them alone gives the same images, because the noise of an image depends on its index only.
+    """
+    return [index for index in range(n) if not (Path(folder) / image_name(index)).exists()]
+
+
+def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
+    """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own images.
+
+    Raises ValueError if the folder holds images that other settings made.
+    """
+    folder = Path(folder)
+    record = folder / "settings.json"
+    text = json.dumps(settings, indent=1)
+    if record.exists() and record.read_text() != text:
+        raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
+    if not record.exists():
+        with _atomic(record) as file:
+            file.write(text.encode())
+    return folder
+
+
+def save_folder(folder: str | Path, samples: Tensor, indices: Iterable[int]) -> None:
+    """Writes images (n, C, H, W) as one PNG each, named by `indices` (n,), each whole or not at all."""
+    for index, pixels in zip(indices, to_uint8(samples), strict=True):
+        with _atomic(Path(folder) / image_name(index)) as file:
+            _pil(pixels).save(file, "PNG")
+
+
+def save(
+    path: str | Path,
+    samples: Tensor,
+    states: Sequence[Tensor] | None = None,
+    rows: int | None = None,
+    labels: Tensor | None = None,
+    fps: float = 5,
+    hold: int = 10,
+) -> None:
+    """Writes samples (n, C, H, W) in [-1, 1] or (n, 2) as the suffix of `path` says; parents are created.
+
+    - `.gif`, `.webp`: the animation of `states` (without them one frame); see `save_gif` for `fps` and `hold`.
+    - `.png`: one grid of `rows` rows, or a cloud.
+    - `.npz`: `arr_0` is uint8 (n, H, W, C), or float32 (n, 2) for points, and `arr_1` the labels (n,) if given: what
+      the evaluation suite of ADM (Dhariwal and Nichol, "Diffusion Models Beat GANs", arXiv 2105.05233) reads.
+    - no suffix: a folder with one PNG an image.
+
+    Raises ValueError for any other suffix, or samples that it cannot hold; a failure leaves no half-written file.
+    """
+    path = Path(path)
+    _check_shape(path, samples.shape[1:])
+    match _suffix(path):
+        case ".gif" | ".webp":
+            save_gif(path, animation(states or [samples], rows), fps, hold)
+        case ".png":
+            with _atomic(path) as file:
+                _pil(picture(samples, rows)).save(file, "PNG")
+        case ".npz":
+            points = samples.ndim == 2
+            arrays = [samples.detach().float().cpu().numpy() if points else to_uint8(samples)]
+            if labels is not None:
+                arrays.append(labels.detach().cpu().numpy())
+            with _atomic(path) as file:
+                np.savez(file, *arrays)
+        case _:
+            save_folder(path, samples, range(len(samples)))

@@ -1,0 +1,152 @@
+"""The Lightning module: the objective and its bookkeeping. Mathematics never lives here."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from diffusion.denoisers import Denoiser, NetworkDenoiser
+from diffusion.noise import TRAINING, VALIDATION, Noise
+from diffusion.objectives import DenoisingObjective
+from diffusion.optimizers import EMA, AdamW, LearningRate
+
+# Boundaries in log-SNR between which the validation loss is reported separately.
+LEVELS = (-4.0, 0.0, 4.0)
+
+
+class TrainingDiverged(RuntimeError):
+    """The gradient is no longer finite; its text is one line that names the step."""
+
+
+def level_names() -> list[str]:
+    """One name for each range of log-SNR, from noise to data."""
+    edges = ["-inf", *(f"{level:g}" for level in LEVELS), "inf"]
+    return [f"log_snr_{low}_to_{high}" for low, high in zip(edges, edges[1:], strict=False)]
+
+
+class DiffusionModule(pl.LightningModule):
+    """Trains a denoiser.
+
+    Args:
+        denoiser: what is trained.
+        objective: its loss.
+        optimizer: makes the optimizer.
+        learning_rate: the learning rate's course.
+        ema: averages the weights, or None.
+        images_per_step: of one optimizer step, over all devices and accumulated batches.
+        seed: of all randomness in training.
+        config: the resolved configuration as a plain dict; every checkpoint carries it.
+    """
+
+    def __init__(
+        self,
+        denoiser: NetworkDenoiser,
+        objective: DenoisingObjective,
+        optimizer: AdamW,
+        learning_rate: LearningRate,
+        ema: EMA | None,
+        images_per_step: int,
+        seed: int,
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
+        self.images_per_step, self.seed, self.config = images_per_step, seed, config
+        self.averaging = ema
+        self.ema: nn.Module | None = None
+        if ema is not None:
+            self.ema = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
+        self.grad_norm = torch.zeros(())
+        self.last_loss = torch.zeros(())
+
+    @property
+    def evaluated(self) -> Denoiser:
+        """The denoiser that is validated and sampled: the averaged one if there is one."""
+        return self.denoiser if self.ema is None else self.ema
+
+    def train(self, mode: bool = True) -> "DiffusionModule":
+        """The average stays in evaluation mode."""
+        super().train(mode)
+        if self.ema is not None:
+            self.ema.eval()
+        return self
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        # Dropout draws from torch's own generator: seeded from the batch's number it is the same after a resume.
+        batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        torch.manual_seed(hash((self.seed, batches_done, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
+        loss = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))["loss"].mean()
+        self.last_loss = loss.detach()
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = torch.zeros(2, len(LEVELS) + 1, dtype=torch.float64)
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Noise and noise levels depend on the image's number alone, so that the loss compares between epochs and runs."""
+        out = self.objective(self.evaluated, batch, Noise(0, batch["serial"], VALIDATION))
+        levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
+        loss = out["loss"].double().cpu()
+        self._sums.index_add_(1, levels, torch.stack((loss, torch.ones_like(loss))))
+
+    def on_validation_epoch_end(self) -> None:
+        """One sum over the ranks, which may have seen different numbers of images."""
+        sums, counts = self._sums
+        if self.trainer.world_size > 1:
+            sums, counts = self.trainer.strategy.reduce(self._sums.to(self.device), reduce_op="sum").cpu()
+        names = [f"val_loss_by_level/{name}" for name in level_names()]
+        means = {name: (s / c).item() for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+        total = (sums.sum() / counts.sum()).item()
+        self.log("val/loss", total, logger=False, rank_zero_only=True)
+        if self.logger is not None and not self.trainer.sanity_checking:
+            self.logger.log_metrics({"val/loss": total} | means, step=self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
+        # A fused optimizer unscales by itself, which our clipping for float16 would not see.
+        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+        return self.optimizer(parameters, fused)
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips by norm and keeps the norm for the log; notes the first step at which it is not finite."""
+        bound = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), bound).detach()
+        if self.trainer.precision != "16-mixed":  # there the scaler skips such steps
+            first = ~self.grad_norm.isfinite() & (self.diverged_at < 0)
+            self.diverged_at = torch.where(first, self.global_step + 1, self.diverged_at)
+
+    def raise_if_diverged(self) -> None:
+        """Raises `TrainingDiverged` if a gradient was not finite; waits for the device, so not for every step."""
+        if self.diverged_at >= 0:
+            raise TrainingDiverged(
+                f"the gradient is not finite at step {self.diverged_at.item()}: training stopped and nothing was saved since; "
+                f"try a smaller lr or trainer.gradient_clip_val=1, and resume from the last checkpoint"
+            )
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.current_lr()
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.averaging is not None and self.ema is not None:
+            self.averaging.update(self.ema, self.denoiser, self.global_step + 1)
+
+    def current_lr(self) -> float:
+        """The learning rate of the step that comes next."""
+        total = self.trainer.max_steps * self.images_per_step if self.trainer.max_steps > 0 else None
+        return self.optimizer.lr * self.learning_rate(self.global_step * self.images_per_step, total)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.raise_if_diverged()
+        checkpoint["config"] = dict(self.config)
+
+
+def compile_network(denoiser: NetworkDenoiser) -> None:
+    """Compiles the network in place, which leaves its parameters' names as they are."""
+    denoiser.network.compile()

@@ -1,0 +1,48 @@
+"""A network for points in the plane."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.networks.embedding import sinusoidal
+
+
+class MLP(nn.Module):
+    """A residual perceptron for vectors, with the noise level's embedding added in every layer.
+
+    Args:
+        shape: (d,), of its input and output.
+        width: of the hidden layers.
+        depth: number of residual layers.
+        num_classes: labels in cond["label"] condition the network; 0 for none.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int = 128, depth: int = 4, num_classes: int = 0) -> None:
+        super().__init__()
+        if len(shape) != 1:
+            raise ValueError(f"network=mlp needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images")
+        if width < 2 or width % 2 or depth < 1:
+            raise ValueError(f"mlp needs an even width and a depth of at least 1, got {width=} and {depth=}")
+        self.num_classes = num_classes
+        self.width = width
+        self.embed_label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.first = nn.Linear(shape[0], width)
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            for _ in range(depth)
+        )
+        self.last = nn.Linear(width, shape[0])
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """F, shaped like x (B, d); c_noise (B,)."""
+        emb = self.embed(sinusoidal(c_noise, self.width).to(x.dtype))
+        if self.embed_label is not None:
+            emb = emb + self.embed_label(cond["label"])
+        h = self.first(x)
+        for layer in self.layers:
+            h = h + layer(h + emb)
+        return self.last(torch.nn.functional.silu(h))

@@ -1,0 +1,77 @@
+"""Optimizers and the learning rate's course."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+
+class AdamW:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101); Adam when weight_decay is 0.
+
+    Args:
+        lr: peak learning rate.
+        betas: decay rates of the two moments.
+        weight_decay: decoupled, applied to all weights.
+    """
+
+    def __init__(self, lr: float = 2e-4, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0) -> None:
+        if lr <= 0:
+            raise ValueError(f"lr must be positive, got {lr}")
+        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+
+    def __call__(self, parameters: Iterable[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
+        )
+
+
+class LearningRate:
+    """The factor on the peak learning rate, a function of the images seen, so that it does not depend on the batch size.
+
+    Linear warm-up over `warmup_images`, then constant, or falling to zero at the end of training along a line or half a
+    cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5).
+
+    Args:
+        warmup_images: length of the warm-up.
+        decay: "none", "linear" or "cosine".
+    """
+
+    def __init__(self, warmup_images: int = 0, decay: str = "none") -> None:
+        if decay not in ("none", "linear", "cosine"):
+            raise ValueError(f"decay must be none, linear or cosine, got {decay!r}")
+        if warmup_images < 0:
+            raise ValueError(f"warmup_images must not be negative, got {warmup_images}")
+        self.warmup_images, self.decay = warmup_images, decay
+
+    def __call__(self, images: int, total_images: int | None) -> float:
+        """The factor for the step that begins after so many images, of so many in all (None: no end is known)."""
+        if images < self.warmup_images:
+            return (images + 1) / (self.warmup_images + 1)
+        if self.decay == "none" or total_images is None:
+            return 1.0
+        progress = min((images - self.warmup_images) / max(total_images - self.warmup_images, 1), 1.0)
+        return 1 - progress if self.decay == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+
+class EMA:
+    """Exponential moving average of the weights with a warm-up.
+
+    After k optimizer steps the decay is `min(decay, (1 + k) / (10 + k))`: early on the average spans the last tenth of the
+    training so far, a power-function average (Karras et al. 2024, arXiv 2312.02696, eq. 3), later about 1 / (1 - decay) steps.
+
+    Args:
+        decay: per optimizer step, in [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, average: nn.Module, model: nn.Module, step: int) -> None:
+        """Moves the average towards the model after optimizer step number `step` (from 1)."""
+        weight = 1 - min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)

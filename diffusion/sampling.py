@@ -1,0 +1,179 @@
+"""Sampling from a trained model: in three lines of a notebook, or behind `sample.py`.
+
+    from diffusion.sampling import Pipeline
+    pipeline = Pipeline.load("lightning_logs/digits/version_0")
+    images = pipeline.sample(16, seed=1)  # (16, 1, 8, 8) in [-1, 1]
+"""
+
+from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing
+from torch import Tensor
+
+from diffusion.build import ConfigError, build
+from diffusion.checkpoint import find, trained_denoiser
+from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.noise import SAMPLING, Noise
+from diffusion.samplers import Evaluation, Sampler, prior
+from diffusion.schedules import Schedule
+
+
+def sampler_and_times(config: Mapping[str, Any], schedule: Schedule) -> tuple[Sampler, Tensor]:
+    """The sampler and the time grid that a configuration asks for, `steps: null` being every timestep.
+
+    Raises:
+        ConfigError: they do not exist, or do not go with the schedule.
+    """
+    for key in ("sampler", "grid"):
+        if not isinstance(config.get(key), Mapping):
+            raise ConfigError(f"the configuration has no {key}")
+    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    steps = schedule.timesteps if config.get("steps") is None else config["steps"]
+    if steps is None:
+        raise ConfigError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
+    if not isinstance(steps, int) or isinstance(steps, bool):
+        raise ConfigError(f"steps must be a whole number, got {steps!r}")
+    try:
+        return sampler, grid(schedule, steps)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@dataclass
+class Pipeline:
+    """A denoiser with all that it takes to sample from it.
+
+    Args:
+        denoiser: frozen.
+        sampler: its method.
+        times: where it evaluates, falling from 1 to 0.
+        shape: of one sample.
+        num_classes: labels that the model knows, 0 if it is unconditional.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    times: Tensor
+    shape: tuple[int, ...]
+    num_classes: int
+
+    @classmethod
+    def load(cls, spec: str, weights: str = "ema", **changes: Any) -> "Pipeline":
+        """From a checkpoint: `last`, a version number, a run folder or a file; see `from_checkpoint`."""
+        path, checkpoint = find(spec)
+        return cls.from_checkpoint(checkpoint, str(path), weights, **changes)
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Mapping[str, Any], path: str, weights: str = "ema", **changes: Any
+    ) -> "Pipeline":
+        """From a checkpoint's contents.
+
+        Args:
+            checkpoint: see `diffusion.checkpoint.read`.
+            path: where it is, for messages.
+            weights: "ema" or "raw".
+            changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
+        """
+        config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
+        denoiser = trained_denoiser(checkpoint, Path(path), weights)
+        sampler, times = sampler_and_times(config, denoiser.schedule)
+        num_classes = denoiser.network.num_classes
+        return cls(
+            denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
+            sampler=sampler,
+            times=times,
+            shape=tuple(config["dataset"]["shape"]),
+            num_classes=num_classes,
+        )
+
+    def labels(self, index: Tensor, label: int | None) -> Tensor | None:
+        """The labels of these images: `label` for all, or each class in turn; None for an unconditional model.
+
+        Raises:
+            ConfigError: a label that the model does not know.
+        """
+        if self.num_classes == 0:
+            if label is not None:
+                raise ConfigError(f"label={label}: this model is unconditional; train one with network.num_classes")
+            return None
+        if label is None:
+            return index % self.num_classes
+        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_classes:
+            raise ConfigError(f"label must be a whole number from 0 to {self.num_classes - 1}, got {label!r}")
+        return torch.full_like(index, label)
+
+    @torch.no_grad()
+    def states(self, index: Tensor, seed: int = 0, label: int | None = None) -> Iterator[Evaluation]:
+        """Every state on the way of the images with these numbers, on the index's device.
+
+        Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
+        """
+        denoiser = self.denoiser.to(index.device)
+        noise = Noise(seed, index, SAMPLING)
+        labels = self.labels(index, label)
+        cond = {} if labels is None else {"label": labels}
+        with torch.autocast(index.device.type, enabled=False):
+            yield from self.sampler(denoiser, prior(denoiser.schedule, noise, self.shape), self.times, cond, noise)
+
+    def sample(
+        self,
+        n: int | Sequence[int],
+        seed: int = 0,
+        label: int | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+        after_step: Callable[[], object] = lambda: None,
+    ) -> Tensor:
+        """Samples, (n, *shape) on the CPU.
+
+        Args:
+            n: how many, or the numbers of the images wanted.
+            seed: of the noise.
+            label: of a class-conditional model.
+            batch_size: images at a time.
+            device: to compute on.
+            after_step: called after each step of each batch.
+        """
+        numbers = torch.arange(n) if isinstance(n, int) else torch.tensor(list(n))
+        done = []
+        for index in numbers.to(device).split(batch_size):
+            for state in self.states(index, seed, label):
+                after_step()
+            done.append(state.x_t.cpu())
+        return torch.cat(done)
+
+
+def sample_on(
+    devices: Sequence[str],
+    pipeline: Pipeline,
+    numbers: Sequence[int],
+    seed: int = 0,
+    label: int | None = None,
+    batch_size: int = 64,
+    after_step: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """`pipeline.sample(numbers, ...)` with the images shared out over devices, one process each.
+
+    `after_step` is called in the first share's place, by this process.
+    """
+    if len(devices) == 1:
+        return pipeline.sample(numbers, seed, label, batch_size, devices[0], after_step)
+    shares = [list(numbers[rank :: len(devices)]) for rank in range(len(devices))]
+    with ProcessPoolExecutor(len(devices) - 1, torch.multiprocessing.get_context("spawn")) as pool:
+        others = [
+            pool.submit(pipeline.sample, share, seed, label, batch_size, device)
+            for share, device in zip(shares[1:], devices[1:], strict=True)
+            if share
+        ]
+        parts = [pipeline.sample(shares[0], seed, label, batch_size, devices[0], after_step)]
+        parts += [other.result() for other in others]
+    samples = parts[0].new_empty((len(numbers), *pipeline.shape))
+    for rank, part in enumerate(parts):
+        samples[rank :: len(devices)] = part
+    return samples

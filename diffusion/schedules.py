@@ -1,0 +1,221 @@
+"""Noise schedules: how much of the data is left at time t.
+
+The one convention of this project: `x_t = alpha_t * x0 + sigma_t * eps` with `eps ~ N(0, I)` and t in [t_min, 1], where t
+grows with noise. `log_snr = log(alpha_t^2 / sigma_t^2)` falls as t grows. t = 0 is data, a marker with
+(alpha, sigma) = (1, 0) at which sampling ends. Nothing assumes `alpha^2 + sigma^2 = 1`.
+
+Coefficients are computed in float64 where the device has it and returned in the dtype of t.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+def expand(coefficient: Tensor, x: Tensor) -> Tensor:
+    """Shapes a coefficient, () or (B,), so that it multiplies x of shape (B, *S)."""
+    return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def float64(t: Tensor) -> Tensor:
+    """t in float64, or in float32 on devices that have nothing wider (Apple's MPS)."""
+    return t if t.device.type == "mps" else t.double()
+
+
+class Schedule(ABC):
+    """A noise schedule: `schedule(t) -> (alpha_t, sigma_t)`.
+
+    A subclass gives `_alpha_sigma`, `log_snr` and `inverse`; t is a tensor of any shape, on any device.
+    """
+
+    t_min: float = 1e-5
+    timesteps: int | None = None  # T when the schedule is discrete: training times are i / T for i = 1..T
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t, shaped like t; (1, 0) at t = 0."""
+        alpha, sigma = self._alpha_sigma(float64(t))
+        return torch.where(t > 0, alpha, 1).to(t.dtype), torch.where(t > 0, sigma, 0).to(t.dtype)
+
+    @abstractmethod
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    @abstractmethod
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), shaped like t; infinite at t = 0."""
+
+    @abstractmethod
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        """The t in [t_min, 1] at which the schedule has this log-SNR; clamped to that range."""
+
+    def c_noise(self, t: Tensor) -> Tensor:
+        """What a network is told about t: 1000 t, or i - 1 on a discrete schedule (DDPM's code counts from zero)."""
+        return 1000 * t if self.timesteps is None else t * self.timesteps - 1
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f and g^2 of the SDE `dx = f x dt + g dw` with these marginals (Kingma et al. 2021, arXiv 2107.00630, eq. 21).
+
+        `f = d log(alpha) / dt` and `g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt`, both shaped like t.
+        """
+        one = torch.ones_like(t)
+        (alpha, sigma), (alpha_dot, _) = torch.func.jvp(self, (t,), (one,))
+        log_snr_dot = torch.func.jvp(self.log_snr, (t,), (one,))[1]
+        return alpha_dot / alpha, -(sigma**2) * log_snr_dot
+
+
+class DiscreteSchedule(Schedule):
+    """T noising steps with variances beta_1..beta_T (Ho et al. 2020, arXiv 2006.11239, eq. 2 and 4).
+
+    `alpha_t^2 = prod_{j <= i} (1 - beta_j)` and `sigma_t^2 = 1 - alpha_t^2` at t = i / T; row 0 of the table is i = 1. The
+    table is float64. Between its rows log_snr is interpolated linearly in t, so that samplers may use any t.
+
+    Args:
+        betas: beta_1..beta_T, each in (0, 1).
+    """
+
+    def __init__(self, betas: Tensor) -> None:
+        betas = betas.double().cpu()
+        if not ((betas > 0) & (betas < 1)).all():
+            raise ValueError(f"betas must lie strictly between 0 and 1, got {betas.min():.3g} to {betas.max():.3g}")
+        self.betas = betas
+        self.timesteps = len(betas)
+        self.t_min = 1 / self.timesteps
+        log_alpha_bar = torch.log1p(-betas).cumsum(0)
+        self._log_snrs = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+        self._on_device: dict[torch.device, Tensor] = {}
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        table = self._table(t.device)
+        row = (float64(t) * len(table) - 1).clamp(0, len(table) - 1)
+        below = row.floor().long().clamp(max=max(len(table) - 2, 0))
+        above = (below + 1).clamp(max=len(table) - 1)
+        log_snr = torch.lerp(table[below], table[above], row - below)
+        return torch.where(t > 0, log_snr, math.inf).to(t.dtype)
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_snr = self.log_snr(t)
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        table = self._table(log_snr.device)
+        value = float64(log_snr).clamp(table[-1], table[0])
+        above = torch.searchsorted(-table, -value.contiguous()).clamp(1, max(len(table) - 1, 1))
+        below, above = above - 1, above.clamp(max=len(table) - 1)
+        step = (table[below] - table[above]).clamp(min=torch.finfo(table.dtype).tiny)
+        return ((below + (table[below] - value) / step + 1) / len(table)).to(log_snr.dtype)
+
+    def _table(self, device: torch.device) -> Tensor:
+        if device not in self._on_device:
+            dtype = torch.float32 if device.type == "mps" else torch.float64
+            self._on_device[device] = self._log_snrs.to(device, dtype)
+        return self._on_device[device]
+
+
+def _check_timesteps(timesteps: int) -> None:
+    if timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+
+
+def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:
+    """Betas stated for T = 1000 and scaled by 1000 / T, so that the last noise level hardly depends on T."""
+    betas = betas * (1000 / timesteps)
+    # beta_end counts too: a table of one row holds beta_start alone, and would leave most of the data at t = 1.
+    largest = max(betas.max().item(), beta_end * 1000 / timesteps)
+    if largest >= 1:
+        raise ValueError(
+            f"timesteps={timesteps} is too few for this schedule: its largest beta, scaled by 1000 / timesteps, would be "
+            f"{largest:.3g} and must be below 1; use more timesteps or schedule=cosine"
+        )
+    return betas
+
+
+class LinearSchedule(DiscreteSchedule):
+    """Betas linear in i from beta_start to beta_end (Ho et al. 2020, arXiv 2006.11239, section 4)."""
+
+    def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+        _check_timesteps(timesteps)
+        betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+        super().__init__(_scaled(betas, beta_end, timesteps))
+
+
+class QuadraticSchedule(DiscreteSchedule):
+    """Betas whose square root is linear in i, as DDPM's code offers and DDIM uses (arXiv 2010.02502, appendix D)."""
+
+    def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+        _check_timesteps(timesteps)
+        roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
+        super().__init__(_scaled(roots**2, beta_end, timesteps))
+
+
+class SigmoidSchedule(DiscreteSchedule):
+    """Betas along a sigmoid over [-6, 6], scaled to run from about beta_start to about beta_end (Xu et al. 2022, GeoDiff)."""
+
+    def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+        _check_timesteps(timesteps)
+        curve = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
+        super().__init__(_scaled(beta_start + (beta_end - beta_start) * curve, beta_end, timesteps))
+
+
+class CosineSchedule(DiscreteSchedule):
+    """`alpha_bar(u) = cos^2(pi/2 (u + offset) / (1 + offset))` with betas capped (Nichol & Dhariwal 2021, eq. 17)."""
+
+    def __init__(self, timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
+        _check_timesteps(timesteps)
+        u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
+        alpha_bar = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
+        super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
+
+
+class ContinuousCosineSchedule(Schedule):
+    """`alpha_t = cos(a)`, `sigma_t = sin(a)` with an angle a that is linear in t, so `log_snr = -2 log tan(a)`.
+
+    The angle begins at the offset of the discrete cosine schedule, `pi/2 * offset / (1 + offset)`, and ends where the
+    log-SNR has fallen to log_snr_min, so that alpha never reaches zero (Ho & Salimans 2022, arXiv 2207.12598, section 2).
+    """
+
+    def __init__(self, offset: float = 0.008, log_snr_min: float = -15.0) -> None:
+        self.angle_start = math.pi / 2 * offset / (1 + offset)
+        self.angle_end = math.atan(math.exp(-log_snr_min / 2))
+        if not 0 < self.angle_start < self.angle_end:
+            raise ValueError(f"need offset > 0 and log_snr_min below the start's, got {offset=} and {log_snr_min=}")
+
+    def _angle(self, t: Tensor) -> Tensor:
+        return self.angle_start + (self.angle_end - self.angle_start) * t
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.cos(self._angle(t)), torch.sin(self._angle(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        log_snr = -2 * torch.log(torch.tan(self._angle(float64(t))))
+        return torch.where(t > 0, log_snr, math.inf).to(t.dtype)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        angle = torch.atan(torch.exp(-float64(log_snr) / 2))
+        t = (angle - self.angle_start) / (self.angle_end - self.angle_start)
+        return t.clamp(self.t_min, 1).to(log_snr.dtype)
+
+
+class VarianceExplodingSchedule(Schedule):
+    """`alpha_t = 1`, `sigma_t = sigma_min (sigma_max / sigma_min)^t` (Song et al. 2021, arXiv 2011.13456, eq. 9).
+
+    With the bounds of Karras et al. 2022 (arXiv 2206.00364, table 1) it is the schedule of EDM; their time is our sigma.
+    """
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min=} and {sigma_max=}")
+        self.log_min, self.log_max = math.log(sigma_min), math.log(sigma_max)
+
+    def _log_sigma(self, t: Tensor) -> Tensor:
+        return self.log_min + (self.log_max - self.log_min) * t
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.exp(self._log_sigma(t))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return torch.where(t > 0, -2 * self._log_sigma(float64(t)), math.inf).to(t.dtype)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        t = (-float64(log_snr) / 2 - self.log_min) / (self.log_max - self.log_min)
+        return t.clamp(self.t_min, 1).to(log_snr.dtype)

@@ -1,0 +1,294 @@
+"""One training run, from a resolved configuration to its last checkpoint."""
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import yaml
+from torch import Tensor
+
+from diffusion.build import ConfigError, build, construct
+from diffusion.callbacks import AtomicCheckpointIO, Checkpoints, Metrics, Preview, Progress, duration
+from diffusion.checkpoint import ROOT, build_denoiser, find, load_weights
+from diffusion.devices import check_devices
+from diffusion.module import DiffusionModule, compile_network
+from diffusion.noise import TRAINING, Noise
+from diffusion.runlog import RunLogger
+
+
+@dataclass
+class Settings:
+    """The plain values at the top of the configuration, with their types and ranges."""
+
+    batch_size: int
+    lr: float
+    seed: int = 0
+    timesteps: int | None = None
+    devices: int | str | list[int] = "auto"
+    accelerator: str = "auto"
+    budget_minutes: float | None = None
+    steps: int | None = None
+    clip: bool = True
+    log_every: int = 50
+    val_every: int = 500
+    preview_every: int = 500
+    checkpoint_every: int | None = None
+    data_dir: str = "data/raw"
+    download: bool = True
+    workers: int | None = None
+    train_images: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        at_least = {"preview_every": 0, "seed": 0, "workers": 0}
+        for name, value in vars(self).items():
+            lowest = at_least.get(name, 1)
+            if isinstance(value, int) and not isinstance(value, bool) and name not in ("devices", "lr") and value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        if self.budget_minutes is not None and self.budget_minutes <= 0:
+            raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
+            raise ValueError(f"accelerator must be auto, cpu, gpu, cuda or mps, got {self.accelerator!r}")
+        check_devices(self.devices, self.accelerator)
+
+
+def settings(config: Mapping[str, Any]) -> Settings:
+    """The checked top-level values of a configuration."""
+    known = Settings.__dataclass_fields__
+    return construct(Settings, {key: value for key, value in config.items() if key in known})
+
+
+def claim_folder(dataset: str, root: Path = ROOT) -> Path:
+    """Makes `root/dataset/version_N` with the lowest N that is free; two runs at once get two folders."""
+    number = 0
+    while True:
+        folder = root / dataset / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        except OSError as error:
+            raise ConfigError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+        else:
+            return folder
+
+
+class Run:
+    """Everything of a run that can be built and checked before anything is written.
+
+    Args:
+        config: the resolved configuration, a plain dict.
+        datamodule: serves the data, set up.
+    """
+
+    def __init__(self, config: dict[str, Any], datamodule: pl.LightningDataModule) -> None:
+        self.config, self.datamodule = config, datamodule
+        self.settings = settings(config)
+        accumulate = config["trainer"].get("accumulate_grad_batches") or 1
+        torch.manual_seed(self.settings.seed)  # of the initial weights
+        self.module = DiffusionModule(
+            denoiser=build_denoiser(config),
+            objective=build(config["objective"], "objective"),
+            optimizer=build(config["optimizer"], "optimizer"),
+            learning_rate=build(config["learning_rate"], "learning_rate"),
+            ema=None if config["ema"] is None else build(config["ema"], "ema"),
+            images_per_step=self.settings.batch_size * accumulate,
+            seed=self.settings.seed,
+            config=config,
+        )
+        if config.get("init_from"):
+            path, checkpoint = find(str(config["init_from"]))
+            load_weights(self.module.denoiser, checkpoint, path)
+            if self.module.ema is not None:
+                self.module.ema.load_state_dict(self.module.denoiser.state_dict())
+
+    @property
+    def total_images(self) -> int | None:
+        """Images seen by the end, None if no number of steps is set."""
+        steps = self.config["trainer"]["max_steps"]
+        return None if steps is None else steps * self.module.images_per_step
+
+    def limit_steps(self, train_size: int) -> None:
+        """Turns `max_epochs` into `max_steps`: the training stream has no end, and the decay has to know its length."""
+        options = self.config["trainer"]
+        if options["max_epochs"] is not None:
+            if not isinstance(options["max_epochs"], int) or options["max_epochs"] < 1:
+                raise ConfigError(f"trainer.max_epochs must be a whole number of at least 1, got {options['max_epochs']!r}")
+            steps = options["max_epochs"] * math.ceil(train_size / self.module.images_per_step)
+            options["max_steps"] = min(steps, options["max_steps"] or steps)
+        steps = options["max_steps"]
+        if steps is None and options["max_time"] is None:
+            raise ConfigError("nothing says when to stop: set trainer.max_steps, trainer.max_epochs or budget_minutes")
+        if steps is not None and (not isinstance(steps, int) or steps < 1):
+            raise ConfigError(f"trainer.max_steps must be a whole number of at least 1, got {steps!r}")
+        if steps is None and self.module.learning_rate.decay != "none":
+            raise ConfigError(
+                f"learning_rate.decay={self.module.learning_rate.decay} has to know the last step: set trainer.max_steps, "
+                f"trainer.max_epochs or budget_minutes"
+            )
+
+    def fit(self, folder: Path | None, checkpoint: Path | None, resumed_from: int | None) -> float | None:
+        """Trains to the end.
+
+        Args:
+            folder: the run's; None on every rank but the first.
+            checkpoint: to resume from.
+            resumed_from: its step.
+
+        Returns:
+            The final validation loss, None if there was none.
+        """
+        settings = self.settings
+        # The newest run's folder holds the run's whole configuration, readable without torch.
+        logger: RunLogger | bool = False
+        if folder is not None:
+            (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
+            logger = RunLogger(folder, resumed_from)
+        shape = tuple(self.config["dataset"]["shape"])
+        checkpoints = Checkpoints(folder, settings.checkpoint_every)
+        trainer = make_trainer(
+            self.config,
+            logger=logger,
+            callbacks=[
+                Metrics(settings.log_every),
+                Preview(settings.preview_every, shape, settings.clip),
+                Progress(),
+                checkpoints,
+            ],
+        )
+        if settings.compile:
+            compile_network(self.module.denoiser)
+        trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        self.module.raise_if_diverged()
+        final = trainer.callback_metrics.get("val/loss")
+        if isinstance(logger, RunLogger):
+            result = {"final/val_loss": float("nan") if final is None else float(final), "final/best_val_loss": checkpoints.best}
+            logger.log_result(self.config, result, trainer.global_step)
+            logger.experiment.close()
+        return None if final is None else float(final)
+
+
+def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks: list[pl.Callback]) -> pl.Trainer:
+    """Lightning's trainer with the options of the configuration's `trainer` and what this project relies on.
+
+    Raises:
+        ConfigError: an option that Lightning does not have, or refuses.
+    """
+    settings_ = settings(config)
+    options = dict(config["trainer"])
+    accumulate = options.get("accumulate_grad_batches") or 1
+    options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
+    options["max_epochs"] = -1
+    val_every = settings_.val_every if options["max_steps"] < 0 else min(settings_.val_every, options["max_steps"])
+    try:
+        return pl.Trainer(
+            **options,
+            devices=settings_.devices if settings_.devices != "auto" or torch.cuda.is_available() else 1,
+            accelerator=settings_.accelerator,
+            # The stream of training batches never ends; counted in batches, validation falls between optimizer steps.
+            val_check_interval=val_every * accumulate,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            inference_mode=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            logger=logger,
+            callbacks=callbacks,
+            plugins=[AtomicCheckpointIO()],
+        )
+    except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise ConfigError(f"Lightning refuses the trainer's options: {str(error).splitlines()[0]}") from error
+
+
+def check_trainer(config: Mapping[str, Any]) -> pl.Trainer:
+    """Builds a trainer and throws it away, so that its options are known to be good before anything slow."""
+    return make_trainer(config, logger=False, callbacks=[])
+
+
+def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: pl.Trainer, seconds: float) -> float:
+    """Seconds of one training batch on the first device, measured on a copy: nothing of the run changes.
+
+    Args:
+        module: the run's.
+        batch: one training batch, of any size.
+        trainer: tells the device and the precision.
+        seconds: how long to measure, after one batch of warm-up.
+    """
+    device = trainer.strategy.root_device
+    with torch.random.fork_rng(devices=[]):
+        denoiser = copy.deepcopy(module.denoiser).to(device).train()
+        optimizer = module.optimizer(denoiser.parameters(), fused=False)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        noise = Noise(module.seed, batch["serial"], TRAINING)
+        if module.config.get("compile"):
+            compile_network(denoiser)
+
+        def one_batch() -> None:
+            with trainer.precision_plugin.forward_context():
+                loss = module.objective(denoiser, batch, noise)["loss"].mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # waits for the device
+
+        one_batch()
+        begun, count = time.perf_counter(), 0
+        while count < 2 or time.perf_counter() - begun < seconds:
+            one_batch()
+            count += 1
+        return (time.perf_counter() - begun) / count
+
+
+def estimate(run: Run, trainer: pl.Trainer) -> float:
+    """Seconds of one optimizer step, from a small part of a batch."""
+    loader = run.datamodule.train_dataloader()
+    batch = next(iter(loader))
+    part = {name: value[: max(1, min(16, len(value)))] for name, value in batch.items()}
+    seconds = step_seconds(run.module, part, trainer, seconds=0.5)
+    return seconds * run.module.images_per_step / len(part["x"]) / max(trainer.world_size, 1)
+
+
+def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
+    """Sets `max_steps` to what fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
+
+    Ten seconds of training tell the speed; a twentieth of the budget is kept for validation, pictures and checkpoints.
+    """
+    minutes = run.settings.budget_minutes
+    assert minutes is not None
+    batch = next(iter(run.datamodule.train_dataloader()))
+    seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20))
+    seconds *= run.config["trainer"].get("accumulate_grad_batches") or 1
+    left = 0.95 * minutes * 60 - (time.monotonic() - begun)
+    steps = max(int(left / seconds), 1)
+    run.config["trainer"]["max_steps"] = steps
+    run.config["trainer"]["max_epochs"] = None
+    print(f"budget of {minutes:g} minutes: {steps} steps of {run.module.images_per_step} images at {seconds:.3f} s each")
+
+
+def announce(run: Run, seconds: float, world_size: int, device: str) -> None:
+    """Prints what is about to happen and how long it will take."""
+    steps = run.config["trainer"]["max_steps"]
+    network = run.module.denoiser.network
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    batch = run.settings.batch_size
+    share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
+    print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {batch} images{share}")
+    if steps is None:
+        print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={run.config['trainer']['max_time']}")
+        return
+    total = timedelta(seconds=seconds * steps).total_seconds()
+    print(f"estimated time: {duration(total)} for {steps} steps ({seconds:.3g} s each)")
+    if total > 3600 and device == "cpu":
+        name = run.config["dataset"]["name"]
+        print(f"that is long for a CPU: python train.py experiment=fast_{name} trains a good model in minutes")

@@ -1,0 +1,329 @@
+"""Denoisers: one model in every parameterization, the posterior, and the exact denoiser against quadrature. Float64."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion.denoisers import (
+    ClippedDenoiser,
+    Condition,
+    Denoiser,
+    EDMPreconditioner,
+    EpsPreconditioner,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+    Preconditioner,
+    VPreconditioner,
+    X0Preconditioner,
+    posterior,
+)
+from diffusion.schedules import LinearSchedule, Schedule, VarianceExplodingSchedule
+
+
+class FixedNetwork(nn.Module):
+    """Returns one stored output and remembers what it was asked."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=output.dtype))
+        self.output = output
+        self.asked: tuple[Tensor, Tensor, Condition]
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
+        self.asked = x, c_noise, cond
+        return self.output
+
+
+class ConstantDenoiser(Denoiser):
+    """Answers with one x0 whatever it sees."""
+
+    def __init__(self, schedule: Schedule, x0: Tensor, variance: str = "beta") -> None:
+        super().__init__(schedule, variance)
+        self.x0 = x0
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        return self.x0, {"seen": x_t}
+
+
+PRECONDITIONERS = [EpsPreconditioner(), X0Preconditioner(), VPreconditioner(), EDMPreconditioner(0.7)]
+
+
+def _points(schedule: Schedule, times: Tensor, rows: int = 9) -> Tensor:
+    """States (rows, 2) of about the size that they have at these times."""
+    alpha, sigma = schedule(times)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    return (alpha**2 + sigma**2).sqrt().expand(rows)[:, None] * noise
+
+
+def _raw(name: str, x_t: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.7) -> Tensor:
+    """What a network of that kind outputs where its denoiser is x0, by the definition of each kind."""
+    eps = (x_t - alpha * x0) / sigma
+    if name == "eps":
+        return eps
+    if name == "x0":
+        return x0
+    if name == "v":
+        return alpha * eps - sigma * x0
+    level, total = sigma / alpha, ((sigma / alpha) ** 2 + sigma_data**2).sqrt()  # EDM, table 1, at x_t / alpha
+    return (x0 - sigma_data**2 / total**2 * (x_t / alpha)) / (level * sigma_data / total)
+
+
+@pytest.mark.parametrize(("name", "precond"), list(zip(["eps", "x0", "v", "edm"], PRECONDITIONERS, strict=True)))
+def test_one_model_in_every_parameterization_is_one_denoiser(
+    name: str, precond: Preconditioner, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
+) -> None:
+    x_t = _points(schedule, times)
+    x0 = mixture(x_t, times)
+    alpha, sigma = (c[:, None] for c in schedule(times))
+    denoiser = NetworkDenoiser(FixedNetwork(_raw(name, x_t, x0, alpha, sigma)), schedule, precond)
+    torch.testing.assert_close(denoiser(x_t, times), x0, rtol=0, atol=1e-9)
+
+
+def test_the_network_sees_the_scaled_state_the_noise_level_and_the_condition() -> None:
+    schedule = LinearSchedule()
+    network = FixedNetwork(torch.zeros(3, 2, dtype=torch.float64))
+    label, x_t = torch.tensor([1, 2, 3]), torch.ones(3, 2, dtype=torch.float64)
+    t = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
+    _, aux = NetworkDenoiser(network, schedule, EpsPreconditioner()).predict(x_t, t, {"label": label})
+    x, c_noise, cond = network.asked
+    torch.testing.assert_close(x, x_t, rtol=0, atol=1e-12)  # c_in is 1 where variance is preserved
+    assert c_noise.tolist() == pytest.approx([0, 499, 999], abs=1e-4)
+    assert cond["label"] is label
+    assert aux["raw"] is network.output
+
+
+def test_a_scalar_time_is_that_of_every_row() -> None:
+    network = FixedNetwork(torch.randn(3, 1, 4, 4))
+    denoiser = NetworkDenoiser(network, LinearSchedule(), VPreconditioner())
+    x_t, t = torch.randn(3, 1, 4, 4), torch.tensor(0.3)
+    torch.testing.assert_close(denoiser(x_t, t), denoiser(x_t, t.expand(3)))
+    assert network.asked[1].shape == (3,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_state_keeps_its_dtype_and_the_network_gets_its_own(dtype: torch.dtype) -> None:
+    network = FixedNetwork(torch.zeros(2, 2, dtype=torch.float32))
+    denoiser = NetworkDenoiser(network, LinearSchedule(), EDMPreconditioner())
+    assert denoiser(torch.ones(2, 2, dtype=dtype), torch.tensor(0.5, dtype=torch.float64)).dtype == dtype
+    assert network.asked[0].dtype == network.asked[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("sigma_data", [0.5, 1.3])
+def test_edm_is_the_papers_table_where_alpha_is_one(sigma_data: float) -> None:
+    sigma = torch.tensor([0.002, 0.1, 1.0, 80.0], dtype=torch.float64)
+    c_skip, c_out, c_in = EDMPreconditioner(sigma_data)(torch.ones_like(sigma), sigma)
+    for i, s in enumerate(sigma.tolist()):
+        assert c_skip[i].item() == pytest.approx(sigma_data**2 / (s**2 + sigma_data**2), rel=1e-12)
+        assert c_out[i].item() == pytest.approx(s * sigma_data / math.sqrt(s**2 + sigma_data**2), rel=1e-12)
+        assert c_in[i].item() == pytest.approx(1 / math.sqrt(s**2 + sigma_data**2), rel=1e-12)
+
+
+def test_edm_tells_the_network_a_quarter_of_log_sigma_times_1000() -> None:
+    t = torch.tensor([0.1, 0.6, 1.0], dtype=torch.float64)
+    schedule = VarianceExplodingSchedule()
+    torch.testing.assert_close(EDMPreconditioner().c_noise(schedule, t), 250 * schedule(t)[1].log())
+
+
+def test_edm_inputs_and_targets_have_unit_variance(schedule: Schedule, times: Tensor) -> None:
+    alpha, sigma = schedule(times)
+    c_skip, c_out, c_in = EDMPreconditioner(0.6)(alpha, sigma)
+    one = torch.ones_like(alpha)
+    torch.testing.assert_close(c_in**2 * (alpha**2 * 0.36 + sigma**2), one, rtol=1e-9, atol=0)
+    target = (1 - c_skip * alpha) ** 2 * 0.36 + (c_skip * sigma) ** 2
+    torch.testing.assert_close(target / c_out**2, one, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precond", PRECONDITIONERS[:3])
+def test_inputs_have_unit_variance_for_data_of_unit_variance(
+    precond: Preconditioner, schedule: Schedule, times: Tensor
+) -> None:
+    alpha, sigma = schedule(times)
+    variance = precond(alpha, sigma).c_in ** 2 * (alpha**2 + sigma**2)
+    torch.testing.assert_close(variance, torch.ones_like(alpha), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("sigma_data", [0.0, -1.0])
+def test_edm_refuses_a_deviation_that_is_not_positive(sigma_data: float) -> None:
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        EDMPreconditioner(sigma_data)
+
+
+def test_unknown_variances_are_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="beta or beta_tilde, got 'gamma'"):
+        ConstantDenoiser(LinearSchedule(), torch.zeros(1), variance="gamma")
+
+
+def _pairs(schedule: Schedule, times: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(times[i], times[j]) for i in range(1, len(times)) for j in (0, i - 1)]
+
+
+def test_the_posterior_is_the_product_of_two_gaussians(schedule: Schedule, times: Tensor) -> None:
+    # Bayes: q(x_s | x_t, x0) ~ N(x_s; alpha_s x0, sigma_s^2) N(x_t; r x_s, b), multiplied as precisions.
+    x_t, x0 = torch.tensor([[1.3], [-0.4]], dtype=torch.float64), torch.tensor([[0.2], [0.9]], dtype=torch.float64)
+    for t, s in _pairs(schedule, times):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        r = alpha_t / alpha_s
+        b = sigma_t**2 - r**2 * sigma_s**2
+        precision = 1 / sigma_s**2 + r**2 / b
+        expected = (alpha_s * x0 / sigma_s**2 + r * x_t / b) / precision
+        mean, variance = posterior(schedule, x_t, x0, t, s)
+        torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(variance, 1 / precision, rtol=1e-9, atol=0)
+
+
+def test_the_posterior_is_the_maximum_and_the_curvature_of_the_joint_density() -> None:
+    # The same by brute force: one noising step of DDPM, densities on a fine grid.
+    schedule = LinearSchedule(100)
+    t, s, x_t, x0 = 0.31, 0.30, 0.8, -0.5
+    beta = schedule.betas[30].item()
+    alpha_bar_s = schedule.betas[:30].neg().add(1).prod().item()
+    x = np.linspace(-6, 6, 200001)
+    log_joint = -((x - math.sqrt(alpha_bar_s) * x0) ** 2) / (2 * (1 - alpha_bar_s))
+    log_joint -= (x_t - math.sqrt(1 - beta) * x) ** 2 / (2 * beta)
+    weights = np.exp(log_joint - log_joint.max())
+    weights /= weights.sum()
+    mean, variance = posterior(
+        schedule,
+        torch.tensor([[x_t]], dtype=torch.float64),
+        torch.tensor([[x0]], dtype=torch.float64),
+        torch.tensor(t, dtype=torch.float64),
+        torch.tensor(s, dtype=torch.float64),
+    )
+    assert mean.item() == pytest.approx((weights * x).sum(), abs=1e-8)
+    assert variance.item() == pytest.approx((weights * x**2).sum() - (weights * x).sum() ** 2, rel=1e-6)
+
+
+def test_the_posterior_takes_one_time_for_each_row(schedule: Schedule, times: Tensor) -> None:
+    x_t, x0 = torch.randn(8, 3, 2, dtype=torch.float64), torch.randn(8, 3, 2, dtype=torch.float64)
+    mean, variance = posterior(schedule, x_t, x0, times[1:], times[:-1])
+    for b in range(8):
+        mean_b, variance_b = posterior(schedule, x_t[b : b + 1], x0[b : b + 1], times[b + 1], times[b])
+        torch.testing.assert_close(mean[b], mean_b[0], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(variance[b], variance_b, rtol=1e-12, atol=0)
+
+
+def test_the_step_variance_beta_is_beta_and_beta_tilde_is_smaller() -> None:
+    schedule = LinearSchedule()
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    alpha_bar = (1 - schedule.betas).cumprod(0)
+    for i in (2, 3, 500, 1000):
+        t, s = (torch.tensor(j / 1000, dtype=torch.float64) for j in (i, i - 1))
+        beta = schedule.betas[i - 1]
+        _, log_beta, x0 = ConstantDenoiser(schedule, x, "beta").transition(x, t, s)
+        _, log_beta_tilde, _ = ConstantDenoiser(schedule, x, "beta_tilde").transition(x, t, s)
+        torch.testing.assert_close(log_beta.exp(), beta, rtol=1e-9, atol=0)
+        expected = (1 - alpha_bar[i - 2]) / (1 - alpha_bar[i - 1]) * beta
+        torch.testing.assert_close(log_beta_tilde.exp(), expected, rtol=1e-9, atol=0)
+        assert x0 is x
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_the_transitions_mean_is_the_posteriors_at_the_denoised(
+    variance: str, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
+) -> None:
+    mixture.variance = variance
+    x_t = _points(schedule, times[5], rows=4)
+    mean, _, x0 = mixture.transition(x_t, times[5], times[3])
+    torch.testing.assert_close(x0, mixture(x_t, times[5]))
+    torch.testing.assert_close(mean, posterior(schedule, x_t, x0, times[5], times[3])[0])
+
+
+def test_the_mixtures_denoiser_is_the_mean_of_x0_by_quadrature_in_1d(schedule: Schedule, times: Tensor) -> None:
+    means, stds, weights = [-1.0, 0.5, 1.5], [0.3, 0.6, 0.2], [2.0, 1.0, 1.0]
+    denoiser = GaussianMixtureDenoiser(
+        schedule,
+        torch.tensor(means, dtype=torch.float64)[:, None],
+        torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2,
+        torch.tensor(weights, dtype=torch.float64),
+    )
+    x0 = np.linspace(-8, 8, 40001)
+    prior = sum(w / s * np.exp(-((x0 - m) ** 2) / (2 * s**2)) for m, s, w in zip(means, stds, weights, strict=True))
+    for t in times[1:]:
+        alpha, sigma = (c.item() for c in schedule(t))
+        for x_t in (-1.1 * alpha - sigma, 0.3 * alpha + 0.2 * sigma, 2 * alpha + sigma):
+            joint = prior * np.exp(-((x_t - alpha * x0) ** 2) / (2 * sigma**2))
+            result = denoiser(torch.tensor([[x_t]], dtype=torch.float64), t)
+            assert result.item() == pytest.approx((joint * x0).sum() / joint.sum(), abs=1e-8)
+
+
+def test_the_mixtures_denoiser_and_density_by_quadrature_in_2d(
+    schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
+) -> None:
+    axis = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    x0 = torch.cartesian_prod(axis, axis)
+    factors = mixture.eigenvectors * mixture.eigenvalues.sqrt()[:, None]
+    components = [
+        torch.distributions.MultivariateNormal(m, f @ f.T) for m, f in zip(mixture.means, factors, strict=True)
+    ]
+    log_prior = torch.stack([d.log_prob(x0) for d in components], -1) + mixture.log_weights
+    cell = (axis[1] - axis[0]) ** 2
+    for t in times[2:]:
+        alpha, sigma = schedule(t)
+        if sigma / alpha < 0.1:  # narrower than the quadrature's cells resolve
+            continue
+        x_t = torch.stack((0.4 * alpha + 0.5 * sigma, -0.2 * alpha - 0.3 * sigma))
+        log_likelihood = -((x_t - alpha * x0) ** 2).sum(-1) / (2 * sigma**2) - (2 * torch.pi * sigma**2).log()
+        joint = (log_prior.logsumexp(-1) + log_likelihood).exp() * cell
+        expected = (joint[:, None] * x0).sum(0) / joint.sum()
+        torch.testing.assert_close(mixture(x_t[None], t)[0], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(mixture.log_prob(x_t[None], t)[0], joint.sum().log(), rtol=0, atol=1e-5)
+
+
+def test_the_score_is_the_gradient_of_the_log_density(
+    schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
+) -> None:
+    x_t = _points(schedule, times).requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture.log_prob(x_t, times).sum(), x_t)
+    alpha, sigma = (c[:, None] for c in schedule(times))
+    score = (alpha * mixture(x_t, times) - x_t) / sigma**2
+    torch.testing.assert_close(score * sigma, gradient * sigma, rtol=1e-6, atol=1e-8)
+
+
+def test_the_mixture_takes_one_time_for_each_row(
+    schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
+) -> None:
+    x_t = _points(schedule, times)
+    alone = torch.cat([mixture(x_t[b : b + 1], times[b]) for b in range(9)])
+    torch.testing.assert_close(mixture(x_t, times), alone, rtol=1e-12, atol=1e-12)
+
+
+def test_weights_are_normalised_and_equal_by_default(schedule: Schedule, times: Tensor) -> None:
+    means, covariances = torch.tensor([[-1.0], [1.0]]).double(), torch.ones(2, 1, 1).double()
+    plain = GaussianMixtureDenoiser(schedule, means, covariances)
+    weighted = GaussianMixtureDenoiser(schedule, means, covariances, torch.tensor([7.0, 7.0]).double())
+    x = torch.tensor([[0.3]]).double()
+    torch.testing.assert_close(plain(x, times[4]), weighted(x, times[4]))
+    torch.testing.assert_close(plain.log_prob(x, times[4]), weighted.log_prob(x, times[4]))
+
+
+def test_a_degenerate_mixture_of_points_works(schedule: Schedule, times: Tensor) -> None:
+    points = torch.tensor([[-1.0, 1.0], [1.0, 1.0]]).double()
+    denoiser = GaussianMixtureDenoiser(schedule, points, torch.zeros(2, 2, 2).double())
+    alpha, _ = schedule(times[0])
+    torch.testing.assert_close(denoiser(alpha * points, times[0]), points, rtol=0, atol=1e-12)
+
+
+def test_clipping_clamps_the_denoised_and_keeps_the_rest() -> None:
+    x0 = torch.tensor([[-3.0, -0.5, 0.0, 0.99, 1.5]])
+    clipped = ClippedDenoiser(ConstantDenoiser(LinearSchedule(), x0, "beta_tilde"))
+    x_t = torch.ones(1, 5)
+    result, aux = clipped.predict(x_t, torch.tensor(0.5), {})
+    assert result.tolist() == torch.tensor([[-1.0, -0.5, 0.0, 0.99, 1.0]]).tolist()
+    assert aux["seen"] is x_t
+    assert clipped.variance == "beta_tilde"
+    narrow = ClippedDenoiser(ConstantDenoiser(LinearSchedule(), x0), low=-0.2, high=0.1)
+    assert narrow(x_t, torch.tensor(0.5)).aminmax() == (torch.tensor(-0.2), torch.tensor(0.1))
+
+
+def test_a_step_after_clipping_uses_the_clipped_denoised() -> None:
+    schedule, x_t = LinearSchedule(), torch.full((1, 1), 0.7, dtype=torch.float64)
+    t, s = (torch.tensor(v, dtype=torch.float64) for v in (0.5, 0.4))
+    outside = ConstantDenoiser(schedule, torch.full((1, 1), 5.0, dtype=torch.float64))
+    edge = ConstantDenoiser(schedule, torch.ones(1, 1, dtype=torch.float64))
+    for clipped, exact in zip(ClippedDenoiser(outside).transition(x_t, t, s), edge.transition(x_t, t, s), strict=True):
+        torch.testing.assert_close(clipped, exact)

@@ -1,0 +1,99 @@
+"""Sampling grids: where they start, where they end, and what is even about them. Float64."""
+
+import math
+
+import pytest
+import torch
+
+from diffusion.samplers import Grid, KarrasGrid, LogSNRGrid, TrailingGrid
+from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule
+
+GRIDS: dict[str, Grid] = {"trailing": TrailingGrid(), "log_snr": LogSNRGrid(), "karras": KarrasGrid()}
+
+
+def _tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 7, 50, 1000])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_grids_fall_from_one_to_zero_without_repeats(grid: Grid, timesteps: int) -> None:
+    schedule = CosineSchedule(timesteps)
+    for steps in range(1, timesteps + 1) if timesteps <= 50 else [1, 2, 3, 7, 10, 333, 499, 500, 501, 750, 999, 1000]:
+        times = grid(schedule, steps)
+        assert times.shape == (steps + 1,)
+        assert times.dtype == torch.float64
+        assert (times[0], times[-1]) == (1, 0)
+        assert (times.diff() < 0).all()
+        assert times[-2] >= schedule.t_min - 1e-12
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_grids_of_continuous_schedules_fall_from_one_to_zero(grid: Grid, schedule: Schedule) -> None:
+    for steps in (1, 2, 3, 18, 200):
+        times = grid(schedule, steps)
+        assert times.shape == (steps + 1,)
+        assert (times[0], times[-1]) == (1, 0)
+        assert (times.diff() < 0).all()
+
+
+@pytest.mark.parametrize("timesteps", [1, 2, 7, 50, 1000])
+def test_trailing_times_lie_on_the_table(timesteps: int) -> None:
+    schedule = CosineSchedule(timesteps)
+    for steps in {1, 2, timesteps // 3, timesteps - 1, timesteps} & set(range(1, timesteps + 1)):
+        rows = TrailingGrid()(schedule, steps)[:-1] * timesteps
+        torch.testing.assert_close(rows, rows.round(), rtol=0, atol=1e-9)
+        even = torch.arange(steps, 0, -1, dtype=torch.float64) * timesteps / steps
+        assert (rows - even).abs().max() <= 0.5 + 1e-9
+    everything = TrailingGrid()(schedule, timesteps) * timesteps
+    torch.testing.assert_close(everything, torch.arange(timesteps, -1, -1, dtype=torch.float64))
+
+
+def test_trailing_times_are_those_of_the_papers_table() -> None:
+    # Lin et al. 2023, table 2: T = 1000 and 10 steps give 999, 899, ..., 99, counted from zero.
+    assert (TrailingGrid()(LinearSchedule(), 10)[:-1] * 1000 - 1).round().tolist() == list(range(999, 0, -100))
+
+
+def test_log_snr_times_are_even_in_log_snr(schedule: Schedule) -> None:
+    levels = schedule.log_snr(LogSNRGrid()(schedule, 12)[:-1])
+    torch.testing.assert_close(levels.diff(), levels.diff().mean().expand(11), rtol=1e-6, atol=0)
+    assert levels[-1].item() == pytest.approx(schedule.log_snr(_tensor(schedule.t_min)).item())
+
+
+@pytest.mark.parametrize("rho", [1.0, 3.0, 7.0])
+def test_karras_times_are_equation_5(rho: float, schedule: Schedule) -> None:
+    alpha, sigma = schedule(_tensor(1.0, schedule.t_min))
+    high, low = (sigma / alpha).tolist()
+    for steps in (2, 3, 18):
+        alpha, sigma = schedule(KarrasGrid(rho)(schedule, steps)[:-1])
+        expected = [
+            (high ** (1 / rho) + i / (steps - 1) * (low ** (1 / rho) - high ** (1 / rho))) ** rho for i in range(steps)
+        ]
+        torch.testing.assert_close(sigma / alpha, _tensor(*expected), rtol=1e-6, atol=0)
+
+
+def test_karras_of_one_and_two_steps_are_the_ends() -> None:
+    schedule = VarianceExplodingSchedule()
+    assert KarrasGrid()(schedule, 1).tolist() == [1, 0]
+    assert KarrasGrid()(schedule, 2).tolist() == pytest.approx([1, schedule.t_min, 0], abs=1e-9)
+
+
+def test_karras_can_end_at_a_lower_log_snr() -> None:
+    schedule = VarianceExplodingSchedule(0.002, 80.0)
+    sigma = schedule(KarrasGrid(log_snr_max=4.0)(schedule, 5)[:-1])[1]
+    assert [sigma[0].item(), sigma[-1].item()] == pytest.approx([80, math.exp(-2)])
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize(
+    ("steps", "message"), [(0, "steps must be at least 1, got 0"), (51, "steps=51 is more than .*50")]
+)
+def test_impossible_numbers_of_steps_are_refused(grid: Grid, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        grid(CosineSchedule(50), steps)
+
+
+@pytest.mark.parametrize("rho", [0.0, -1.0])
+def test_karras_refuses_a_rho_that_is_not_positive(rho: float) -> None:
+    with pytest.raises(ValueError, match="rho must be positive"):
+        KarrasGrid(rho)

@@ -1,0 +1,71 @@
+"""The direction of imports, read from the source: who may know of whom."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DIFFUSION, DATA = sorted((ROOT / "diffusion").rglob("*.py")), sorted((ROOT / "data").rglob("*.py"))
+LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"}
+
+# All that each module of the core may import beside the standard library.
+CORE = {
+    "schedules": {"torch"},
+    "noise": {"torch"},
+    "denoisers": {"torch", "diffusion.schedules"},
+    "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The absolute names of all that a file imports outside the standard library."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            # `from package import module` counts as the module.
+            is_package = (ROOT / (node.module or "").replace(".", "/")).is_dir()
+            names.update(f"{node.module}.{alias.name}" if is_package else str(node.module) for alias in node.names)
+    return {name for name in names if name.split(".")[0] not in sys.stdlib_module_names}
+
+
+def _tops(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imports(path)}
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_the_core_imports_what_stands_before_it_and_nothing_else(name: str) -> None:
+    found = {
+        name if name.startswith("diffusion") else name.split(".")[0] for name in imports(ROOT / f"diffusion/{name}.py")
+    }
+    assert found <= CORE[name]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "diffusion/networks").glob("*.py")), ids=_name)
+def test_networks_import_torch_and_each_other_alone(path: Path) -> None:
+    assert {name for name in imports(path) if not name.startswith(("torch", "diffusion.networks."))} == set()
+
+
+@pytest.mark.parametrize("path", DATA, ids=_name)
+def test_data_knows_nothing_of_diffusion(path: Path) -> None:
+    assert not {"diffusion", "hydra", "train", "sample"} & _tops(path)
+
+
+@pytest.mark.parametrize("path", DIFFUSION, ids=_name)
+def test_diffusion_knows_nothing_of_data_or_of_hydra(path: Path) -> None:
+    assert not {"data", "hydra", "train", "sample"} & _tops(path)
+
+
+@pytest.mark.parametrize("path", DIFFUSION, ids=_name)
+def test_lightning_stays_with_the_training_code(path: Path) -> None:
+    training = {"module.py", "callbacks.py", "checkpoint.py", "runlog.py", "training.py"}
+    assert path.name in training or not LIGHTNING & _tops(path)
