@@ -307,6 +307,12 @@ def missing(folder: str | Path, n: int) -> list[int]:
     return [index for index in range(n) if not (Path(folder) / image_name(index)).exists()]
 
 
+def save_picture(path: str | Path, pixels: Pixels) -> None:
+    """Writes one picture (H, W, C) as a PNG; parents are created."""
+    with _atomic(Path(path)) as file:
+        _pil(pixels).save(file, "PNG")
+
+
 def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
     """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own images.
 
@@ -355,8 +361,7 @@ def save(
         case ".gif" | ".webp":
             save_gif(path, animation(states or [samples], rows), fps, hold)
         case ".png":
-            with _atomic(path) as file:
-                _pil(picture(samples, rows)).save(file, "PNG")
+            save_picture(path, picture(samples, rows))
         case ".npz":
             points = samples.ndim == 2
             arrays = [samples.detach().float().cpu().numpy() if points else to_uint8(samples)]

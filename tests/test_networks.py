@@ -62,8 +62,8 @@ def test_unet_attention_is_the_explicit_sum(heads: int) -> None:
     torch.testing.assert_close(layer(x), expected)
 
 
-def test_tutorial_attention_is_the_explicit_sum() -> None:
-    layer = _perturbed(Attention(16, heads=4).double())
+def test_tutorial_attention_is_the_explicit_sum_of_four_heads() -> None:
+    layer = _perturbed(Attention(16).double())
     x = torch.randn(2, 16, 3, 5, dtype=torch.float64)
     h = x.flatten(2).transpose(1, 2)
     projected = layer.norm(h) @ layer.attention.in_proj_weight.T + layer.attention.in_proj_bias

@@ -14,7 +14,6 @@ from diffusion.denoisers import (
     EDMPreconditioner,
     EpsPreconditioner,
     NetworkDenoiser,
-    Preconditioner,
     VPreconditioner,
     X0Preconditioner,
 )
