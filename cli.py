@@ -1,45 +1,89 @@
-"""What the scripts at the top share: composing the configuration, and one clear line for whatever goes wrong."""
+"""What the scripts at the top share: the help page, the configuration, and one clear line for whatever goes wrong."""
 
 import os
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from diffusion.build import nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+# Hydra's own options; everything else that is typed has the form name=value.
+FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--version")
+# What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run(script: Callable[[Any], Any], config_name: str) -> None:
-    """Runs `script(config)` under Hydra and turns errors into one line on stderr and a non-zero exit status.
+def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str) -> None:
+    """Runs `script(config)` under Hydra; whatever the user can mend becomes one line on stderr and exit status 1.
 
-    HYDRA_FULL_ERROR=1 in the environment shows tracebacks instead.
+    Ctrl-C is exit status 130. HYDRA_FULL_ERROR=1 in the environment shows tracebacks instead.
+
+    Args:
+        script: gets the composed configuration.
+        config_name: of the file in configs/ that says what can be set.
+        usage: heads the page that --help prints.
     """
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing; the printing is done here
+    warnings.formatwarning = _format_warning
+    try:
+        arguments = sys.argv[1:]
+        if "--help" in arguments or "-h" in arguments:
+            print(help_page(config_name, usage))
+        else:
+            sys.argv[1:] = checked(arguments, config_name)
+            _compose_and_run(script, config_name)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str) -> None:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(script)()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:  # the last line of defence: sorted below, and raised again if it is not the user's
-        if wants_traceback:
-            raise
-        if isinstance(error, HydraException | OmegaConfBaseException):
-            fail(composition_error(error))
-        code = getattr(error, "code", None)
-        if type(error).__name__ == "Interrupted" and isinstance(code, int):
-            print("saved; go on with: python train.py resume=last", file=sys.stderr)
-            sys.exit(code)
-        from diffusion.module import TrainingDiverged
+    entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
+    if os.environ.get("HYDRA_FULL_ERROR") == "1":
+        entry(script)()
+        return
 
-        if isinstance(error, ValueError | OSError | TrainingDiverged):
-            fail(" ".join(str(error).split()))
-        raise
+    def guarded(config: "DictConfig") -> Any:
+        with _full_error(None):  # the processes that a script starts have the user's environment
+            return script(config)
+
+    try:
+        with _full_error("1"):  # Hydra raises instead of printing; the printing is done here
+            entry(guarded)()
+    except (HydraException, OmegaConfBaseException) as error:
+        fail(composition_error(error, config_name))
+    except USER_ERRORS as error:
+        fail(one_line(error))
+
+
+@contextmanager
+def _full_error(value: str | None) -> Iterator[None]:
+    before = os.environ.pop("HYDRA_FULL_ERROR", None)
+    try:
+        if value is not None:
+            os.environ["HYDRA_FULL_ERROR"] = value
+        yield
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+        if before is not None:
+            os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    return f"warning: {message}\n"
 
 
 def fail(message: str) -> None:
@@ -48,29 +92,117 @@ def fail(message: str) -> None:
     sys.exit(1)
 
 
-def composition_error(error: BaseException) -> str:
-    """Hydra's and OmegaConf's messages as one line, with the nearest choice for a mistyped name."""
-    from diffusion.build import nearest
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line; of one that a data loader's worker raised, its own text without the traceback."""
+    text = str(error).strip()
+    if text.startswith("Caught ") and "worker process" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    return " ".join(text.split()) or type(error).__name__
+
+
+def checked(arguments: list[str], config_name: str) -> list[str]:
+    """The arguments with --multirun first, where Hydra's parser takes it; exits if one is no option and no setting."""
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if argument.startswith("-") and name not in FLAGS:
+            keys = [*keys_of(config_name), *groups_of(config_name)]
+            hint = nearest(name.lstrip("-"), keys) or nearest(name, FLAGS)
+            fail(f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)")
+    return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
+def composition_error(error: BaseException, config_name: str) -> str:
+    """Hydra's and OmegaConf's messages as one line that names what was typed, and the nearest choice."""
+    from hydra.errors import MissingConfigException, OverrideParseException
 
     text = str(error)
-    if missing := re.search(r"Could not find '([^']+)/([^'/]+)'.*?Available options in '[^']+':\s*(.*?)(?:\nConfig search path|$)", text, re.S):
-        group, name, choices = missing[1], missing[2], missing[3].split()
-        return f"{group}={name} does not exist{nearest(name, choices)} the choices are {', '.join(choices)}".replace("? the", "? The").replace(
-            "exist the", "exist; the"
-        )
-    if key := re.search(r"Could not override '([^']+)'", text):
-        names = _all_keys()
-        return f"there is no setting {key[1]!r}{nearest(key[1], names)} (python train.py --help lists all; +{key[1]}=... adds one)"
-    return " ".join(text.split())
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        choices = [option for option in error.options if group != "network" or _is_own_name(option)]
+        return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
+    if isinstance(error, OverrideParseException):
+        return f"cannot read {error.override!r}: write name=value, and '\"...\"' around text with spaces or special characters"
+    if unknown := re.match(r"Could not override '(.+?)'", text):
+        key = unknown[1].split("@")[0]
+        parent, dot, _ = key.rpartition(".")
+        keys = keys_of(config_name)
+        siblings = [name.removeprefix(f"{parent}.") for name in keys if dot and name.startswith(f"{parent}.")]
+        known = f"; {parent} has {', '.join(siblings)}" if siblings else "; --help lists all settings"
+        return f"there is no setting {key}{nearest(key, [*keys, *groups_of(config_name)])}{known}"
+    if text.startswith("Ambiguous value"):
+        name = text.split("'")[1] if "'" in text else text
+        return f"{name} is several values: add --multirun to try each, or write [a,b] for a list"
+    return one_line(error)
 
 
-def _all_keys() -> list[str]:
-    """Every dotted key of every configuration, for the nearest one."""
-    from omegaconf import OmegaConf
+def _is_own_name(network: str) -> bool:
+    """Whether a network is more than a dataset's default."""
+    return not (CONFIGS / "dataset" / f"{network}.yaml").exists()
 
-    keys: set[str] = set()
-    for path in CONFIGS.rglob("*.yaml"):
-        relative = path.relative_to(CONFIGS)
-        prefix = "" if relative.parent == Path() else f"{relative.parts[0]}."
-        keys |= {f"{prefix}{key}" for key in OmegaConf.load(path)}
-    return sorted(keys)
+
+def groups_of(config_name: str) -> list[str]:
+    """The groups that a configuration chooses from."""
+    return re.findall(r"^  - (\w+): ", (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def choices_of(group: str) -> list[str]:
+    """What a group offers."""
+    names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return [name for name in names if group != "network" or _is_own_name(name)]
+
+
+def keys_of(config_name: str) -> list[str]:
+    """Every setting by its full name, `optimizer.lr`, those of all choices of all groups included."""
+    import yaml
+
+    def flat(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if key not in ("_target_", "defaults", "hydra"):
+                yield prefix + key
+                yield from flat(value, f"{prefix}{key}.")
+
+    keys = dict.fromkeys(flat(yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")), ""))
+    for group in groups_of(config_name):
+        for path in sorted((CONFIGS / group).glob("*.yaml")):
+            content = path.read_text(encoding="utf-8")
+            if "@package _global_" not in content:
+                keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{group}."))
+    return list(keys)
+
+
+def help_page(config_name: str, usage: str) -> str:
+    """What --help prints: usage, the groups with their choices, the settings with their comments."""
+    groups = groups_of(config_name)
+    width = max(map(len, groups))
+    chosen = [f"  {name:<{width}}  {' '.join(choices_of(name))}" for name in groups]
+    text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
+    plain = [line for line in text.partition("\n\n")[2].partition("\nhydra:")[0].splitlines() if "_target_" not in line]
+    split = [line.partition(" # ")[::2] for line in plain]
+    settings = [f"  {setting:<42} {comment}".rstrip() for setting, comment in split]
+    return "\n".join(
+        [
+            usage.strip(),
+            "\nGroups, chosen by name: network=unet",
+            *chosen,
+            "\nSettings, by name: seed=1, and of what is inside by path: ema.decay=0.99, network.dropout=0.1",
+            *settings,
+            f"\npython {config_name}.py [name=value ...] --cfg job prints all settings that these make, the groups' included.",
+        ]
+    )
+
+
+def typed() -> dict[str, Any]:
+    """What the user typed for this run, name by name."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
+    return {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+
+
+def sweeping() -> bool:
+    """Whether this run is one of a --multirun."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.get().mode == RunMode.MULTIRUN

@@ -21,9 +21,9 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean x?`, or nothing if no choice is near."""
+    """` (did you mean x?)`, or nothing if no choice is near."""
     found = difflib.get_close_matches(name, list(choices), n=1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def build(config: Any, where: str = "config", **extra: Any) -> Any:
@@ -58,7 +58,9 @@ def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}" if where else str(error)) from error
+        # Some messages begin with the setting as it was typed, which needs no more context.
+        said = not where or str(error).startswith(f"{where.partition('.')[0]}=")
+        raise ConfigError(str(error) if said else f"{where}: {error}") from error
 
 
 def _resolve(target: Any, where: str) -> type:

@@ -178,6 +178,11 @@ class GaussianMixtureDenoiser(Denoiser):
         variance: see `Denoiser`.
     """
 
+    means: Tensor
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+    log_weights: Tensor
+
     def __init__(
         self,
         schedule: Schedule,

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
@@ -184,7 +184,7 @@ def _one_palette(frames: Sequence[Pixels]) -> list[Image.Image]:
     return [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
 
 
-def _write_animation(file: IO[bytes], kind: str, frames: Sequence[Pixels], fps: float, hold: int) -> None:
+def _write_animation(file: BinaryIO, kind: str, frames: Sequence[Pixels], fps: float, hold: int) -> None:
     if not frames:
         raise ValueError("there is nothing to animate: 0 frames")
     if not 0 < fps <= 50:
@@ -200,7 +200,7 @@ def _write_animation(file: IO[bytes], kind: str, frames: Sequence[Pixels], fps: 
     step_ms = min(10 * round(100 / fps), longest_ms)
     # The last frame is held by its duration, because writers merge equal frames.
     durations_ms = [step_ms] * (len(frames) - 1) + [min(hold * step_ms, longest_ms)]
-    options = {"lossless": True} if kind == "WEBP" else {"optimize": False}
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"optimize": False}
     pixels = np.stack([frame[..., 0] if frame.shape[2:] == (1,) else frame for frame in stack])
     iio.imwrite(
         file, pixels, plugin="pillow", extension=f".{kind.lower()}", duration=durations_ms, loop=0, **options
@@ -241,7 +241,7 @@ def tensorboard_gif(tag: str, frames: Sequence[Pixels], fps: float = 5, hold: in
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[IO[bytes]]:
+def _atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name when all of it is written; a failure leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")

@@ -17,8 +17,15 @@ from diffusion.optimizers import EMA, AdamW, LearningRate
 LEVELS = (-4.0, 0.0, 4.0)
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(FloatingPointError):
     """The gradient is no longer finite; its text is one line that names the step."""
+
+
+def raise_on_first_rank(trainer: pl.Trainer, error: Exception) -> None:
+    """Stops all ranks for a reason that they agree on; only the first one says why, the others end quietly."""
+    if trainer.is_global_zero:
+        raise error
+    raise SystemExit(0)
 
 
 def level_names() -> list[str]:
@@ -68,6 +75,11 @@ class DiffusionModule(pl.LightningModule):
     def evaluated(self) -> Denoiser:
         """The denoiser that is validated and sampled: the averaged one if there is one."""
         return self.denoiser if self.ema is None else self.ema
+
+    def setup(self, stage: str) -> None:
+        """All ranks train for as many steps as the first one measured for the budget."""
+        steps = self.trainer.strategy.broadcast(self.trainer.max_steps)
+        self.trainer.fit_loop.epoch_loop.max_steps = steps
 
     def train(self, mode: bool = True) -> "DiffusionModule":
         """The average stays in evaluation mode."""
@@ -125,10 +137,11 @@ class DiffusionModule(pl.LightningModule):
     def raise_if_diverged(self) -> None:
         """Raises `TrainingDiverged` if a gradient was not finite; waits for the device, so not for every step."""
         if self.diverged_at >= 0:
-            raise TrainingDiverged(
+            stop = TrainingDiverged(
                 f"the gradient is not finite at step {self.diverged_at.item()}: training stopped and nothing was saved since; "
                 f"try a smaller lr or trainer.gradient_clip_val=1, and resume from the last checkpoint"
             )
+            raise_on_first_rank(self.trainer, stop)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         for group in optimizer.param_groups:

@@ -19,7 +19,9 @@ class AdamW:
     def __init__(self, lr: float = 2e-4, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0) -> None:
         if lr <= 0:
             raise ValueError(f"lr must be positive, got {lr}")
-        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+        if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must be two numbers in [0, 1), got {list(betas)}")
+        self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
 
     def __call__(self, parameters: Iterable[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
         return torch.optim.AdamW(

@@ -27,8 +27,9 @@ class RunLogger(Logger):
         self._table = folder / "metrics.csv"
         self._rows: list[dict[str, str]] = []
         if resumed_from is not None and self._table.exists():
-            with self._table.open(newline="") as file:
-                self._rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resumed_from]
+            # A row that was being written when the run was killed has no end.
+            lines = [line for line in self._table.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            self._rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= resumed_from]
             self._rewrite()
 
     @property

@@ -59,7 +59,7 @@ class Schedule(ABC):
         `f = d log(alpha) / dt` and `g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt`, both shaped like t.
         """
         one = torch.ones_like(t)
-        (alpha, sigma), (alpha_dot, _) = torch.func.jvp(self, (t,), (one,))
+        (alpha, sigma), (alpha_dot, _) = torch.func.jvp(self, (t,), (one,))[:2]
         log_snr_dot = torch.func.jvp(self.log_snr, (t,), (one,))[1]
         return alpha_dot / alpha, -(sigma**2) * log_snr_dot
 

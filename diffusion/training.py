@@ -2,6 +2,8 @@
 
 import copy
 import math
+import os
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,13 +14,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import yaml
+from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
-from diffusion.build import ConfigError, build, construct
-from diffusion.callbacks import AtomicCheckpointIO, Checkpoints, Metrics, Preview, Progress, duration
-from diffusion.checkpoint import ROOT, build_denoiser, find, load_weights
+from diffusion.build import ConfigError, build, construct, nearest
+from diffusion.callbacks import AtomicCheckpointIO, Checkpoints, Interrupted, Metrics, Preview, Progress, duration
+from diffusion.checkpoint import ROOT, CheckpointError, build_denoiser, find, load_weights
 from diffusion.devices import check_devices
-from diffusion.module import DiffusionModule, compile_network
+from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.noise import TRAINING, Noise
 from diffusion.runlog import RunLogger
 
@@ -54,17 +57,33 @@ class Settings:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
         if self.budget_minutes is not None and self.budget_minutes <= 0:
             raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ValueError(f"accelerator must be auto, cpu, gpu, cuda or mps, got {self.accelerator!r}")
         check_devices(self.devices, self.accelerator)
 
 
+# What a configuration holds beside the values of `Settings`.
+PARTS = (
+    *("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "sampler", "grid", "trainer"),
+    *("ema", "learning_rate", "resume", "init_from"),
+)
+
+
 def settings(config: Mapping[str, Any]) -> Settings:
-    """The checked top-level values of a configuration."""
-    known = Settings.__dataclass_fields__
-    return construct(Settings, {key: value for key, value in config.items() if key in known})
+    """The checked top-level values of a configuration; raises ConfigError also for values that nobody reads."""
+    return construct(Settings, {key: value for key, value in config.items() if key not in PARTS})
+
+
+def quiet() -> None:
+    """Keeps Lightning's hints and advertisements off the terminal."""
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
+    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 
 def claim_folder(dataset: str, root: Path = ROOT) -> Path:
@@ -105,11 +124,13 @@ class Run:
             seed=self.settings.seed,
             config=config,
         )
-        if config.get("init_from"):
-            path, checkpoint = find(str(config["init_from"]))
-            load_weights(self.module.denoiser, checkpoint, path)
-            if self.module.ema is not None:
-                self.module.ema.load_state_dict(self.module.denoiser.state_dict())
+
+    def begin_from(self, spec: str) -> None:
+        """Takes over the weights of a checkpoint, the averaged ones if it has them; `spec` as in `checkpoint.find`."""
+        path, checkpoint = find(spec)
+        load_weights(self.module.denoiser, checkpoint, path)
+        if self.module.ema is not None:
+            self.module.ema.load_state_dict(self.module.denoiser.state_dict())
 
     @property
     def total_images(self) -> int | None:
@@ -121,15 +142,11 @@ class Run:
         """Turns `max_epochs` into `max_steps`: the training stream has no end, and the decay has to know its length."""
         options = self.config["trainer"]
         if options["max_epochs"] is not None:
-            if not isinstance(options["max_epochs"], int) or options["max_epochs"] < 1:
-                raise ConfigError(f"trainer.max_epochs must be a whole number of at least 1, got {options['max_epochs']!r}")
             steps = options["max_epochs"] * math.ceil(train_size / self.module.images_per_step)
             options["max_steps"] = min(steps, options["max_steps"] or steps)
         steps = options["max_steps"]
         if steps is None and options["max_time"] is None:
             raise ConfigError("nothing says when to stop: set trainer.max_steps, trainer.max_epochs or budget_minutes")
-        if steps is not None and (not isinstance(steps, int) or steps < 1):
-            raise ConfigError(f"trainer.max_steps must be a whole number of at least 1, got {steps!r}")
         if steps is None and self.module.learning_rate.decay != "none":
             raise ConfigError(
                 f"learning_rate.decay={self.module.learning_rate.decay} has to know the last step: set trainer.max_steps, "
@@ -167,14 +184,43 @@ class Run:
         )
         if settings.compile:
             compile_network(self.module.denoiser)
-        trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            with checkpoints.listening():
+                trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except BaseException as error:
+            # Those three the ranks agree on, and the other processes end by themselves.
+            launcher = trainer.strategy.launcher
+            if launcher is not None and not isinstance(error, Interrupted | TrainingDiverged | CheckpointError):
+                launcher.kill(signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
+            if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it exit status 1
+                raise KeyboardInterrupt from error
+            raise
         self.module.raise_if_diverged()
+        if isinstance(trainer.profiler, Profiler) and (report := trainer.profiler.summary()):
+            print(report)
         final = trainer.callback_metrics.get("val/loss")
         if isinstance(logger, RunLogger):
             result = {"final/val_loss": float("nan") if final is None else float(final), "final/best_val_loss": checkpoints.best}
             logger.log_result(self.config, result, trainer.global_step)
             logger.experiment.close()
         return None if final is None else float(final)
+
+
+# Options of Lightning's that count something.
+COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes")
+# Options of Lightning's that have their own place, or that this project depends on.
+OURS = {
+    "devices": "use devices=... without trainer.",
+    "accelerator": "use accelerator=... without trainer.",
+    "val_check_interval": "use val_every=...",
+    "check_val_every_n_epoch": "use val_every=...",
+    "log_every_n_steps": "use log_every=...",
+    **dict.fromkeys(
+        ("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing", "enable_progress_bar")
+        + ("enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
+        "this project sets it itself",
+    ),
+}
 
 
 def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -185,12 +231,20 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
     """
     settings_ = settings(config)
     options = dict(config["trainer"])
+    known = inspect.signature(pl.Trainer).parameters
+    for name, value in options.items():
+        if name not in known:
+            raise ConfigError(f"trainer.{name} does not exist{nearest(name, known)}; Lightning has {', '.join(known)}")
+        if name in OURS:
+            raise ConfigError(f"trainer.{name} cannot be set: {OURS[name]}")
+        if name in COUNTS and value is not None and not (isinstance(value, int) and value >= 1):
+            raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
     accumulate = options.get("accumulate_grad_batches") or 1
     options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
     options["max_epochs"] = -1
     val_every = settings_.val_every if options["max_steps"] < 0 else min(settings_.val_every, options["max_steps"])
     try:
-        return pl.Trainer(
+        trainer = pl.Trainer(
             **options,
             devices=settings_.devices if settings_.devices != "auto" or torch.cuda.is_available() else 1,
             accelerator=settings_.accelerator,
@@ -209,10 +263,16 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
         )
     except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
         raise ConfigError(f"Lightning refuses the trainer's options: {str(error).splitlines()[0]}") from error
+    if settings_.batch_size % trainer.world_size:
+        raise ConfigError(
+            f"batch_size={settings_.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "
+            f"{trainer.world_size}"
+        )
+    return trainer
 
 
 def check_trainer(config: Mapping[str, Any]) -> pl.Trainer:
-    """Builds a trainer and throws it away, so that its options are known to be good before anything slow."""
+    """A trainer that only tells device and precision, so that its options are known to be good before anything slow."""
     return make_trainer(config, logger=False, callbacks=[])
 
 

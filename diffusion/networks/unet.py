@@ -96,7 +96,7 @@ class UNet(nn.Module):
         self.num_classes = num_classes
         self.width_in = widths[0]
         emb = 4 * widths[0]
-        attention = {level % len(widths) for level in attention}
+        attended = {level % len(widths) for level in attention}
 
         self.embed = nn.Sequential(nn.Linear(self.width_in, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.embed_label = nn.Embedding(num_classes, emb) if num_classes else None
@@ -105,7 +105,7 @@ class UNet(nn.Module):
 
         def stage(c_in: int, c_out: int, level: int) -> nn.ModuleList:
             layers = [ResBlock(c_in, c_out, emb, dropout)]
-            return nn.ModuleList([*layers, SelfAttention(c_out, head_channels)] if level in attention else layers)
+            return nn.ModuleList([*layers, SelfAttention(c_out, head_channels)] if level in attended else layers)
 
         self.down = nn.ModuleList()
         skips = [widths[0]]
@@ -120,17 +120,18 @@ class UNet(nn.Module):
                 skips.append(width)
 
         self.middle = nn.ModuleList([ResBlock(width, width, emb, dropout)])
-        if len(widths) - 1 in attention:
+        if len(widths) - 1 in attended:
             self.middle.extend([SelfAttention(width, head_channels), ResBlock(width, width, emb, dropout)])
 
         self.up = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for i in range(blocks + 1):
-                self.up.append(stage(width + skips.pop(), widths[level], level))
+                layers = stage(width + skips.pop(), widths[level], level)
                 width = widths[level]
                 if level and i == blocks:
                     upsample = nn.Upsample(scale_factor=2, mode="nearest")
-                    self.up[-1].extend([upsample, nn.Conv2d(width, width, 3, padding=1)])
+                    layers.extend([upsample, nn.Conv2d(width, width, 3, padding=1)])
+                self.up.append(layers)
 
         self.norm_out = _norm(width)
         self.conv_out = _zero(nn.Conv2d(width, channels * patch**2, 3, padding=1))
@@ -152,8 +153,8 @@ class UNet(nn.Module):
         return self.unfold(self.conv_out(F.silu(self.norm_out(h))))
 
 
-def _run(layers: nn.ModuleList, h: Tensor, emb: Tensor) -> Tensor:
-    for layer in layers:
+def _run(layers: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
+    for layer in layers.children():
         h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
     return h
 

@@ -1,0 +1,99 @@
+"""Going on with a run: which checkpoint, and which of its settings may change on the way."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.build import ConfigError
+from diffusion.checkpoint import ROOT, find, newest_good, run_folder, runs
+
+# How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
+CHANGEABLE = (
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
+    *("trainer.strategy", "trainer.num_nodes", "trainer.profiler", "trainer.deterministic", "trainer.benchmark"),
+    *("devices", "accelerator", "compile", "checkpoint_every", "workers", "data_dir", "download", "dataset.path"),
+)
+# Settings that the dataset's source repeats.
+_OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
+_LIMITS = ("max_steps", "max_epochs", "max_time")
+
+
+def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint, with its contents, of a run with this very configuration, however long; None if none is."""
+    for folder in runs(root):
+        if folder.parent.name == config["dataset"]["name"]:
+            path, checkpoint = newest_good(folder)
+            if essence(checkpoint["config"]) == essence(config):
+                return path, checkpoint
+    return None
+
+
+def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `resume=` names, with its contents.
+
+    Args:
+        spec: as in `diffusion.checkpoint.find`.
+        dataset: what was typed beside it; `last` and numbers are looked for among its runs.
+
+    Raises:
+        ConfigError: there is none, it is not ours, or it belongs to a run on another dataset.
+    """
+    path, checkpoint = find(spec, dataset)
+    found = checkpoint["config"].get("dataset", {}).get("name")
+    if dataset not in (None, found):
+        raise ConfigError(f"resume={spec} is a run on {found}, not on {dataset}: leave dataset={dataset} out")
+    return path, checkpoint
+
+
+def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, auto: bool = False) -> dict[str, Any]:
+    """A stored configuration with what was typed beside `resume=`.
+
+    Args:
+        stored: the checkpoint's.
+        typed: name -> value.
+        path: of the checkpoint, for messages.
+        auto: the typed configuration is the stored one's, so that only its changeable part matters.
+
+    Raises:
+        ConfigError: something was typed that a run cannot change on its way.
+    """
+    if not all(isinstance(stored.get(name), Mapping) for name in ("trainer", "dataset", "learning_rate")):
+        raise ConfigError(f"{path} has no whole configuration of a run")
+    config = _copy(stored)
+    for name, value in typed.items():
+        if name in CHANGEABLE:
+            _put(config, name, value)
+            if name in _OF_SOURCE and _OF_SOURCE[name] in config["dataset"]["source"]:
+                config["dataset"]["source"][_OF_SOURCE[name]] = value
+        elif name not in ("resume", "dataset") and not auto:
+            raise ConfigError(
+                f"a resumed run keeps its settings, so {name} cannot change (only {', '.join(CHANGEABLE)} can); a new run "
+                f"that begins with its weights: init_from={run_folder(path)} {name}={value}"
+            )
+    # Epochs were turned into steps when the run began, so only the limit that was typed counts now.
+    steps, epochs = "trainer.max_steps" in typed, "trainer.max_epochs" in typed
+    if steps != epochs:
+        config["trainer"]["max_epochs" if steps else "max_steps"] = None
+    return config
+
+
+def essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides what is computed, so that equal essences are one run."""
+    rest = _copy({name: value for name, value in config.items() if name not in ("resume", *CHANGEABLE)})
+    for part, names in (("trainer", CHANGEABLE), ("dataset", CHANGEABLE)):
+        for name in names:
+            rest.get(part, {}).pop(name.removeprefix(f"{part}."), None)
+    for name in _OF_SOURCE.values():
+        rest.get("dataset", {}).get("source", {}).pop(name, None)
+    return rest
+
+
+def _copy(node: Any) -> Any:
+    return {name: _copy(value) for name, value in node.items()} if isinstance(node, Mapping) else node
+
+
+def _put(config: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = config.setdefault(parent, {})
+    config[last] = value
