@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffusion.build import nearest
 
@@ -55,16 +55,28 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str) ->
         return
 
     def guarded(config: "DictConfig") -> Any:
-        with _full_error(None):  # the processes that a script starts have the user's environment
-            return script(config)
+        try:
+            with _full_error(None):  # the processes that a script starts have the user's environment
+                return script(config)
+        except (OmegaConfBaseException, *USER_ERRORS) as error:
+            fail(one_line(error))
 
     try:
         with _full_error("1"):  # Hydra raises instead of printing; the printing is done here
             entry(guarded)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
         fail(composition_error(error, config_name))
-    except USER_ERRORS as error:
-        fail(one_line(error))
+    finally:
+        _remove_sweep_record()
+
+
+def _remove_sweep_record() -> None:
+    """Hydra notes a sweep's settings before it checks them; the runs' own folders hold them all."""
+    record = Path("lightning_logs", "multirun.yaml")
+    if record.exists():
+        record.unlink()
+        if not any(record.parent.iterdir()):
+            record.parent.rmdir()
 
 
 @contextmanager
@@ -86,14 +98,14 @@ def _format_warning(
     return f"warning: {message}\n"
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Prints the line and exits with status 1."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(1)
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line; of one that a data loader's worker raised, its own text without the traceback."""
+    """An exception's text on one line; of one from a data loader's worker, its own text without the traceback."""
     text = str(error).strip()
     if text.startswith("Caught ") and "worker process" in text:
         text = text.splitlines()[-1].partition(": ")[2]
@@ -104,10 +116,14 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
     """The arguments with --multirun first, where Hydra's parser takes it; exits if one is no option and no setting."""
     for argument in arguments:
         name = argument.split("=")[0]
+        if not name or name.startswith("~"):
+            fail(f"cannot read {argument!r}: write name=value; name=null where a setting can be without a value")
         if argument.startswith("-") and name not in FLAGS:
             keys = [*keys_of(config_name), *groups_of(config_name)]
             hint = nearest(name.lstrip("-"), keys) or nearest(name, FLAGS)
-            fail(f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)")
+            fail(
+                f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)"
+            )
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
@@ -121,14 +137,25 @@ def composition_error(error: BaseException, config_name: str) -> str:
         choices = [option for option in error.options if group != "network" or _is_own_name(option)]
         return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
     if isinstance(error, OverrideParseException):
-        return f"cannot read {error.override!r}: write name=value, and '\"...\"' around text with spaces or special characters"
+        quoting = """write name=value, and name='"..."' where the value has spaces or special characters"""
+        return f"cannot read {error.override!r}: {quoting}"
     if unknown := re.match(r"Could not override '(.+?)'", text):
-        key = unknown[1].split("@")[0]
-        parent, dot, _ = key.rpartition(".")
+        key, group = unknown[1], unknown[1].partition(".")[0]
         keys = keys_of(config_name)
-        siblings = [name.removeprefix(f"{parent}.") for name in keys if dot and name.startswith(f"{parent}.")]
-        known = f"; {parent} has {', '.join(siblings)}" if siblings else "; --help lists all settings"
-        return f"there is no setting {key}{nearest(key, [*keys, *groups_of(config_name)])}{known}"
+        if key in keys:
+            return (
+                f"{key} does not belong to the {group} that is chosen: choose another by {group}=..., or leave it out"
+            )
+        inside = sorted((name for name in keys if name.endswith(f".{key}")), key=lambda name: name.count("."))
+        others = [name for name in (*keys, *groups_of(config_name)) if "." in name or "." not in key]
+        near = f" (did you mean {inside[0]}?)" if inside else nearest(key, others)
+        parent = key.rpartition(".")[0]
+        siblings = [name.removeprefix(f"{parent}.") for name in keys if name.rpartition(".")[0] == parent]
+        known = f"{parent} can have {', '.join(siblings)}" if parent and siblings else "--help lists all settings"
+        return f"there is no setting {key}{near}; {known}"
+    if text.startswith("Config group override"):
+        groups = [argument for argument in sys.argv[1:] if argument.split("=")[0] in groups_of(config_name)]
+        return f"{' '.join(groups)}: a group is chosen by one name, and only experiment and debug can be null"
     if text.startswith("Ambiguous value"):
         name = text.split("'")[1] if "'" in text else text
         return f"{name} is several values: add --multirun to try each, or write [a,b] for a list"
@@ -182,11 +209,11 @@ def help_page(config_name: str, usage: str) -> str:
     return "\n".join(
         [
             usage.strip(),
-            "\nGroups, chosen by name: network=unet",
+            "\nGroups, chosen by name: sampler=ddim",
             *chosen,
-            "\nSettings, by name: seed=1, and of what is inside by path: ema.decay=0.99, network.dropout=0.1",
+            "\nSettings, by name: seed=1; those of a group by its name and theirs: sampler.eta=0.5",
             *settings,
-            f"\npython {config_name}.py [name=value ...] --cfg job prints all settings that these make, the groups' included.",
+            f"\npython {config_name}.py [name=value ...] --cfg job prints every setting that these make.",
         ]
     )
 

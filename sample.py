@@ -1,5 +1,14 @@
-"""Samples from a trained model: python sample.py ckpt=last; python sample.py --help."""
+"""Samples from a trained model.
 
+Examples:
+    python sample.py ckpt=last                           a GIF of 3x3, from noise to image, in the newest run's folder
+    python sample.py ckpt=last n=64 out=grid.png         one grid
+    python sample.py ckpt=cifar.ckpt n=50000 out=cifar   a folder of PNGs; the same command goes on where it stopped
+    python sample.py ckpt=last sampler=ddim steps=50     another sampler, fewer steps
+    python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
+"""
+
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,88 +44,96 @@ class Options:
     hold: int
 
     def __post_init__(self) -> None:
-        if self.ckpt is None:
-            raise ValueError("ckpt= is missing: give ckpt=last (the newest run), a version number, a run folder or a file")
+        if self.ckpt in (None, ""):
+            raise ValueError("ckpt= is missing: give last (the newest run), a version number, a run folder or a file")
         for name in ("n", "rows", "steps", "batch_size", "frames", "hold"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.show not in ("x_t", "x0"):
-            raise ValueError(f"show must be x_t or x0, got {self.show!r}")
+        if self.rows is not None and self.rows > self.n:
+            raise ValueError(f"rows={self.rows} is more than the n={self.n} samples")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if not 0 < self.fps <= 50:
+            raise ValueError(f"fps must be above 0 and at most 50, the most that viewers show, got {self.fps}")
+        for name, choices in {"show": ("x_t", "x0"), "weights": ("ema", "raw")}.items():
+            if vars(self)[name] not in choices:
+                raise ValueError(f"{name} must be {' or '.join(choices)}, got {vars(self)[name]!r}")
 
 
-def sample(config: "DictConfig") -> None:
+def main(config: "DictConfig") -> None:
     """Draws what was asked for and writes it."""
-    import warnings
-
     from omegaconf import OmegaConf
 
-    warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
     from diffusion import checkpoint, media
-    from diffusion.build import ConfigError, construct
+    from diffusion.build import construct
     from diffusion.devices import devices
     from diffusion.sampling import Pipeline
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     sampler, grid = plain.pop("sampler", None), plain.pop("grid", None)
     options: Options = construct(Options, plain)
-    if options.eta is not None:
-        if sampler is None or "eta" not in sampler:
-            raise ConfigError(f"eta={options.eta} belongs to the ddim sampler: add sampler=ddim")
-        sampler["eta"] = options.eta
     places = devices(options.devices)
-    media.layout(options.n, options.rows)
+    if options.out is not None:
+        media.check_out(options.out)
     path, contents = checkpoint.find(str(options.ckpt))
     pipeline = Pipeline.from_checkpoint(
-        contents, str(path), options.weights, sampler=sampler, grid=grid, steps=options.steps, clip=options.clip
+        contents,
+        str(path),
+        options.weights,
+        sampler=with_eta(sampler, contents["config"].get("sampler"), options.eta),
+        grid=grid,
+        steps=options.steps,
+        clip=options.clip,
     )
     out = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
-    settings = {
-        "checkpoint": str(path), "step": contents["global_step"], "weights": options.weights, "seed": options.seed,
-        "label": options.label, "sampler": type(pipeline.sampler).__name__, "times": pipeline.times.tolist(),
-    }  # fmt: skip
-    numbers = list(range(options.n)) if out.suffix else media.missing(media.claim(out, settings), options.n)
-    if not numbers:
-        print(f"{out} holds all {options.n} samples already")
-        return
-    pipeline.labels(_tensor(numbers), options.label)
-    if out.suffix.lower() in (".gif", ".webp"):
-        states = animated(pipeline, options, numbers, places[0])
-        media.save(out, states[-1], states, options.rows, fps=options.fps, hold=options.hold)
-    elif out.suffix:
-        samples = drawn(pipeline, options, numbers, places)
-        media.save(out, samples, rows=options.rows, labels=pipeline.labels(_tensor(numbers), options.label))
+    numbers = list(range(options.n))
+    labels = pipeline.labels(_tensor(numbers), options.label)
+    if out.suffix:
+        moving = out.suffix.lower() in (".gif", ".webp")
+        states = drawn(pipeline, options, numbers, places, options.frames if moving else 1)
+        media.save(out, states[-1], list(states), options.rows, fps=options.fps, hold=options.hold, labels=labels)
     else:
+        settings = {
+            "checkpoint": str(path), "step": contents["global_step"], "weights": options.weights, "seed": options.seed,
+            "label": options.label, "clip": options.clip, "sampler": type(pipeline.sampler).__name__,
+            **vars(pipeline.sampler), "times": pipeline.times.tolist(),
+        }  # fmt: skip
+        numbers = media.missing(media.claim(out, settings), options.n)
         # A batch at a time, so that a run that is cut off can go on where it stopped.
         share = options.batch_size * len(places)
         for begin in range(0, len(numbers), share):
             batch = numbers[begin : begin + share]
-            media.save_folder(out, drawn(pipeline, options, batch, places), batch)
+            media.save_folder(out, drawn(pipeline, options, batch, places)[-1], batch)
+        if len(numbers) < options.n:
+            print(f"{options.n - len(numbers)} of {options.n} samples were there already")
     print(out)
 
 
-def animated(pipeline: "Pipeline", options: Options, numbers: list[int], device: str) -> "list[Tensor]":
-    """The states that the animation shows, evenly spaced from noise to data."""
+def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
+    """The configuration of the sampler that was asked for, or else of the model's own, with this eta."""
+    if eta is None:
+        return sampler
+    chosen = sampler or own
+    if not isinstance(chosen, dict) or "eta" not in chosen:
+        raise ValueError(f"eta={eta} belongs to the ddim sampler: add sampler=ddim")
+    return chosen | {"eta": eta}
+
+
+def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: list[str], frames: int = 1) -> "Tensor":
+    """So many states of the samples with these numbers, evenly spaced, with the samples last: (frames, n, *shape)."""
     from tqdm import tqdm
 
     from diffusion.media import evenly
+    from diffusion.sampling import frames_on
 
-    wanted = set(evenly(len(pipeline.times), options.frames))
-    walk = pipeline.states(_tensor(numbers).to(device), options.seed, options.label)
-    bar = tqdm(walk, total=len(pipeline.times), unit="step", desc="sampling", leave=False, disable=None)
-    return [(state.x_t if options.show == "x_t" else state.x0).cpu() for i, state in enumerate(bar) if i in wanted]
-
-
-def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: list[str]) -> "Tensor":
-    """The samples with these numbers, shared out over the devices."""
-    from tqdm import tqdm
-
-    from diffusion.sampling import sample_on
-
-    batches = -(-len(numbers) // (options.batch_size * len(places)))
+    keep = evenly(len(pipeline.times), frames)
+    batches = math.ceil(math.ceil(len(numbers) / len(places)) / options.batch_size)
     with tqdm(total=batches * len(pipeline.times), unit="step", desc="sampling", leave=False, disable=None) as bar:
-        return sample_on(places, pipeline, numbers, options.seed, options.label, options.batch_size, bar.update)
+        return frames_on(
+            places, pipeline, numbers, options.seed, options.label, options.batch_size, keep, options.show, bar.update
+        )
 
 
 def _tensor(numbers: list[int]) -> "Tensor":
@@ -125,5 +142,10 @@ def _tensor(numbers: list[int]) -> "Tensor":
     return torch.tensor(numbers)
 
 
+def entry() -> None:
+    """The command line."""
+    cli.run(main, "sample", __doc__ or "")
+
+
 if __name__ == "__main__":
-    cli.run(sample, "sample")
+    entry()

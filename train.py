@@ -1,5 +1,6 @@
 """Trains a diffusion model.
 
+Examples:
     python train.py                                      8x8 digits, in minutes on any machine
     python train.py dataset=cifar timesteps=500          another dataset, fewer noising steps
     python train.py experiment=fast_fashion              a recipe that suits a CPU
@@ -7,6 +8,7 @@
     python train.py -m lr=1e-3,2e-3 network=unet,tutorial   try each, and compare
 """
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -20,13 +22,13 @@ if TYPE_CHECKING:
     from data.module import DataModule
 
 # What each run was told, where it is, its final validation loss, and why it failed if it did.
-Result = tuple[str, str, float | None, str]
+Result = tuple[dict[str, Any], str, float | None, str]
 RESULTS: list[Result] = []
 
 
 def main(config: "DictConfig") -> float | None:
     """One run, or one of a sweep, which goes on past those that fail; returns the final validation loss."""
-    told = " ".join(f"{name}={value}" for name, value in cli.typed().items())
+    told = cli.typed()
     try:
         folder, loss = train(config)
     except cli.USER_ERRORS as error:
@@ -70,7 +72,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         return run_folder(path), None
 
     folder = None
-    if rank_zero_only.rank in (0, None):
+    if rank_zero_only.rank in (0, None):  # type: ignore[attr-defined]
         seconds = training.estimate(run, trainer)
         training.announce(run, seconds, trainer.world_size, trainer.strategy.root_device.type)
         folder = training.claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
@@ -88,7 +90,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
 
 
 def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, int]:
-    """The configuration as a plain dict, that of a resumed run included; its checkpoint, if any, and the step it is at."""
+    """The configuration as a plain dict; the checkpoint to go on from, if any, and the step it is at."""
     from diffusion import resume
 
     typed, spec = cli.typed(), config.resume
@@ -115,8 +117,8 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     if config.timesteps is not None:
         if "timesteps" not in config.schedule:
             raise ConfigError(
-                f"timesteps={config.timesteps}: this schedule is continuous in time and has no number of steps; steps=... sets "
-                f"how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
+                f"timesteps={config.timesteps}: this schedule is continuous in time and has no number of steps; "
+                f"steps=... sets how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
             )
         config.schedule.timesteps = config.timesteps
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
@@ -140,7 +142,7 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     )
 
 
-def check_labels(datamodule: "DataModule", num_classes: int) -> None:
+def check_labels(datamodule: "DataModule", num_classes: Any) -> None:
     """Raises ValueError if a class-conditional network has another number of classes than the data."""
     assert datamodule.splits is not None
     found = 1 + max(int(split.labels.max()) for split in datamodule.splits)
@@ -152,11 +154,26 @@ def check_labels(datamodule: "DataModule", num_classes: int) -> None:
 def table(results: list[Result]) -> str:
     """The runs of a sweep, best first, failed ones last."""
     rows = [("val/loss", "run", "settings")]
-    for told, folder, loss, failure in sorted(results, key=lambda row: float("inf") if row[2] is None else row[2]):
-        rows.append(("-" if loss is None else f"{loss:.5f}", folder, f"{told}  failed: {failure}" if failure else told))
+    varied = [name for name in results[0][0] if any(row[0].get(name) != results[0][0][name] for row in results)]
+    for told, folder, loss, failure in sorted(results, key=lambda row: math.inf if row[2] is None else row[2]):
+        settings = " ".join(f"{name}={told[name]}" for name in varied)
+        rows.append(
+            ("-" if loss is None else f"{loss:.5f}", folder, settings + (f"  failed: {failure}" if failure else ""))
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
 
 
+def entry() -> None:
+    """The command line; a sweep ends in a table, and with exit status 1 if a run of it failed."""
+    RESULTS.clear()
+    cli.run(main, "train", __doc__ or "")
+    failed = any(failure for *_, failure in RESULTS)
+    if len(RESULTS) > 1 or failed:
+        print(table(RESULTS))
+    if failed:
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    cli.run(main, "train", __doc__)
+    entry()

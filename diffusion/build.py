@@ -30,8 +30,8 @@ def build(config: Any, where: str = "config", **extra: Any) -> Any:
     """Builds the object that a configuration describes, and everything in it.
 
     Args:
-        config: a mapping with `_target_`, the full name of a class of this project, and its arguments; mappings and lists
-            in it are built likewise, other values returned as they are.
+        config: a mapping with `_target_`, the full name of a class of this project, and its arguments; mappings and
+            lists in it are built likewise, other values returned as they are.
         where: what the user calls this part, for messages.
         extra: further arguments, already built.
 
@@ -58,9 +58,13 @@ def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
     except ConfigError:
         raise
     except ValueError as error:
-        # Some messages begin with the setting as it was typed, which needs no more context.
-        said = not where or str(error).startswith(f"{where.partition('.')[0]}=")
-        raise ConfigError(str(error) if said else f"{where}: {error}") from error
+        text = " ".join(str(error).split())
+        first = re.match(r"\w*", text)
+        if first and first[0] in arguments:
+            raise ConfigError(f"{prefix}{text}") from error
+        # Some messages begin with the group as it was typed, which needs no more context.
+        said = not where or text.startswith(f"{where.partition('.')[0]}=")
+        raise ConfigError(text if said else f"{where}: {text}") from error
 
 
 def _resolve(target: Any, where: str) -> type:

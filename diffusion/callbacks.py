@@ -1,7 +1,7 @@
 """What happens around the training step: the log, the pictures, the checkpoints, the bar, and signals.
 
-Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they draw
-does not advance the training's random numbers.
+Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they
+draw does not advance the training's random numbers.
 """
 
 import math
@@ -20,7 +20,6 @@ from typing import IO, Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from diffusion.samplers import DPMSolverPP2MSampler, LogSNRGrid, prior
 
 
 class Interrupted(Exception):
-    """Training was stopped by a signal after saving; `code` is the exit status by convention, 128 + the signal's number."""
+    """Training was stopped by a signal after saving; `code` is the usual exit status, 128 + the signal's number."""
 
     def __init__(self, code: int) -> None:
         super().__init__(f"interrupted, exit code {code}")
@@ -54,7 +53,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+        part.replace(path)
         if os.name == "posix":  # the new name has to reach the disk as well
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)
@@ -67,8 +66,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         except OSError:
             reason += f"; the partial {part.name} could not be removed"
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {reason}; the previous one is untouched, free some space or change the "
-            f"permissions and resume"
+            f"cannot write the checkpoint {path}: {reason}; the previous one is untouched, free some space or change "
+            f"the permissions and resume"
         ) from error
 
 
@@ -78,7 +77,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         write_whole(Path(path), lambda file: torch.save(checkpoint, file))
 
-    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
         return read(Path(path))
 
 
@@ -191,13 +192,13 @@ class Preview(AfterStep):
 class Checkpoints(AfterStep):
     """Keeps `last.ckpt` and the best by validation loss, `best.ckpt`, and stops cleanly on a signal.
 
-    A signal sets a flag that the ranks agree on after each optimizer step; then the run is saved and `Interrupted` raised.
-    A second Ctrl-C ends it at once, unsaved.
+    A signal sets a flag that the ranks agree on after each optimizer step; then the run is saved and `Interrupted`
+    raised. A second Ctrl-C ends it at once, unsaved.
 
     Args:
         folder: the run's, on rank 0; None on the others until they are told.
-        every: optimizer steps between saves. None saves after a hundred times what a save takes, at least half a minute and
-            at most ten: under 1 % of the time.
+        every: optimizer steps between saves. None saves after a hundred times what a save takes, at least half a minute
+            and at most ten: under 1 % of the time.
     """
 
     def __init__(self, folder: Path | None, every: int | None = None) -> None:
@@ -208,12 +209,13 @@ class Checkpoints(AfterStep):
         self.best = float("inf")
         self._cost_s, self._saved_at, self._saved_step = 0.0, time.monotonic(), -1
         self._signal = 0
-        self._training = False
+        self._training = self._first = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """All ranks write, and read, the folder that rank 0 claimed."""
         self.folder = trainer.strategy.broadcast(self.folder)
-        if trainer.is_global_zero:
+        self._first = trainer.is_global_zero
+        if self._first:
             for part in self._path("").parent.glob("*.part"):  # of a save that was killed
                 part.unlink()
 
@@ -250,8 +252,9 @@ class Checkpoints(AfterStep):
         if not self._training:
             raise SystemExit(128 + number)
         self._signal = number
-        if rank_zero_only.rank == 0:
-            print("\nfinishing this step, then saving; Ctrl-C again quits at once, unsaved", file=sys.stderr, flush=True)
+        if self._first:
+            message = "finishing this step, then saving; Ctrl-C again quits at once, unsaved"
+            print(f"\n{message}", file=sys.stderr, flush=True)
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         if step == trainer.max_steps:
@@ -272,16 +275,13 @@ class Checkpoints(AfterStep):
         loss = trainer.strategy.broadcast(float(trainer.callback_metrics.get("val/loss", torch.nan)))
         if not math.isfinite(loss):
             stop = TrainingDiverged(
-                f"the validation loss is not finite at step {trainer.global_step}: training stopped and nothing was saved "
-                f"since; try a smaller lr, and resume from the last checkpoint"
+                f"the validation loss is not finite at step {trainer.global_step}: training stopped and nothing was "
+                f"saved since; try a smaller lr, and resume from the last checkpoint"
             )
             raise_on_first_rank(trainer, stop)
         better = loss < self.best
         self.best = min(loss, self.best)
         self._save(trainer, better)
-        request = self._agreed(trainer, self._signal)
-        if request and not trainer.should_stop:
-            raise_on_first_rank(trainer, Interrupted(128 + request))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Without validation the last step has not been saved yet."""
@@ -309,7 +309,7 @@ class Checkpoints(AfterStep):
         return self.folder / "checkpoints" / f"{name}.ckpt"
 
     def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
-        """Writes the checkpoint and, if it is the best one, that first: killed between the two, the run goes on from it."""
+        """Writes the checkpoint; the best one as such first, so that a run killed between the two goes on from it."""
         begun = time.monotonic()
         for logger in trainer.loggers:  # what was logged up to here is not logged again
             logger.save()
@@ -368,10 +368,8 @@ class Progress(AfterStep):
             self._line_at = now
             left = f", {duration((trainer.max_steps - step) / rate)} left" if trainer.max_steps > 0 else ""
             of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-            print(
-                f"step {step}{of}: loss {module.last_loss.item():.4f}, {rate * module.images_per_step:.0f} images/s{left}",
-                flush=True,
-            )
+            images_per_s = f"{rate * module.images_per_step:.0f}"
+            print(f"step {step}{of}: loss {module.last_loss.item():.4f}, {images_per_s} images/s{left}", flush=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self._bar is not None:

@@ -1,7 +1,10 @@
 """Checkpoints: where they are, and loading one without trusting it."""
 
+import os
 import pickle
 import re
+import sys
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +16,8 @@ from diffusion.build import ConfigError, build
 from diffusion.denoisers import Denoiser
 
 ROOT = Path("lightning_logs")
+# What torch's reader and unpickler raise on bytes that are no checkpoint.
+_UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 
 
 class CheckpointError(ConfigError):
@@ -28,14 +33,18 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch has remarks on other programs' pickles, which are refused below
+            warnings.simplefilter("ignore")
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it holds objects other than tensors and plain values, or is no checkpoint at all"
         ) from error
-    except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({str(error).splitlines()[0][:100]}): torn or not a checkpoint") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("config"), dict) or "state_dict" not in checkpoint:
+    except _UNREADABLE as error:
+        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        raise CheckpointError(f"{path} cannot be read ({reason}): torn or not a checkpoint") from error
+    kinds = {"config": dict, "state_dict": dict, "global_step": int}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
         raise CheckpointError(f"{path} is a file of another program: it holds no configuration of this project")
     return checkpoint
 
@@ -68,7 +77,8 @@ def newest_good(folder: Path) -> tuple[Path, dict[str, Any]]:
         raise CheckpointError("; ".join(refusals) or f"{folder} holds no checkpoint in checkpoints/")
     _, _, path, checkpoint = max(found, key=lambda entry: entry[:2])
     for refusal in refusals:
-        print(f"warning: {refusal}; using {path} instead")
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # said once, not by each process of a run
+            print(f"warning: {refusal}; using {path} instead", file=sys.stderr)
     return path, checkpoint
 
 
@@ -86,6 +96,8 @@ def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> tuple[Path
     Raises:
         CheckpointError: nothing is there, or nothing that can be read.
     """
+    if not spec:
+        raise CheckpointError("no checkpoint is named: give last (the newest run), a version number, a folder or a file")
     if re.match(r"[a-z][a-z0-9+.-]*://", spec):
         raise CheckpointError(f"{spec} is an address: download the checkpoint first, then give its path")
     candidates = [run for run in runs(root) if dataset in (None, run.parent.name)]

@@ -135,7 +135,8 @@ def picture(samples: Tensor, rows: int | None = None, limit: float | None = None
     if images.shape[-1] not in (1, 3):
         raise ValueError(f"only images of 1 or 3 channels can be drawn, not {images.shape[-1]}: write .npz")
     room = _LARGEST_GRID // max(layout(len(images), rows)) - max(images.shape[1:3])
-    return grid(upscale(images, min(_CELL, room + 1)), rows)
+    cells = upscale(images, min(_CELL, room + 1))
+    return grid(cells, rows, gap=max(2, cells.shape[1] // 12))
 
 
 def animation(states: Sequence[Tensor], rows: int | None = None) -> list[Pixels]:

@@ -2,13 +2,14 @@
 
 import copy
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers import Denoiser, NetworkDenoiser
+from diffusion.denoisers import NetworkDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective
 from diffusion.optimizers import EMA, AdamW, LearningRate
@@ -31,7 +32,7 @@ def raise_on_first_rank(trainer: pl.Trainer, error: Exception) -> None:
 def level_names() -> list[str]:
     """One name for each range of log-SNR, from noise to data."""
     edges = ["-inf", *(f"{level:g}" for level in LEVELS), "inf"]
-    return [f"log_snr_{low}_to_{high}" for low, high in zip(edges, edges[1:], strict=False)]
+    return [f"log_snr_{low}_to_{high}" for low, high in pairwise(edges)]
 
 
 class DiffusionModule(pl.LightningModule):
@@ -47,6 +48,8 @@ class DiffusionModule(pl.LightningModule):
         seed: of all randomness in training.
         config: the resolved configuration as a plain dict; every checkpoint carries it.
     """
+
+    diverged_at: Tensor
 
     def __init__(
         self,
@@ -64,7 +67,7 @@ class DiffusionModule(pl.LightningModule):
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
         self.images_per_step, self.seed, self.config = images_per_step, seed, config
         self.averaging = ema
-        self.ema: nn.Module | None = None
+        self.ema: NetworkDenoiser | None = None
         if ema is not None:
             self.ema = copy.deepcopy(denoiser).requires_grad_(False).eval()
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
@@ -72,7 +75,7 @@ class DiffusionModule(pl.LightningModule):
         self.last_loss = torch.zeros(())
 
     @property
-    def evaluated(self) -> Denoiser:
+    def evaluated(self) -> NetworkDenoiser:
         """The denoiser that is validated and sampled: the averaged one if there is one."""
         return self.denoiser if self.ema is None else self.ema
 
@@ -100,7 +103,7 @@ class DiffusionModule(pl.LightningModule):
         self._sums = torch.zeros(2, len(LEVELS) + 1, dtype=torch.float64)
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Noise and noise levels depend on the image's number alone, so that the loss compares between epochs and runs."""
+        """Noise and noise levels depend on the image's number alone, so that losses compare between epochs and runs."""
         out = self.objective(self.evaluated, batch, Noise(0, batch["serial"], VALIDATION))
         levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
         loss = out["loss"].double().cpu()
@@ -138,8 +141,8 @@ class DiffusionModule(pl.LightningModule):
         """Raises `TrainingDiverged` if a gradient was not finite; waits for the device, so not for every step."""
         if self.diverged_at >= 0:
             stop = TrainingDiverged(
-                f"the gradient is not finite at step {self.diverged_at.item()}: training stopped and nothing was saved since; "
-                f"try a smaller lr or trainer.gradient_clip_val=1, and resume from the last checkpoint"
+                f"the gradient is not finite at step {self.diverged_at.item()}: training stopped and nothing was saved "
+                f"since; try a smaller lr or trainer.gradient_clip_val=1, and resume from the last checkpoint"
             )
             raise_on_first_rank(self.trainer, stop)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.build import ConfigError
-from diffusion.checkpoint import ROOT, find, newest_good, run_folder, runs
+from diffusion.checkpoint import ROOT, CheckpointError, find, newest_good, run_folder, runs
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
 CHANGEABLE = (
@@ -19,10 +19,13 @@ _LIMITS = ("max_steps", "max_epochs", "max_time")
 
 
 def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint, with its contents, of a run with this very configuration, however long; None if none is."""
+    """The newest checkpoint, with its contents, of a run with this very configuration, however long; else None."""
     for folder in runs(root):
         if folder.parent.name == config["dataset"]["name"]:
-            path, checkpoint = newest_good(folder)
+            try:
+                path, checkpoint = newest_good(folder)
+            except CheckpointError:  # another run's; this one's own would be read
+                continue
             if essence(checkpoint["config"]) == essence(config):
                 return path, checkpoint
     return None
@@ -66,9 +69,10 @@ def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, a
             if name in _OF_SOURCE and _OF_SOURCE[name] in config["dataset"]["source"]:
                 config["dataset"]["source"][_OF_SOURCE[name]] = value
         elif name not in ("resume", "dataset") and not auto:
+            again = f"{name}={value}".replace(" ", "")
             raise ConfigError(
-                f"a resumed run keeps its settings, so {name} cannot change (only {', '.join(CHANGEABLE)} can); a new run "
-                f"that begins with its weights: init_from={run_folder(path)} {name}={value}"
+                f"a resumed run keeps its settings, so {name} cannot change (only {', '.join(CHANGEABLE)} can); a new "
+                f"run that begins with its weights: init_from={run_folder(path)} {again}"
             )
     # Epochs were turned into steps when the run began, so only the limit that was typed counts now.
     steps, epochs = "trainer.max_steps" in typed, "trainer.max_epochs" in typed

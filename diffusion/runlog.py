@@ -1,7 +1,6 @@
 """What a run writes to be looked at: TensorBoard events and `metrics.csv`, both unbroken over resumes."""
 
 import csv
-import os
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ class RunLogger(Logger):
 
     Args:
         folder: the run's.
-        resumed_from: the step that a resumed run goes on from: what was logged after it is dropped, since it will be again.
+        resumed_from: the step that a resumed run goes on from: what was logged after it is dropped, to be logged again.
     """
 
     def __init__(self, folder: Path, resumed_from: int | None = None) -> None:
@@ -52,7 +51,11 @@ class RunLogger(Logger):
         """Lightning's own call, before there is a result to go with them; `log_result` writes them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row of the table and one point a curve."""
+        """One row of the table and one point a curve.
+
+        Raises:
+            OSError: the disk is full, or the folder is read-only.
+        """
         if step is None:
             raise ValueError("metrics are logged with the optimizer step they belong to")
         for name, value in metrics.items():
@@ -60,11 +63,16 @@ class RunLogger(Logger):
         row = {"step": str(step)} | {name: repr(float(value)) for name, value in metrics.items()}
         known = list(self._columns())
         self._rows.append(row)
-        if set(row) <= set(known):
-            with self._table.open("a", newline="") as file:
-                csv.DictWriter(file, known).writerow(row)
-        else:
-            self._rewrite()
+        try:
+            if set(row) <= set(known):
+                with self._table.open("a", newline="") as file:
+                    csv.DictWriter(file, known).writerow(row)
+            else:
+                self._rewrite()
+        except OSError as error:
+            raise OSError(
+                f"cannot write {self._table}: {error.strerror}; free some space or change the permissions, and resume"
+            ) from error
 
     def log_result(self, settings: Mapping[str, Any], result: Mapping[str, float], step: int) -> None:
         """The run's settings with its final figures, for TensorBoard's table of runs."""
@@ -90,7 +98,7 @@ class RunLogger(Logger):
             writer = csv.DictWriter(file, list(self._columns()))
             writer.writeheader()
             writer.writerows(self._rows)
-        os.replace(part, self._table)
+        part.replace(self._table)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, bool | int | float | str]]:

@@ -1,12 +1,14 @@
-"""Sampling from a trained model: in three lines of a notebook, or behind `sample.py`.
+"""Sampling from a trained model: behind `sample.py`, or in three lines of a notebook:
 
     from diffusion.sampling import Pipeline
     pipeline = Pipeline.load("lightning_logs/digits/version_0")
-    images = pipeline.sample(16, seed=1)  # (16, 1, 8, 8) in [-1, 1]
+    images = pipeline.sample(16, seed=1)
+
+gives (16, 1, 8, 8) in [-1, 1].
 """
 
-from concurrent.futures import ProcessPoolExecutor
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +85,7 @@ class Pipeline:
         config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
         denoiser = trained_denoiser(checkpoint, Path(path), weights)
         sampler, times = sampler_and_times(config, denoiser.schedule)
-        num_classes = denoiser.network.num_classes
+        num_classes = int(denoiser.network.num_classes)
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
             sampler=sampler,
@@ -121,59 +123,74 @@ class Pipeline:
         with torch.autocast(index.device.type, enabled=False):
             yield from self.sampler(denoiser, prior(denoiser.schedule, noise, self.shape), self.times, cond, noise)
 
-    def sample(
+    def sample(self, n: int | Sequence[int], seed: int = 0, label: int | None = None, batch_size: int = 64) -> Tensor:
+        """Samples, (n, *shape) on the CPU; the arguments are those of `frames`."""
+        return self.frames(n, seed, label, batch_size)[-1]
+
+    def frames(
         self,
         n: int | Sequence[int],
         seed: int = 0,
         label: int | None = None,
         batch_size: int = 64,
         device: str = "cpu",
+        keep: Sequence[int] = (-1,),
+        show: str = "x_t",
         after_step: Callable[[], object] = lambda: None,
     ) -> Tensor:
-        """Samples, (n, *shape) on the CPU.
+        """Chosen states on the way from noise to samples, (len(keep), n, *shape) on the CPU.
 
         Args:
-            n: how many, or the numbers of the images wanted.
+            n: how many samples, or the numbers of those wanted.
             seed: of the noise.
-            label: of a class-conditional model.
-            batch_size: images at a time.
+            label: of a class-conditional model; None takes each class in turn.
+            batch_size: samples at a time.
             device: to compute on.
+            keep: which states; 0 is noise and the last, `len(times) - 1` or -1, the samples.
+            show: "x_t", or "x0", the data that the model predicts there.
             after_step: called after each step of each batch.
         """
+        if show not in ("x_t", "x0"):
+            raise ConfigError(f"show must be x_t or x0, got {show!r}")
         numbers = torch.arange(n) if isinstance(n, int) else torch.tensor(list(n))
-        done = []
+        wanted = [range(len(self.times))[i] for i in keep]
+        batches = []
         for index in numbers.to(device).split(batch_size):
-            for state in self.states(index, seed, label):
+            kept = []
+            for i, state in enumerate(self.states(index, seed, label)):
+                if i in wanted:
+                    kept.append((state.x_t if show == "x_t" else state.x0).cpu())
                 after_step()
-            done.append(state.x_t.cpu())
-        return torch.cat(done)
+            batches.append(torch.stack(kept))
+        return torch.cat(batches, dim=1)
 
 
-def sample_on(
+def frames_on(
     devices: Sequence[str],
     pipeline: Pipeline,
     numbers: Sequence[int],
     seed: int = 0,
     label: int | None = None,
     batch_size: int = 64,
+    keep: Sequence[int] = (-1,),
+    show: str = "x_t",
     after_step: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """`pipeline.sample(numbers, ...)` with the images shared out over devices, one process each.
+    """`pipeline.frames(numbers, ...)` with the samples shared out over devices, one process each.
 
-    `after_step` is called in the first share's place, by this process.
+    `after_step` is called for the first device's share, by this process.
     """
-    if len(devices) == 1:
-        return pipeline.sample(numbers, seed, label, batch_size, devices[0], after_step)
-    shares = [list(numbers[rank :: len(devices)]) for rank in range(len(devices))]
-    with ProcessPoolExecutor(len(devices) - 1, torch.multiprocessing.get_context("spawn")) as pool:
-        others = [
-            pool.submit(pipeline.sample, share, seed, label, batch_size, device)
-            for share, device in zip(shares[1:], devices[1:], strict=True)
-            if share
-        ]
-        parts = [pipeline.sample(shares[0], seed, label, batch_size, devices[0], after_step)]
-        parts += [other.result() for other in others]
-    samples = parts[0].new_empty((len(numbers), *pipeline.shape))
+    shares = [numbers[rank :: len(devices)] for rank in range(min(len(devices), len(numbers)))]
+
+    def arguments(rank: int) -> tuple[Any, ...]:
+        return shares[rank], seed, label, batch_size, devices[rank], keep, show
+
+    if len(shares) == 1:
+        return pipeline.frames(*arguments(0), after_step)
+    with ProcessPoolExecutor(len(shares) - 1, torch.multiprocessing.get_context("spawn")) as pool:
+        others = [pool.submit(pipeline.frames, *arguments(rank)) for rank in range(1, len(shares))]
+        parts = [pipeline.frames(*arguments(0), after_step), *(other.result() for other in others)]
+    frames = torch.empty(len(keep), len(numbers), *pipeline.shape)
     for rank, part in enumerate(parts):
-        samples[rank :: len(devices)] = part
-    return samples
+        frames[:, rank :: len(devices)] = part
+    return frames

@@ -1,10 +1,13 @@
 """One training run, from a resolved configuration to its last checkpoint."""
 
 import copy
+import inspect
+import logging
 import math
 import os
 import signal
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -51,9 +54,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         at_least = {"preview_every": 0, "seed": 0, "workers": 0}
+        checked_below = ("devices", "lr", "budget_minutes")
         for name, value in vars(self).items():
             lowest = at_least.get(name, 1)
-            if isinstance(value, int) and not isinstance(value, bool) and name not in ("devices", "lr") and value < lowest:
+            if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
         if self.budget_minutes is not None and self.budget_minutes <= 0:
             raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
@@ -132,12 +136,6 @@ class Run:
         if self.module.ema is not None:
             self.module.ema.load_state_dict(self.module.denoiser.state_dict())
 
-    @property
-    def total_images(self) -> int | None:
-        """Images seen by the end, None if no number of steps is set."""
-        steps = self.config["trainer"]["max_steps"]
-        return None if steps is None else steps * self.module.images_per_step
-
     def limit_steps(self, train_size: int) -> None:
         """Turns `max_epochs` into `max_steps`: the training stream has no end, and the decay has to know its length."""
         options = self.config["trainer"]
@@ -149,8 +147,8 @@ class Run:
             raise ConfigError("nothing says when to stop: set trainer.max_steps, trainer.max_epochs or budget_minutes")
         if steps is None and self.module.learning_rate.decay != "none":
             raise ConfigError(
-                f"learning_rate.decay={self.module.learning_rate.decay} has to know the last step: set trainer.max_steps, "
-                f"trainer.max_epochs or budget_minutes"
+                f"learning_rate.decay={self.module.learning_rate.decay} has to know the last step: set "
+                f"trainer.max_steps, trainer.max_epochs or budget_minutes"
             )
 
     def fit(self, folder: Path | None, checkpoint: Path | None, resumed_from: int | None) -> float | None:
@@ -196,11 +194,13 @@ class Run:
                 raise KeyboardInterrupt from error
             raise
         self.module.raise_if_diverged()
-        if isinstance(trainer.profiler, Profiler) and (report := trainer.profiler.summary()):
+        profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]
+        if report := profiler.summary():
             print(report)
         final = trainer.callback_metrics.get("val/loss")
         if isinstance(logger, RunLogger):
-            result = {"final/val_loss": float("nan") if final is None else float(final), "final/best_val_loss": checkpoints.best}
+            loss = math.nan if final is None else float(final)
+            result = {"final/val_loss": loss, "final/best_val_loss": checkpoints.best}
             logger.log_result(self.config, result, trainer.global_step)
             logger.experiment.close()
         return None if final is None else float(final)
@@ -216,8 +216,10 @@ OURS = {
     "check_val_every_n_epoch": "use val_every=...",
     "log_every_n_steps": "use log_every=...",
     **dict.fromkeys(
-        ("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing", "enable_progress_bar")
-        + ("enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
+        (
+            *("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing"),
+            *("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
+        ),
         "this project sets it itself",
     ),
 }
@@ -237,19 +239,22 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             raise ConfigError(f"trainer.{name} does not exist{nearest(name, known)}; Lightning has {', '.join(known)}")
         if name in OURS:
             raise ConfigError(f"trainer.{name} cannot be set: {OURS[name]}")
-        if name in COUNTS and value is not None and not (isinstance(value, int) and value >= 1):
+        if (
+            name in COUNTS
+            and value is not None
+            and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
+        ):
             raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
     accumulate = options.get("accumulate_grad_batches") or 1
     options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
     options["max_epochs"] = -1
-    val_every = settings_.val_every if options["max_steps"] < 0 else min(settings_.val_every, options["max_steps"])
     try:
         trainer = pl.Trainer(
             **options,
             devices=settings_.devices if settings_.devices != "auto" or torch.cuda.is_available() else 1,
             accelerator=settings_.accelerator,
             # The stream of training batches never ends; counted in batches, validation falls between optimizer steps.
-            val_check_interval=val_every * accumulate,
+            val_check_interval=settings_.val_every * accumulate,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -326,14 +331,18 @@ def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     """
     minutes = run.settings.budget_minutes
     assert minutes is not None
+    if not trainer.is_global_zero:  # the first process measures and tells the others when training begins
+        run.config["trainer"]["max_steps"] = 1
+        return
     batch = next(iter(run.datamodule.train_dataloader()))
     seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20))
-    seconds *= run.config["trainer"].get("accumulate_grad_batches") or 1
+    seconds *= (run.config["trainer"].get("accumulate_grad_batches") or 1) / max(trainer.world_size, 1)
     left = 0.95 * minutes * 60 - (time.monotonic() - begun)
     steps = max(int(left / seconds), 1)
     run.config["trainer"]["max_steps"] = steps
     run.config["trainer"]["max_epochs"] = None
-    print(f"budget of {minutes:g} minutes: {steps} steps of {run.module.images_per_step} images at {seconds:.3f} s each")
+    images = run.module.images_per_step
+    print(f"budget of {minutes:g} minutes: {steps} steps of {images} images at {seconds:.3f} s each")
 
 
 def announce(run: Run, seconds: float, world_size: int, device: str) -> None:
@@ -345,7 +354,8 @@ def announce(run: Run, seconds: float, world_size: int, device: str) -> None:
     share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
     print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {batch} images{share}")
     if steps is None:
-        print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={run.config['trainer']['max_time']}")
+        limit = run.config["trainer"]["max_time"]
+        print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit}")
         return
     total = timedelta(seconds=seconds * steps).total_seconds()
     print(f"estimated time: {duration(total)} for {steps} steps ({seconds:.3g} s each)")

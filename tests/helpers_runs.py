@@ -35,13 +35,21 @@ _CONTEXT.set_forkserver_preload(["hydra", "pytorch_lightning", "sklearn.datasets
 
 
 class Run:
-    """A running `train.py`; what it prints goes to a file."""
+    """A running `train.py`; what it prints goes to a file.
 
-    def __init__(self, folder: Path, *arguments: str, script: Path = TRAIN) -> None:
+    Args:
+        folder: where it runs.
+        arguments: of the command line.
+        script: another one of the project than `train.py`.
+        before: called in its process first, to prepare a fault there; a function of a module, not a closure.
+    """
+
+    def __init__(
+        self, folder: Path, *arguments: str, before: Callable[[], None] | None = None, script: Path = TRAIN
+    ) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder = folder
         self.output = folder / "output.txt"
-        self._process = _CONTEXT.Process(target=_run, args=(script, list(arguments), folder, self.output))
+        self._process = _CONTEXT.Process(target=_run, args=(script, list(arguments), folder, self.output, before))
         self._process.start()
 
     @property
@@ -52,7 +60,9 @@ class Run:
     def wait(self, seconds: float = 120) -> int:
         """Its exit status, negative if a signal ended it."""
         self._process.join(seconds)
-        assert self._process.exitcode is not None, f"still running: {self.text()}"
+        if self._process.exitcode is None:
+            self.kill()
+            raise AssertionError(f"it did not end: {self.text()}")
         return self._process.exitcode
 
     def until(self, condition: Callable[[], bool], seconds: float = 120) -> bool:
@@ -61,7 +71,9 @@ class Run:
         while not condition():
             if not self._process.is_alive():
                 return False
-            assert time.monotonic() < end, f"nothing happened: {self.text()}"
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"nothing happened: {self.text()}")
             time.sleep(0.002)
         return True
 
@@ -75,6 +87,16 @@ class Run:
 
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
+
+
+def error_line(run: Run) -> str:
+    """The one line that a failed run ends with, without `error: `."""
+    status = run.wait()
+    assert status == 1, run.text()
+    assert "Traceback" not in run.text()
+    last = run.text().strip().splitlines()[-1]
+    assert last.startswith("error: "), last
+    return last.removeprefix("error: ")
 
 
 def train(folder: Path, *arguments: str) -> str:
@@ -131,12 +153,14 @@ def assert_same_result(folder: Path, reference: Path) -> None:
     assert table(folder) == table(reference)
 
 
-def _run(script: Path, arguments: list[str], folder: Path, output: Path) -> None:
+def _run(script: Path, arguments: list[str], folder: Path, output: Path, before: Callable[[], None] | None) -> None:
     os.chdir(folder)
-    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    if before is not None:
+        before()
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.parent))
     runpy.run_path(str(script), run_name="__main__")

@@ -80,8 +80,8 @@ def test_upscale_repeats_pixels_and_leaves_large_images_alone() -> None:
 def test_picture_shows_small_images_large_and_in_order() -> None:
     pixels = _pixels(9, 8, 8, 1)
     shown = media.picture(_images(pixels))
-    assert shown.shape == (3 * 96 + 4, 3 * 96 + 4, 1)
-    assert np.array_equal(shown[98 : 98 + 96 : 12, 196:292:12], pixels[5])
+    assert shown.shape == (3 * 96 + 2 * 8, 3 * 96 + 2 * 8, 1)
+    assert np.array_equal(shown[104 : 104 + 96 : 12, 208 : 208 + 96 : 12], pixels[5])
     assert media.picture(torch.zeros(1024, 1, 32, 32)).shape[0] < 1200
     with pytest.raises(ValueError, match="1 or 3 channels"):
         media.picture(torch.zeros(1, 4, 8, 8))

@@ -24,6 +24,8 @@ class MLP(nn.Module):
             raise ValueError(f"network=mlp needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images")
         if width < 2 or width % 2 or depth < 1:
             raise ValueError(f"mlp needs an even width and a depth of at least 1, got {width=} and {depth=}")
+        if num_classes < 0:
+            raise ValueError(f"num_classes must not be negative, got {num_classes}")
         self.num_classes = num_classes
         self.width = width
         self.embed_label = nn.Embedding(num_classes, width) if num_classes else None

@@ -92,7 +92,12 @@ class UNet(nn.Module):
         head_channels: int = 32,
     ) -> None:
         super().__init__()
-        channels, *size = _check(shape, widths, blocks, attention, patch)
+        channels = _check(shape, widths, blocks, attention, patch)
+        if num_classes < 0 or head_channels < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                f"unet needs num_classes >= 0, head_channels >= 1 and dropout in [0, 1), got {num_classes}, {head_channels} "
+                f"and {dropout}"
+            )
         self.num_classes = num_classes
         self.width_in = widths[0]
         emb = 4 * widths[0]
@@ -161,7 +166,8 @@ def _run(layers: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
 
 def _check(
     shape: Sequence[int], widths: Sequence[int], blocks: int, attention: Sequence[int], patch: int
-) -> tuple[int, int, int]:
+) -> int:
+    """The number of channels, if the arguments make a network that such images can pass."""
     if len(shape) != 3:
         raise ValueError(f"network=unet needs images of shape (channels, height, width), got shape {tuple(shape)}")
     if not widths or min(widths) < 2 or blocks < 1 or patch < 1 or widths[0] % 2:
@@ -176,4 +182,4 @@ def _check(
             f"an image of {height}x{width} cannot pass a unet with patch={patch} and {len(widths)} levels: height and width "
             f"must be multiples of {divisor}; change the image size, or use fewer network.widths"
         )
-    return channels, height, width
+    return channels

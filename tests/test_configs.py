@@ -1,0 +1,156 @@
+"""Every configuration that is offered composes, builds and trains; every setting is read by the code."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+
+import cli
+import train
+from diffusion import training
+from diffusion.build import build
+from diffusion.checkpoint import build_denoiser
+from diffusion.noise import TRAINING, Noise
+from diffusion.sampling import sampler_and_times
+
+ROOT = Path(__file__).parent.parent
+FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
+TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
+
+
+def resolved(*overrides: str) -> dict[str, Any]:
+    """The configuration that `python train.py overrides` works with."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
+        return train.resolved(
+            compose("train", [*overrides, "dataset.path=photos"] if _is_folder(overrides) else overrides)
+        )
+
+
+def _is_folder(overrides: tuple[str, ...]) -> bool:
+    return any(override in ("dataset=folder", "experiment=folder", "experiment=fast_folder") for override in overrides)
+
+
+def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:
+    """The loss on two random samples, with gradients in all weights."""
+    denoiser, objective = build_denoiser(config), build(config["objective"])
+    batch = {"x": torch.rand(2, *config["dataset"]["shape"]) * 2 - 1, "label": torch.zeros(2, dtype=torch.long)}
+    loss: torch.Tensor = objective(denoiser, batch, Noise(0, torch.arange(2), TRAINING))["loss"].mean()
+    loss.backward()
+    assert all(p.grad is not None for p in denoiser.network.parameters())
+    return loss
+
+
+@pytest.mark.parametrize("experiment", cli.choices_of("experiment"))
+def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -> None:
+    config = resolved(f"experiment={experiment}")
+    training.settings(config)
+    with torch.device("meta"):
+        build(config["network"], "network")
+    for part in ("objective", "optimizer", "learning_rate", "ema", "sampler", "grid"):
+        build(config[part], part)
+    assert config["dataset"]["name"] == experiment.rpartition("_")[2]
+    assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
+
+
+@pytest.mark.parametrize("experiment", FAST)
+def test_every_fast_experiment_trains_and_has_a_few_step_sampler(experiment: str) -> None:
+    config = resolved(f"experiment={experiment}")
+    assert loss_of_one_step(config).isfinite()
+    _, times = sampler_and_times(config, build(config["schedule"]))
+    assert len(times) - 1 <= 20
+
+
+@pytest.mark.parametrize("dataset", cli.choices_of("dataset"))
+def test_every_dataset_has_a_network_of_its_size(dataset: str) -> None:
+    config = resolved(f"dataset={dataset}")
+    with torch.device("meta"):
+        network = build(config["network"], "network")
+    assert sum(p.numel() for p in network.parameters()) < 70e6
+    assert config["timesteps"] is None
+    assert config["schedule"]["timesteps"] == 1000
+    assert config["denoiser"]["precond"]["_target_"].endswith("EpsPreconditioner")
+    assert config["ema"] is not None
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (group, name)
+        for group in ("schedule", "denoiser", "objective", "sampler", "grid", "optimizer")
+        for name in cli.choices_of(group)
+    ],
+)
+def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -> None:
+    fitting = {"karras": ["schedule=variance_exploding"], "edm": ["schedule=variance_exploding"]}.get(name, [])
+    config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
+    assert loss_of_one_step(config).isfinite()
+    sampler_and_times(config, build(config["schedule"]))
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_the_tutorials_are_as_published(name: str) -> None:
+    config = resolved(f"experiment={name}")
+    dataset = name.rpartition("_")[2]
+    assert config["dataset"]["name"] == dataset
+    assert config["dataset"]["shape"] == [3 if dataset == "cifar" else 1, 32, 32]
+    assert config["dataset"]["source"]["holdout"] == 0  # validates on the test split
+    assert config["dataset"]["flip"] is False
+    assert config["batch_size"] == 128
+    assert config["optimizer"]["lr"] == 2e-4
+    assert config["optimizer"]["weight_decay"] == 0  # Adam
+    assert config["learning_rate"] == {
+        "_target_": "diffusion.optimizers.LearningRate", "warmup_images": 0, "decay": "none"
+    }  # fmt: skip
+    assert config["trainer"]["max_epochs"] == 10
+    assert config["trainer"]["max_steps"] is None
+    assert config["trainer"]["gradient_clip_val"] is None
+    assert config["ema"] is None
+    assert config["schedule"] == {
+        "_target_": "diffusion.schedules.LinearSchedule", "timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02
+    }  # fmt: skip
+    assert config["objective"]["distance"] == "l2"
+    assert config["sampler"]["_target_"].endswith("DDPMSampler")
+    assert config["steps"] is None
+    with torch.device("meta"):
+        network = build(config["network"])
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 12.9
+    assert config["val_every"] == -(-(50_000 if dataset == "cifar" else 60_000) // 128)
+
+
+def test_the_folder_experiment_has_the_general_trainers_values() -> None:
+    config = resolved("experiment=folder")
+    assert config["network"]["widths"] == [64, 128, 256, 512]
+    assert config["dataset"]["shape"] == [3, 128, 128]
+    assert config["schedule"]["timesteps"] == 1000
+    assert (config["steps"], config["sampler"]["_target_"]) == (250, "diffusion.samplers.DDIMSampler")
+    assert config["objective"]["distance"] == "l1"
+    assert (config["batch_size"], config["trainer"]["accumulate_grad_batches"]) == (32, 2)
+    assert config["optimizer"]["lr"] == 8e-5
+    assert config["ema"]["decay"] == 0.995
+    assert config["trainer"]["precision"] == "bf16-mixed"
+    assert config["trainer"]["max_steps"] == 700_000
+
+
+def test_every_setting_is_read_by_the_code() -> None:
+    settings = set(yaml.safe_load((cli.CONFIGS / "train.yaml").read_text())) - {"defaults", "hydra"}
+    parts = set(training.PARTS) - set(cli.groups_of("train"))
+    assert settings == set(training.Settings.__dataclass_fields__) | parts
+    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").glob("*.py")])
+    interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
+    for name in settings:
+        used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|config\.{name}\b""", source)
+        assert used or f"${{{name}}}" in interpolated, f"nobody reads {name}"
+
+
+def test_every_setting_of_every_dataset_is_read() -> None:
+    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").glob("*.py")])
+    interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
+    for path in (cli.CONFIGS / "dataset").glob("*.yaml"):
+        dataset = yaml.safe_load(path.read_text())
+        for name in [*dataset, *(f"recipe.{key}" for key in dataset["recipe"])]:
+            used = f'["{name}"]' in source or f"dataset.{name}" in source or f"${{dataset.{name}" in interpolated
+            assert used or name == "recipe", f"nobody reads dataset.{name}"
