@@ -63,7 +63,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     if plain["init_from"] is not None and path is None:
         run.begin_from(str(plain["init_from"]))
     datamodule.setup()
-    check_labels(datamodule, run.module.denoiser.network.num_classes)
+    check_labels(datamodule, run.module.denoiser.num_classes)
     if settings.budget_minutes is not None and path is None:
         training.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
@@ -142,7 +142,7 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     )
 
 
-def check_labels(datamodule: "DataModule", num_classes: Any) -> None:
+def check_labels(datamodule: "DataModule", num_classes: int) -> None:
     """Raises ValueError if a class-conditional network has another number of classes than the data."""
     assert datamodule.splits is not None
     found = 1 + max(int(split.labels.max()) for split in datamodule.splits)

@@ -3,8 +3,9 @@
     python benchmarks/training_speed.py                  # every variant in turn, several rounds; medians and ratios
     python benchmarks/training_speed.py --device cuda --precision bf16
 
-Each round times every variant once, one after the other, so that a machine that slows down slows all of them. A figure is the
-median over the rounds; a ratio is the median of the rounds' ratios to the first variant. Run nothing else meanwhile.
+Each round times every variant once, one after the other, so that a machine that slows down slows all of them. A figure
+is the median over the rounds; a ratio is the median of the rounds' ratios to the first variant. Run nothing else
+meanwhile.
 """
 
 import argparse
@@ -57,7 +58,10 @@ def main() -> None:
             step()
             seconds[name].append(time.perf_counter() - begun)
     threads = torch.get_num_threads()
-    print(f"torch {torch.__version__}, {arguments.device}, {threads} threads, {arguments.precision}, batch {arguments.batch}")
+    print(
+        f"torch {torch.__version__}, {arguments.device}, {threads} threads, "
+        f"{arguments.precision}, batch {arguments.batch}"
+    )
     first = next(iter(seconds.values()))
     for name, times in seconds.items():
         ratio = statistics.median(a / b for a, b in zip(first, times, strict=True))

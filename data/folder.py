@@ -112,7 +112,8 @@ class Folder:
         image_size: side in pixels, or [height, width].
         channels: 1 (grey) or 3 (RGB).
         holdout: share of the images for each of validation and test, below 0.5.
-        max_unreadable: share of the image files that may be unreadable; they are skipped with a warning that names them.
+        max_unreadable: share of the image files that may be unreadable; they are skipped with a warning that names
+            them.
         background: grey level 0..255 put behind transparent images (255 is white).
         memory_gib: larger sets are not held in memory (as uint8) but decoded as they are needed.
 

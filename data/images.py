@@ -62,7 +62,8 @@ class _Raw(NamedTuple):
 
 
 class Digits:
-    """scikit-learn's 1,797 scans of digits, 8x8 with 17 grey levels (0..16, spread over 0..255); part of the package."""
+    """scikit-learn's 1,797 scans of digits, 8x8 with 17 grey levels (0..16, spread over 0..255); part of the
+    package."""
 
     shape = (1, 8, 8)
 

@@ -174,7 +174,7 @@ class Stream(Sampler[Request]):
         self.rank = whole("rank", rank, 0, world_size - 1)
         if batch_size % world_size:
             raise ValueError(
-                f"batch_size={batch_size}: it is shared by {world_size} devices, so it must be a multiple of {world_size}"
+                f"batch_size={batch_size}: shared by {world_size} devices, it must be a multiple of {world_size}"
             )
         self.seed, self.shuffle, self.flip, self.start = seed, shuffle, flip, start
 

@@ -85,7 +85,7 @@ def _resolve(target: Any, where: str) -> type:
 
 def _check(cls: type, arguments: Mapping[str, Any], prefix: str) -> None:
     parameters = inspect.signature(cls).parameters
-    hints = get_type_hints(cls.__init__)
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     for name in arguments:
         if name not in parameters:
             allowed = ", ".join(parameters) or "none"

@@ -171,7 +171,7 @@ class Preview(AfterStep):
             frames = media.animation(states)
             writer = module.logger.experiment
             writer.add_image("samples", frames[-1], step, dataformats="HWC")
-            writer.file_writer.add_summary(media.tensorboard_gif("denoising", frames), step)
+            module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
 
     @torch.no_grad()
     def _draw(self, module: DiffusionModule) -> Iterator[Tensor]:
@@ -181,7 +181,7 @@ class Preview(AfterStep):
         module.eval()
         noise = Noise(0, torch.arange(self.n, device=module.device), PREVIEW)
         steps = min(self.steps, schedule.timesteps or self.steps)
-        num_classes = module.denoiser.network.num_classes
+        num_classes = module.denoiser.num_classes
         cond = {"label": noise.index % num_classes} if num_classes else {}
         with torch.autocast(module.device.type, enabled=False):
             x = prior(schedule, noise, self.shape)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffusion.build import ConfigError, build
-from diffusion.denoisers import Denoiser
+from diffusion.denoisers import Denoiser, NetworkDenoiser
 
 ROOT = Path("lightning_logs")
 # What torch's reader and unpickler raise on bytes that are no checkpoint.
@@ -97,7 +97,9 @@ def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> tuple[Path
         CheckpointError: nothing is there, or nothing that can be read.
     """
     if not spec:
-        raise CheckpointError("no checkpoint is named: give last (the newest run), a version number, a folder or a file")
+        raise CheckpointError(
+            "no checkpoint is named: give last (the newest run), a version number, a folder or a file"
+        )
     if re.match(r"[a-z][a-z0-9+.-]*://", spec):
         raise CheckpointError(f"{spec} is an address: download the checkpoint first, then give its path")
     candidates = [run for run in runs(root) if dataset in (None, run.parent.name)]
@@ -111,8 +113,8 @@ def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> tuple[Path
         if len(numbered) != 1:
             names = ", ".join(str(run) for run in sorted(numbered or candidates)) or "none"
             raise CheckpointError(
-                f"there {'are several runs' if numbered else 'is no run'} version_{spec} {among}; give the folder; runs with a "
-                f"checkpoint: {names}"
+                f"there {'are several runs' if numbered else 'is no run'} version_{spec} {among}; give the folder; "
+                f"runs with a checkpoint: {names}"
             )
         return newest_good(numbered[0])
     path = Path(spec)
@@ -126,16 +128,19 @@ def run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def build_denoiser(config: Mapping[str, Any]) -> Denoiser:
+def build_denoiser(config: Mapping[str, Any]) -> NetworkDenoiser:
     """The denoiser, untrained, that a run's configuration describes."""
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
     network, schedule = build(config["network"], "network"), build(config["schedule"], "schedule")
-    return build(config["denoiser"], "denoiser", network=network, schedule=schedule)
+    denoiser = build(config["denoiser"], "denoiser", network=network, schedule=schedule)
+    if not isinstance(denoiser, NetworkDenoiser):
+        raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
+    return denoiser
 
 
-def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> Denoiser:
+def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> NetworkDenoiser:
     """The denoiser of a checkpoint: frozen, in evaluation mode, on the CPU.
 
     Args:
@@ -159,7 +164,9 @@ def load_weights(denoiser: Denoiser, checkpoint: Mapping[str, Any], path: Path, 
     state = checkpoint["state_dict"]
     prefix = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "denoiser."
     try:
-        denoiser.load_state_dict({key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)})
+        denoiser.load_state_dict(
+            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        )
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:2])
         raise CheckpointError(f"the weights in {path} do not fit this network: {reason}") from error

@@ -101,13 +101,17 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
 class Denoiser(nn.Module, ABC):
     """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
 
-    x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to know.
+    x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to
+    know.
 
     Args:
         schedule: where t stands between data and noise.
         variance: that of the step `p(x_s | x_t)`: "beta", `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`, right when x0 is
-            N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section 3.2).
+            N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section
+            3.2).
     """
+
+    num_classes: int = 0  # labels that cond["label"] may hold; 0 for an unconditional model
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -124,7 +128,9 @@ class Denoiser(nn.Module, ABC):
         """D, shaped like x_t."""
         return self.predict(x_t, t, cond or {})[0]
 
-    def transition(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def transition(
+        self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and log-variance of the model's step `p(x_s | x_t)`, s < t, and the D that they follow from."""
         x0, _ = self.predict(x_t, t, cond or {})
         mean, beta_tilde = posterior(self.schedule, x_t, x0, t, s)
@@ -138,18 +144,18 @@ class NetworkDenoiser(Denoiser):
     """A network behind a preconditioner.
 
     Args:
-        network: `network(x, c_noise, cond) -> F`, shaped like x; c_noise is (B,).
+        network: `network(x, c_noise, cond) -> F`, shaped like x; c_noise is (B,). Its `num_classes` says which labels
+            it knows.
         schedule: see `Denoiser`.
         precond: the parameterization.
         variance: see `Denoiser`.
     """
 
-    def __init__(
-        self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta"
-    ) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta") -> None:
         super().__init__(schedule, variance)
         self.network = network
         self.precond = precond
+        self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))
@@ -165,7 +171,8 @@ class NetworkDenoiser(Denoiser):
 
 
 class GaussianMixtureDenoiser(Denoiser):
-    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions: the answer that tests compare with.
+    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions: the answer that tests compare
+    with.
 
     x_t given the component k is `N(alpha m_k, alpha^2 C_k + sigma^2 I)`, so with responsibilities r_k(x_t)
     `D = sum_k r_k (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (x_t - alpha m_k))`.
@@ -226,6 +233,7 @@ class ClippedDenoiser(Denoiser):
     def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser, self.low, self.high = denoiser, low, high
+        self.num_classes = denoiser.num_classes
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         x0, aux = self.denoiser.predict(x_t, t, cond)

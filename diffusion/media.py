@@ -203,9 +203,7 @@ def _write_animation(file: BinaryIO, kind: str, frames: Sequence[Pixels], fps: f
     durations_ms = [step_ms] * (len(frames) - 1) + [min(hold * step_ms, longest_ms)]
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"optimize": False}
     pixels = np.stack([frame[..., 0] if frame.shape[2:] == (1,) else frame for frame in stack])
-    iio.imwrite(
-        file, pixels, plugin="pillow", extension=f".{kind.lower()}", duration=durations_ms, loop=0, **options
-    )
+    iio.imwrite(file, pixels, plugin="pillow", extension=f".{kind.lower()}", duration=durations_ms, loop=0, **options)
 
 
 def save_gif(path: str | Path, frames: Sequence[Pixels], fps: float = 5, hold: int = 10) -> None:
@@ -315,7 +313,8 @@ def save_picture(path: str | Path, pixels: Pixels) -> None:
 
 
 def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
-    """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own images.
+    """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own
+    images.
 
     Raises ValueError if the folder holds images that other settings made.
     """

@@ -4,8 +4,8 @@ A draw depends on (seed, index, step, draw) and on nothing else: not on the batc
 devices, or on what was drawn before. So a resumed run, an accumulated batch and a sharded one see the same noise, and
 image k of a sampling run is the same image whatever n and batch_size are.
 
-The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2), a counter-based one:
-the counter's four words are (block, index, step, draw), the key is the seed.
+The generator is Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3", table 2), a
+counter-based one: the counter's four words are (block, index, step, draw), the key is the seed.
 """
 
 import math
@@ -47,7 +47,8 @@ class Noise:
 
     Args:
         seed: any integer; its low 64 bits count.
-        index: (B,) int64, non-negative: which sample each row is (a training sample's serial number, an image's number).
+        index: (B,) int64, non-negative: which sample each row is (a training sample's serial number, an image's
+            number).
         stream: keeps uses apart that share seed and index (training, validation, a cascade's stages), in [0, 2^16).
     """
 

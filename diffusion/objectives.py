@@ -71,7 +71,8 @@ class SimpleWeighting(Weighting):
 class MinSNRWeighting(Weighting):
     """`min(SNR, gamma)` on `||x0 - D||^2` (Hang et al. 2023, arXiv 2303.09556, eq. 7).
 
-    On the raw output this is min(SNR, gamma) / SNR for eps, min(SNR, gamma) for x0 and min(SNR, gamma) / (SNR + 1) for v.
+    On the raw output this is min(SNR, gamma) / SNR for eps, min(SNR, gamma) for x0 and min(SNR, gamma) / (SNR + 1) for
+    v.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:

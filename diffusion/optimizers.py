@@ -24,13 +24,12 @@ class AdamW:
         self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
 
     def __call__(self, parameters: Iterable[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(
-            parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused
-        )
+        return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
 
 
 class LearningRate:
-    """The factor on the peak learning rate, a function of the images seen, so that it does not depend on the batch size.
+    """The factor on the peak learning rate, a function of the images seen, so that it does not depend on the batch
+    size.
 
     Linear warm-up over `warmup_images`, then constant, or falling to zero at the end of training along a line or half a
     cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5).
@@ -60,8 +59,9 @@ class LearningRate:
 class EMA:
     """Exponential moving average of the weights with a warm-up.
 
-    After k optimizer steps the decay is `min(decay, (1 + k) / (10 + k))`: early on the average spans the last tenth of the
-    training so far, a power-function average (Karras et al. 2024, arXiv 2312.02696, eq. 3), later about 1 / (1 - decay) steps.
+    After k optimizer steps the decay is `min(decay, (1 + k) / (10 + k))`: early on the average spans the last tenth of
+    the training so far, a power-function average (Karras et al. 2024, arXiv 2312.02696, eq. 3), later about 1 / (1 -
+    decay) steps.
 
     Args:
         decay: per optimizer step, in [0, 1).

@@ -74,11 +74,16 @@ class RunLogger(Logger):
                 f"cannot write {self._table}: {error.strerror}; free some space or change the permissions, and resume"
             ) from error
 
+    def add_summary(self, summary: Any, step: int | None = None) -> None:
+        """A summary that SummaryWriter has no method for."""
+        assert self.experiment.file_writer is not None  # it is from the start until the writer is closed
+        self.experiment.file_writer.add_summary(summary, step)
+
     def log_result(self, settings: Mapping[str, Any], result: Mapping[str, float], step: int) -> None:
         """The run's settings with its final figures, for TensorBoard's table of runs."""
         flat = dict(_flatten(settings))
         for summary in hparams(flat, dict(result)):
-            self.experiment.file_writer.add_summary(summary)
+            self.add_summary(summary)
         for name, value in result.items():
             self.experiment.add_scalar(name, value, step)
 

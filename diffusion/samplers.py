@@ -1,13 +1,14 @@
 """Samplers: from noise to data with any denoiser, along any falling sequence of times.
 
 A sampler is one `step` from t to s < t; the loop is written once, in `Sampler.__call__`. With `lambda = log_snr / 2`,
-`x / alpha` and `sigma / alpha` the deterministic ones solve the probability-flow ODE `d(x/alpha) / d(sigma/alpha) = eps`
-(Song et al. 2021, arXiv 2010.02502, eq. 14).
+`x / alpha` and `sigma / alpha` the deterministic ones solve the probability-flow ODE `d(x/alpha) / d(sigma/alpha) =
+eps` (Song et al. 2021, arXiv 2010.02502, eq. 14).
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,8 @@ Draw = Callable[[], Tensor]
 class Sampler(ABC):
     """Turns noise into data.
 
-    `order`: the global order of convergence in the step size, for deterministic samplers. `calls`: of the denoiser, a step.
+    `order`: the global order of convergence in the step size, for deterministic samplers. `calls`: of the denoiser, a
+    step.
     """
 
     order: int
@@ -65,7 +67,7 @@ class Sampler(ABC):
         cond = cond or {}
         times = times.double().cpu()
         history: History = ()
-        for i, (t, s) in enumerate(zip(times[:-1], times[1:], strict=True)):
+        for i, (t, s) in enumerate(pairwise(times)):
             if s == 0:
                 history = (Evaluation(t, x, denoiser(x, t, cond)),)
                 x_s = history[0].x0
@@ -144,7 +146,8 @@ class DDIMSampler(Sampler):
 
 
 class HeunSampler(Sampler):
-    """Heun's method on the probability-flow ODE in sigma / alpha (Karras et al. 2022, arXiv 2206.00364, algorithm 1)."""
+    """Heun's method on the probability-flow ODE in sigma / alpha (Karras et al. 2022, arXiv 2206.00364, algorithm
+    1)."""
 
     order = 2
     calls = 2
@@ -190,7 +193,9 @@ class Grid(ABC):
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if schedule.timesteps is not None and steps > schedule.timesteps:
-            raise ValueError(f"steps={steps} is more than the {schedule.timesteps} timesteps of the model; use at most those")
+            raise ValueError(
+                f"steps={steps} is more than the {schedule.timesteps} timesteps of the model; use at most those"
+            )
         return torch.cat((self._times(schedule, steps), torch.zeros(1, dtype=torch.float64)))
 
     @abstractmethod
@@ -199,7 +204,8 @@ class Grid(ABC):
 
 
 class TrailingGrid(Grid):
-    """Even steps in t, starting at 1 (Lin et al. 2023, arXiv 2305.08891, table 2), on a discrete schedule rounded to its own."""
+    """Even steps in t, starting at 1 (Lin et al. 2023, arXiv 2305.08891, table 2), on a discrete schedule rounded to
+    its own."""
 
     def _times(self, schedule: Schedule, steps: int) -> Tensor:
         times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps

@@ -7,14 +7,16 @@
 gives (16, 1, 8, 8) in [-1, 1].
 """
 
+import multiprocessing
+import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-import torch.multiprocessing
 from torch import Tensor
 
 from diffusion.build import ConfigError, build
@@ -85,13 +87,12 @@ class Pipeline:
         config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
         denoiser = trained_denoiser(checkpoint, Path(path), weights)
         sampler, times = sampler_and_times(config, denoiser.schedule)
-        num_classes = int(denoiser.network.num_classes)
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
             sampler=sampler,
             times=times,
             shape=tuple(config["dataset"]["shape"]),
-            num_classes=num_classes,
+            num_classes=denoiser.num_classes,
         )
 
     def labels(self, index: Tensor, label: int | None) -> Tensor | None:
@@ -182,15 +183,27 @@ def frames_on(
     """
     shares = [numbers[rank :: len(devices)] for rank in range(min(len(devices), len(numbers)))]
 
-    def arguments(rank: int) -> tuple[Any, ...]:
-        return shares[rank], seed, label, batch_size, devices[rank], keep, show
+    def share(rank: int) -> dict[str, Any]:
+        return {
+            "n": shares[rank], "seed": seed, "label": label, "batch_size": batch_size, "device": devices[rank],
+            "keep": keep, "show": show,
+        }  # fmt: skip
 
     if len(shares) == 1:
-        return pipeline.frames(*arguments(0), after_step)
-    with ProcessPoolExecutor(len(shares) - 1, torch.multiprocessing.get_context("spawn")) as pool:
-        others = [pool.submit(pipeline.frames, *arguments(rank)) for rank in range(1, len(shares))]
-        parts = [pipeline.frames(*arguments(0), after_step), *(other.result() for other in others)]
+        return pipeline.frames(**share(0), after_step=after_step)
+    # As bytes: torch would move the weights to shared memory under the feet of this process, which computes with them.
+    pickled = pickle.dumps(pipeline)
+    with ProcessPoolExecutor(len(shares) - 1, multiprocessing.get_context("spawn")) as pool:
+        others = [pool.submit(_frames, pickled, share(rank)) for rank in range(1, len(shares))]
+        parts = [pipeline.frames(**share(0), after_step=after_step)]
+        parts += [torch.from_numpy(other.result()) for other in others]
     frames = torch.empty(len(keep), len(numbers), *pipeline.shape)
     for rank, part in enumerate(parts):
-        frames[:, rank :: len(devices)] = part
+        frames[:, rank :: len(shares)] = part
     return frames
+
+
+def _frames(pickled: bytes, arguments: dict[str, Any]) -> np.ndarray:
+    """One share, in a process of its own; the pipeline comes from the parent process."""
+    pipeline: Pipeline = pickle.loads(pickled)
+    return pipeline.frames(**arguments).numpy()

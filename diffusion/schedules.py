@@ -1,7 +1,7 @@
 """Noise schedules: how much of the data is left at time t.
 
-The one convention of this project: `x_t = alpha_t * x0 + sigma_t * eps` with `eps ~ N(0, I)` and t in [t_min, 1], where t
-grows with noise. `log_snr = log(alpha_t^2 / sigma_t^2)` falls as t grows. t = 0 is data, a marker with
+The one convention of this project: `x_t = alpha_t * x0 + sigma_t * eps` with `eps ~ N(0, I)` and t in [t_min, 1],
+where t grows with noise. `log_snr = log(alpha_t^2 / sigma_t^2)` falls as t grows. t = 0 is data, a marker with
 (alpha, sigma) = (1, 0) at which sampling ends. Nothing assumes `alpha^2 + sigma^2 = 1`.
 
 Coefficients are computed in float64 where the device has it and returned in the dtype of t.
@@ -54,7 +54,8 @@ class Schedule(ABC):
         return 1000 * t if self.timesteps is None else t * self.timesteps - 1
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f and g^2 of the SDE `dx = f x dt + g dw` with these marginals (Kingma et al. 2021, arXiv 2107.00630, eq. 21).
+        """f and g^2 of the SDE `dx = f x dt + g dw` with these marginals (Kingma et al. 2021, arXiv 2107.00630, eq.
+        21).
 
         `f = d log(alpha) / dt` and `g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt`, both shaped like t.
         """
@@ -67,8 +68,8 @@ class Schedule(ABC):
 class DiscreteSchedule(Schedule):
     """T noising steps with variances beta_1..beta_T (Ho et al. 2020, arXiv 2006.11239, eq. 2 and 4).
 
-    `alpha_t^2 = prod_{j <= i} (1 - beta_j)` and `sigma_t^2 = 1 - alpha_t^2` at t = i / T; row 0 of the table is i = 1. The
-    table is float64. Between its rows log_snr is interpolated linearly in t, so that samplers may use any t.
+    `alpha_t^2 = prod_{j <= i} (1 - beta_j)` and `sigma_t^2 = 1 - alpha_t^2` at t = i / T; row 0 of the table is i = 1.
+    The table is float64. Between its rows log_snr is interpolated linearly in t, so that samplers may use any t.
 
     Args:
         betas: beta_1..beta_T, each in (0, 1).
@@ -124,8 +125,8 @@ def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:
     largest = max(betas.max().item(), beta_end * 1000 / timesteps)
     if largest >= 1:
         raise ValueError(
-            f"timesteps={timesteps} is too few for this schedule: its largest beta, scaled by 1000 / timesteps, would be "
-            f"{largest:.3g} and must be below 1; use more timesteps or schedule=cosine"
+            f"timesteps={timesteps} is too few for this schedule: its largest beta, scaled by 1000 / timesteps, would "
+            f"be {largest:.3g} and must be below 1; use more timesteps or schedule=cosine"
         )
     return betas
 
@@ -149,7 +150,8 @@ class QuadraticSchedule(DiscreteSchedule):
 
 
 class SigmoidSchedule(DiscreteSchedule):
-    """Betas along a sigmoid over [-6, 6], scaled to run from about beta_start to about beta_end (Xu et al. 2022, GeoDiff)."""
+    """Betas along a sigmoid over [-6, 6], scaled to run from about beta_start to about beta_end (Xu et al. 2022,
+    GeoDiff)."""
 
     def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
         _check_timesteps(timesteps)
@@ -171,7 +173,8 @@ class ContinuousCosineSchedule(Schedule):
     """`alpha_t = cos(a)`, `sigma_t = sin(a)` with an angle a that is linear in t, so `log_snr = -2 log tan(a)`.
 
     The angle begins at the offset of the discrete cosine schedule, `pi/2 * offset / (1 + offset)`, and ends where the
-    log-SNR has fallen to log_snr_min, so that alpha never reaches zero (Ho & Salimans 2022, arXiv 2207.12598, section 2).
+    log-SNR has fallen to log_snr_min, so that alpha never reaches zero (Ho & Salimans 2022, arXiv 2207.12598, section
+    2).
     """
 
     def __init__(self, offset: float = 0.008, log_snr_min: float = -15.0) -> None:
@@ -199,7 +202,8 @@ class ContinuousCosineSchedule(Schedule):
 class VarianceExplodingSchedule(Schedule):
     """`alpha_t = 1`, `sigma_t = sigma_min (sigma_max / sigma_min)^t` (Song et al. 2021, arXiv 2011.13456, eq. 9).
 
-    With the bounds of Karras et al. 2022 (arXiv 2206.00364, table 1) it is the schedule of EDM; their time is our sigma.
+    With the bounds of Karras et al. 2022 (arXiv 2206.00364, table 1) it is the schedule of EDM; their time is our
+    sigma.
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:

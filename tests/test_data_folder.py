@@ -159,7 +159,8 @@ def test_a_loop_of_links_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("n", "holdout", "sizes"),
-    [(1, 0.05, [1, 1, 1]), (2, 0.05, [2, 2, 2]), (3, 0.05, [1, 1, 1]), (40, 0.1, [32, 4, 4]), (4, 0.49, [2, 1, 1]), (5, 0, [5, 5, 5])],
+    [(1, 0.05, [1, 1, 1]), (2, 0.05, [2, 2, 2]), (3, 0.05, [1, 1, 1]), (40, 0.1, [32, 4, 4]), (4, 0.49, [2, 1, 1]), (5,
+    0, [5, 5, 5])],
 )  # fmt: skip
 def test_splits_have_their_share_and_are_disjoint(tmp_path: Path, n: int, holdout: float, sizes: list[int]) -> None:
     fill(tmp_path, n)

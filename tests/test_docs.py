@@ -18,7 +18,9 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
     return BLOCK.findall((ROOT / page).read_text())
 
 
-def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_together_and_a_notebook(tmp_path: Path) -> None:
+def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_together_and_a_notebook(
+    tmp_path: Path,
+) -> None:
     for name in ("configs", "data", "diffusion"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("raw", "__pycache__"))
     for name in ("cli.py", "train.py", "sample.py"):
@@ -44,7 +46,9 @@ def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_to
     cells = json.loads((ROOT / "docs" / "sampling.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     code[1] = code[1].splitlines()[0] + "\nassert " + code[1].splitlines()[1] + " < 1 / 127.5"
-    done = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "predicted.gif").exists()
 

@@ -1,1 +1,2 @@
-"""Networks: plain torch modules, `network(x, c_noise, cond) -> tensor shaped like x`, that know nothing of diffusion."""
+"""Networks: plain torch modules, `network(x, c_noise, cond) -> tensor shaped like x`, that know nothing of
+diffusion."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def sinusoidal(position: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
-    """`[sin(position w_k), cos(position w_k)]` with w_k geometric from 1 towards 1 / max_period (Vaswani et al. 2017, section 3.5).
+    """`[sin(position w_k), cos(position w_k)]` with w_k geometric from 1 towards 1 / max_period (Vaswani et al. 2017,
+    section 3.5).
 
     Args:
         position: (B,), for instance a time step.

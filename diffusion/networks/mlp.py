@@ -21,7 +21,9 @@ class MLP(nn.Module):
     def __init__(self, shape: Sequence[int], width: int = 128, depth: int = 4, num_classes: int = 0) -> None:
         super().__init__()
         if len(shape) != 1:
-            raise ValueError(f"network=mlp needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images")
+            raise ValueError(
+                f"network=mlp needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images"
+            )
         if width < 2 or width % 2 or depth < 1:
             raise ValueError(f"mlp needs an even width and a depth of at least 1, got {width=} and {depth=}")
         if num_classes < 0:

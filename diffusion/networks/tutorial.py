@@ -1,4 +1,5 @@
-"""The network of the Lightning DDPM tutorial: max-pooled down, bilinear up, attention at 8x8 and 4x4, 12.9 M parameters."""
+"""The network of the Lightning DDPM tutorial: max-pooled down, bilinear up, attention at 8x8 and 4x4, 12.9 M
+parameters."""
 
 from collections.abc import Sequence
 
@@ -32,7 +33,9 @@ class Down(nn.Module):
 
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.MaxPool2d(2), Double(c_in, c_in, c_in, residual=True), Double(c_in, c_out, c_out))
+        self.layers = nn.Sequential(
+            nn.MaxPool2d(2), Double(c_in, c_in, c_in, residual=True), Double(c_in, c_out, c_out)
+        )
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         return _add_step(self.layers(x), c_noise)

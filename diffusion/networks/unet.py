@@ -1,7 +1,7 @@
 """The default network: the U-Net of DDPM with the additions that later work kept.
 
-Residual blocks with group normalisation and a scale and shift from the noise level's embedding in each, self-attention at
-chosen levels (Ho et al. 2020, arXiv 2006.11239, appendix B; Dhariwal & Nichol 2021, arXiv 2105.05233, section 3).
+Residual blocks with group normalisation and a scale and shift from the noise level's embedding in each, self-attention
+at chosen levels (Ho et al. 2020, arXiv 2006.11239, appendix B; Dhariwal & Nichol 2021, arXiv 2105.05233, section 3).
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """`x + conv(dropout(silu(norm(h) (1 + scale) + shift)))`, h = conv(silu(norm(x))), scale and shift from the embedding."""
+    """`x + conv(dropout(silu(norm(h) (1 + scale) + shift)))`, h = conv(silu(norm(x))), scale and shift from the
+    embedding."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -95,8 +96,8 @@ class UNet(nn.Module):
         channels = _check(shape, widths, blocks, attention, patch)
         if num_classes < 0 or head_channels < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"unet needs num_classes >= 0, head_channels >= 1 and dropout in [0, 1), got {num_classes}, {head_channels} "
-                f"and {dropout}"
+                f"unet needs num_classes >= 0, head_channels >= 1 and dropout in [0, 1), got {num_classes=}, "
+                f"{head_channels=} and {dropout=}"
             )
         self.num_classes = num_classes
         self.width_in = widths[0]
@@ -164,22 +165,24 @@ def _run(layers: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
     return h
 
 
-def _check(
-    shape: Sequence[int], widths: Sequence[int], blocks: int, attention: Sequence[int], patch: int
-) -> int:
+def _check(shape: Sequence[int], widths: Sequence[int], blocks: int, attention: Sequence[int], patch: int) -> int:
     """The number of channels, if the arguments make a network that such images can pass."""
     if len(shape) != 3:
         raise ValueError(f"network=unet needs images of shape (channels, height, width), got shape {tuple(shape)}")
     if not widths or min(widths) < 2 or blocks < 1 or patch < 1 or widths[0] % 2:
-        raise ValueError(f"unet needs widths, blocks and patch of at least 1 and an even first width, got {list(widths)}")
+        raise ValueError(
+            f"unet needs widths, blocks and patch of at least 1 and an even first width, got {list(widths)}"
+        )
     for level in attention:
         if not -len(widths) <= level < len(widths):
-            raise ValueError(f"attention level {level} does not exist: widths={list(widths)} makes levels 0..{len(widths) - 1}")
+            raise ValueError(
+                f"attention level {level} does not exist: widths={list(widths)} makes levels 0..{len(widths) - 1}"
+            )
     channels, height, width = shape
     divisor = patch * 2 ** (len(widths) - 1)
     if height % divisor or width % divisor:
         raise ValueError(
-            f"an image of {height}x{width} cannot pass a unet with patch={patch} and {len(widths)} levels: height and width "
-            f"must be multiples of {divisor}; change the image size, or use fewer network.widths"
+            f"an image of {height}x{width} cannot pass a unet with patch={patch} and {len(widths)} levels: height and "
+            f"width must be multiples of {divisor}; change the image size, or use fewer network.widths"
         )
     return channels
