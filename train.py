@@ -47,9 +47,9 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     from pytorch_lightning.utilities import rank_zero_only
 
     from diffusion import training
-    from diffusion.callbacks import Interrupted
     from diffusion.checkpoint import run_folder
     from diffusion.sampling import sampler_and_times
+    from diffusion.saving import Interrupted
 
     training.quiet()
     plain, path, step = configuration(config)

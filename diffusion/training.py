@@ -21,12 +21,13 @@ from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
 from diffusion.build import ConfigError, build, construct, nearest
-from diffusion.callbacks import AtomicCheckpointIO, Checkpoints, Interrupted, Metrics, Preview, Progress, duration
+from diffusion.callbacks import Metrics, Preview, Progress, duration
 from diffusion.checkpoint import ROOT, CheckpointError, build_denoiser, find, load_weights
 from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.noise import TRAINING, Noise
 from diffusion.runlog import RunLogger
+from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted
 
 
 @dataclass

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from diffusion.callbacks import Checkpoints
 from diffusion.module import DiffusionModule
+from diffusion.saving import Checkpoints
 
 
 def die() -> None:

@@ -13,9 +13,9 @@ import torch
 from helpers_runs import TINY, TRAIN, Run, checkpoint, error_line, logged_steps, run_folder, train
 
 from diffusion.build import ConfigError
-from diffusion.callbacks import AtomicCheckpointIO, write_whole
 from diffusion.checkpoint import CheckpointError, build_denoiser, find, newest_good, read
 from diffusion.runlog import RunLogger
+from diffusion.saving import AtomicCheckpointIO, write_whole
 
 SHORT = [*TINY, "trainer.max_steps=7", "preview_every=0", "val_every=100"]
 
@@ -208,8 +208,8 @@ TARGETS = [
     "diffusion.checkpoint.torch",
     "diffusion.checkpoint.torch.load",
     "diffusion.checkpoint.read",
-    "diffusion.callbacks.shutil.rmtree",
-    "diffusion.callbacks.Path",
+    "diffusion.saving.shutil.rmtree",
+    "diffusion.saving.Path",
     "diffusion.build.build",
     "diffusion.training.SummaryWriter",
     "diffusion...os.system",

@@ -1,0 +1,215 @@
+"""When and how checkpoints are written, and how a run is stopped."""
+
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from diffusion.callbacks import AfterStep
+from diffusion.checkpoint import CheckpointError, read
+from diffusion.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal after saving; `code` is the usual exit status, 128 + the signal's number."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"interrupted, exit code {code}")
+        self.code = code
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes `X.part` beside X, syncs it to disk and renames it, so that X is always a whole file, old or new.
+
+    Raises:
+        CheckpointError: the disk is full, the folder is read-only; X is as it was and no `X.part` is left.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        if os.name == "posix":  # the new name has to reach the disk as well
+            folder = os.open(path.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    # torch reports a full disk as a RuntimeError of its archive writer.
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        try:
+            part.unlink(missing_ok=True)
+        except OSError:
+            reason += f"; the partial {part.name} could not be removed"
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {reason}; the previous one is untouched, free some space or change "
+            f"the permissions and resume"
+        ) from error
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes checkpoints whole or not at all, and reads them without trusting them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        return read(Path(path))
+
+
+class Checkpoints(AfterStep):
+    """Keeps `last.ckpt` and the best by validation loss, `best.ckpt`, and stops cleanly on a signal.
+
+    A signal sets a flag that the ranks agree on after each optimizer step; then the run is saved and `Interrupted`
+    raised. A second Ctrl-C ends it at once, unsaved.
+
+    Args:
+        folder: the run's, on rank 0; None on the others until they are told.
+        every: optimizer steps between saves. None saves after a hundred times what a save takes, at least half a minute
+            and at most ten: under 1 % of the time.
+    """
+
+    def __init__(self, folder: Path | None, every: int | None = None) -> None:
+        super().__init__()
+        if every is not None and every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1, got {every}")
+        self.folder, self.every = folder, every
+        self.best = float("inf")
+        self._cost_s, self._saved_at, self._saved_step = 0.0, time.monotonic(), -1
+        self._signal = 0
+        self._training = self._first = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """All ranks write, and read, the folder that rank 0 claimed."""
+        self.folder = trainer.strategy.broadcast(self.folder)
+        self._first = trainer.is_global_zero
+        if self._first:
+            for part in self._path("").parent.glob("*.part"):  # of a save that was killed
+                part.unlink()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles SIGINT and SIGTERM meanwhile."""
+        before = self._listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _listen(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
+            return {}
+        return {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved_at = time.monotonic()
+        self._listen()  # again: Lightning has put its own handler of SIGTERM in between
+        self._training = True
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and (self._signal or not self._training):
+            raise KeyboardInterrupt
+        if not self._training:
+            raise SystemExit(128 + number)
+        self._signal = number
+        if self._first:
+            message = "finishing this step, then saving; Ctrl-C again quits at once, unsaved"
+            print(f"\n{message}", file=sys.stderr, flush=True)
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        if step == trainer.max_steps:
+            trainer.should_stop = True  # which makes Lightning validate once more, at the end
+        if self._validation_follows(trainer):
+            return
+        request = self._agreed(trainer, self._signal or int(self._due(step)))
+        if request:
+            self._save(trainer)
+        if request > 1:
+            raise_on_first_rank(trainer, Interrupted(128 + request))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A checkpoint always comes after the validation of its step, so that a resumed run need not repeat that."""
+        if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+            return
+        # Only rank 0 knows the loss, and all ranks take part in a save.
+        loss = trainer.strategy.broadcast(float(trainer.callback_metrics.get("val/loss", torch.nan)))
+        if not math.isfinite(loss):
+            stop = TrainingDiverged(
+                f"the validation loss is not finite at step {trainer.global_step}: training stopped and nothing was "
+                f"saved since; try a smaller lr, and resume from the last checkpoint"
+            )
+            raise_on_first_rank(trainer, stop)
+        better = loss < self.best
+        self.best = min(loss, self.best)
+        self._save(trainer, better)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Without validation the last step has not been saved yet."""
+        if self._saved_step != trainer.global_step:
+            self._save(trainer)
+
+    def _agreed(self, trainer: pl.Trainer, request: int) -> int:
+        """The highest request of any rank."""
+        if trainer.world_size == 1:
+            return request
+        return int(trainer.strategy.reduce(torch.tensor(request, device=trainer.strategy.root_device), reduce_op="max"))
+
+    def _validation_follows(self, trainer: pl.Trainer) -> bool:
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        validates = trainer.limit_val_batches != 0
+        return bool(validates and (trainer.should_stop or batches % (trainer.val_check_batch or 1) == 0))
+
+    def _due(self, step: int) -> bool:
+        if self.every is not None:
+            return step % self.every == 0
+        return time.monotonic() - self._saved_at > min(600.0, max(30.0, 100 * self._cost_s))
+
+    def _path(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / "checkpoints" / f"{name}.ckpt"
+
+    def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
+        """Writes the checkpoint; the best one as such first, so that a run killed between the two goes on from it."""
+        begun = time.monotonic()
+        for logger in trainer.loggers:  # what was logged up to here is not logged again
+            logger.save()
+        failure = None
+        try:
+            trainer.save_checkpoint(self._path("best" if best else "last"))
+        except CheckpointError as error:
+            failure = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the other ranks wait
+        if failure is None and best and trainer.is_global_zero:
+            try:
+                with self._path("best").open("rb") as source:
+                    write_whole(self._path("last"), lambda file: shutil.copyfileobj(source, file))
+            except CheckpointError as error:
+                failure = error
+        if self._agreed(trainer, int(failure is not None)):
+            raise_on_first_rank(trainer, failure or CheckpointError("another process could not write the checkpoint"))
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
+        self._cost_s = self._saved_at - begun
