@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from diffusion.build import ConfigError, build
 from diffusion.denoisers import Denoiser, NetworkDenoiser
+from diffusion.schedules import Schedule
 
 ROOT = Path("lightning_logs")
 # What torch's reader and unpickler raise on bytes that are no checkpoint.
@@ -134,6 +136,10 @@ def build_denoiser(config: Mapping[str, Any]) -> NetworkDenoiser:
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
     network, schedule = build(config["network"], "network"), build(config["schedule"], "schedule")
+    if not isinstance(network, nn.Module) or not isinstance(schedule, Schedule):
+        raise ConfigError("network must name a network and schedule a schedule of this project")
+    # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.
+    network.to(memory_format=torch.channels_last)
     denoiser = build(config["denoiser"], "denoiser", network=network, schedule=schedule)
     if not isinstance(denoiser, NetworkDenoiser):
         raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
