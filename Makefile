@@ -13,7 +13,7 @@ $(READY): requirements.txt
 demo: $(READY) ## train on 8x8 digits in about two minutes, then draw them
 	$(BIN)/python train.py
 	$(BIN)/python sample.py ckpt=last
-	$(BIN)/python sample.py ckpt=last n=64 out=lightning_logs/demo/digits.png
+	$(BIN)/python sample.py ckpt=last n=64 sampler=ddim steps=50 out=lightning_logs/demo/digits.png
 	@echo "watch the training:  $(BIN)/tensorboard --logdir lightning_logs"
 
 test: $(READY) ## the whole default suite

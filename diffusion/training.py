@@ -317,12 +317,14 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
 
 
 def estimate(run: Run, trainer: pl.Trainer) -> float:
-    """Seconds of one optimizer step, from a small part of a batch."""
-    loader = run.datamodule.train_dataloader()
-    batch = next(iter(loader))
-    part = {name: value[: max(1, min(16, len(value)))] for name, value in batch.items()}
-    seconds = step_seconds(run.module, part, trainer, seconds=0.5)
-    return seconds * run.module.images_per_step / len(part["x"]) / max(trainer.world_size, 1)
+    """Seconds of one optimizer step: from a whole batch where that is quick, else from a small part of one."""
+    batch = next(iter(run.datamodule.train_dataloader()))
+    size = len(batch["x"])
+    part = {name: value[: min(16, size)] for name, value in batch.items()}
+    seconds = step_seconds(run.module, part, trainer, seconds=0.0) * size / len(part["x"])
+    if seconds < 1:
+        seconds = step_seconds(run.module, batch, trainer, seconds=0.5)
+    return seconds * run.module.images_per_step / size / max(trainer.world_size, 1)
 
 
 def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
