@@ -33,6 +33,7 @@ SUFFIXES = {
     "": "a folder of one PNG an image",
 }
 _CELL = 96  # pixels: what a person can see without zooming
+_GAP = 112  # grey between cells: strokes that touch a cell's edge would run into black or white
 _LARGEST_GRID = 1536  # pixels: cells shrink towards their own size so that many images still fit a screen
 
 # Ink on paper: white, pale blue, blue, deep violet. Few enough colours that a GIF of clouds is exact and small.
@@ -136,7 +137,7 @@ def picture(samples: Tensor, rows: int | None = None, limit: float | None = None
         raise ValueError(f"only images of 1 or 3 channels can be drawn, not {images.shape[-1]}: write .npz")
     room = _LARGEST_GRID // max(layout(len(images), rows)) - max(images.shape[1:3])
     cells = upscale(images, min(_CELL, room + 1))
-    return grid(cells, rows, gap=max(2, cells.shape[1] // 12))
+    return grid(cells, rows, gap=max(2, cells.shape[1] // 12), background=_GAP)
 
 
 def animation(states: Sequence[Tensor], rows: int | None = None) -> list[Pixels]:
