@@ -32,12 +32,11 @@ def beside(spec: str, out: str, n: int = 64) -> None:
     media.save_picture(out, np.concatenate((left, gap, right), axis=1))
 
 
-def gif(spec: str, out: str, n: int = 24, frames: int = 21) -> None:
+def gif(spec: str, out: str, n: int = 24, rows: int = 3, frames: int = 21) -> None:
     """n images on their way from noise."""
     pipeline = Pipeline.load(spec)
-    wanted = set(media.evenly(len(pipeline.times), frames))
-    states = [state.x_t for i, state in enumerate(pipeline.states(torch.arange(n))) if i in wanted]
-    media.save(out, states[-1], states)
+    states = pipeline.frames(n, keep=media.evenly(len(pipeline.times), frames))
+    media.save(out, states[-1], list(states), rows)
 
 
 if __name__ == "__main__":
