@@ -106,7 +106,7 @@ class DiffusionModule(pl.LightningModule):
         """Noise and noise levels depend on the image's number alone, so that losses compare between epochs and runs."""
         out = self.objective(self.evaluated, batch, Noise(0, batch["serial"], VALIDATION))
         levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
-        loss = out["loss"].double().cpu()
+        loss = out["loss"].cpu().double()  # in this order: MPS has no float64
         self._sums.index_add_(1, levels, torch.stack((loss, torch.ones_like(loss))))
 
     def on_validation_epoch_end(self) -> None:
