@@ -38,6 +38,7 @@ class Options:
     clip: bool | None
     batch_size: int
     devices: int | str | list[int]
+    accelerator: str
     show: str
     frames: int
     fps: float
@@ -73,7 +74,7 @@ def main(config: "DictConfig") -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     sampler, grid = plain.pop("sampler", None), plain.pop("grid", None)
     options: Options = construct(Options, plain)
-    places = devices(options.devices)
+    places = devices(options.devices, options.accelerator)
     if options.out is not None:
         media.check_out(options.out)
     path, contents = checkpoint.find(str(options.ckpt))
@@ -102,7 +103,8 @@ def main(config: "DictConfig") -> None:
         }  # fmt: skip
         numbers = media.missing(media.claim(out, settings), options.n)
         # A batch at a time, so that a run that is cut off can go on where it stopped.
-        share = options.batch_size * len(places)
+        # Other processes take seconds to begin, so they get many batches at once.
+        share = options.batch_size * len(places) * (1 if len(places) == 1 else 32)
         for begin in range(0, len(numbers), share):
             batch = numbers[begin : begin + share]
             media.save_folder(out, drawn(pipeline, options, batch, places)[-1], batch)

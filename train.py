@@ -74,7 +74,11 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     folder = None
     if rank_zero_only.rank in (0, None):  # type: ignore[attr-defined]
         seconds = training.estimate(run, trainer)
-        training.announce(run, seconds, trainer.world_size, trainer.strategy.root_device.type)
+        preset = f"fast_{plain['dataset']['name']}"
+        known = preset in cli.choices_of("experiment")
+        training.announce(
+            run, seconds, trainer.world_size, trainer.strategy.root_device.type, preset if known else None
+        )
         folder = training.claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
         print(f"run folder: {folder}" + (f", resuming {path} at step {step}" if path else ""))
     try:
@@ -95,15 +99,16 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
 
     typed, spec = cli.typed(), config.resume
     if spec is None:
-        return resolved(config), None, 0
+        return resume.limited(resolved(config), typed), None, 0
     if spec == "auto":
-        plain = resolved(config)
-        begun = resume.find_begun(plain)
-        if begun is None:
+        plain = resume.limited(resolved(config), typed)
+        found = resume.agreed(lambda: resume.find_begun(plain))
+        if found is None:
             return plain, None, 0
-        path, checkpoint = begun
     else:
-        path, checkpoint = resume.find_named(str(spec), typed.get("dataset"))
+        found = resume.agreed(lambda: resume.find_named(str(spec), typed.get("dataset")))
+        assert found is not None
+    path, checkpoint = found
     plain = resume.continued(checkpoint["config"], typed, path, auto=spec == "auto")
     return plain, path, checkpoint["global_step"]
 

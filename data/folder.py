@@ -63,8 +63,8 @@ class Decoder:
 class LazyImages(Examples):
     """Images decoded when they are fetched, for sets larger than memory.
 
-    A file that turns out to be unreadable is replaced by the next readable one, always the same one, and a warning
-    names it; more than `allowed` of them raise a ValueError.
+    A file that turns out to be unreadable is replaced by the next readable one of its class, always the same one, and a
+    warning names it; more than `allowed` of them raise a ValueError.
     """
 
     lazy = True
@@ -82,9 +82,9 @@ class LazyImages(Examples):
         return normalise(torch.stack([self._pixels(index) for index in indices.tolist()]), flip)
 
     def _pixels(self, index: int) -> Tensor:
-        for candidate in range(index, index + len(self)):
-            candidate %= len(self)
-            if candidate in self.unreadable:
+        for later in range(index, index + len(self)):
+            candidate = later % len(self)
+            if candidate in self.unreadable or self.labels[candidate] != self.labels[index]:
                 continue
             try:
                 return self.decode(self.paths[candidate])
@@ -96,7 +96,7 @@ class LazyImages(Examples):
                         f"{text}: {len(self.unreadable)} unreadable images, {self.allowed} allowed by max_unreadable"
                     ) from error
                 warnings.warn(f"{text}: using the next image", stacklevel=2)
-        raise ValueError(f"none of the {len(self)} images can be read")
+        raise ValueError(f"no image of the class of {self.paths[index]} can be read")
 
 
 class Folder:

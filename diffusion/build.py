@@ -78,7 +78,7 @@ def _resolve(target: Any, where: str) -> type:
         raise refusal from error
     found = vars(module).get(name)
     # A class that the module merely imports is somebody else's.
-    if not isinstance(found, type) or found.__module__ != module_name:
+    if not isinstance(found, type) or found.__module__ != module_name or inspect.isabstract(found):
         raise refusal
     return found
 
@@ -112,6 +112,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, kinds) and not isinstance(value, bool)
     if hint in (None, type(None)):
         return value is None
+    if getattr(hint, "_is_protocol", False):  # structural: what the object lacks shows when it is used
+        return not isinstance(value, bool | int | float | str | list | tuple | dict) and value is not None
     return isinstance(value, origin or hint)
 
 

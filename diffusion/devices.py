@@ -28,17 +28,17 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
         raise ValueError(f"devices={devices}, but this machine has {found} GPU{'s' if found > 1 else ''}")
 
 
-def devices(wanted: int | str | list[int]) -> list[str]:
+def devices(wanted: int | str | list[int], accelerator: str = "auto") -> list[str]:
     """torch's names of the devices to sample on; on a CPU the same name once for each process.
 
     Raises:
         ValueError: this machine does not have them.
     """
-    check_devices(wanted)
+    check_devices(wanted, accelerator)
     found = torch.cuda.device_count()
-    if found:
+    if found and accelerator not in ("cpu", "mps"):
         every = range(found) if isinstance(wanted, str) else range(wanted) if isinstance(wanted, int) else wanted
         return [f"cuda:{index}" for index in every]
     if isinstance(wanted, int) and wanted > 1:
         return ["cpu"] * wanted
-    return ["mps" if torch.backends.mps.is_available() else "cpu"]
+    return ["mps" if torch.backends.mps.is_available() and accelerator != "cpu" else "cpu"]

@@ -72,7 +72,8 @@ class DiffusionModule(pl.LightningModule):
             self.ema = copy.deepcopy(denoiser).requires_grad_(False).eval()
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
         self.grad_norm = torch.zeros(())
-        self.last_loss = torch.zeros(())
+        self.last_loss = torch.zeros(())  # of the last optimizer step
+        self._losses: list[Tensor] = []  # of its accumulated batches
 
     @property
     def evaluated(self) -> NetworkDenoiser:
@@ -96,7 +97,7 @@ class DiffusionModule(pl.LightningModule):
         batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         torch.manual_seed(hash((self.seed, batches_done, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
         loss = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))["loss"].mean()
-        self.last_loss = loss.detach()
+        self._losses.append(loss.detach())
         return loss
 
     def on_validation_epoch_start(self) -> None:
@@ -150,6 +151,8 @@ class DiffusionModule(pl.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = self.current_lr()
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.last_loss = torch.stack(self._losses).mean()
+        self._losses.clear()
         if self.averaging is not None and self.ema is not None:
             self.averaging.update(self.ema, self.denoiser, self.global_step + 1)
 

@@ -48,7 +48,9 @@ class LognormalTimes(Times):
         self.p_mean, self.p_std = p_mean, p_std
 
     def __call__(self, schedule: Schedule, u: Tensor) -> Tensor:
-        t = schedule.inverse(-2 * (self.p_mean + self.p_std * torch.special.ndtri(u)))
+        # MPS has no ndtri.
+        quantile = torch.special.ndtri(u.cpu()).to(u) if u.device.type == "mps" else torch.special.ndtri(u)
+        t = schedule.inverse(-2 * (self.p_mean + self.p_std * quantile))
         if schedule.timesteps is None:
             return t
         return (t * schedule.timesteps).round().clamp(1, schedule.timesteps) / schedule.timesteps

@@ -1,11 +1,12 @@
 """Going on with a run: which checkpoint, and which of its settings may change on the way."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion.build import ConfigError
-from diffusion.checkpoint import ROOT, CheckpointError, find, newest_good, run_folder, runs
+from diffusion.checkpoint import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
 CHANGEABLE = (
@@ -16,6 +17,38 @@ CHANGEABLE = (
 # Settings that the dataset's source repeats.
 _OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
 _LIMITS = ("max_steps", "max_epochs", "max_time")
+# How the first process tells those that it starts which checkpoint it goes on from; empty: none.
+_AGREED = "DIFFUSION_RESUME"
+Found = tuple[Path, dict[str, Any]] | None
+
+
+def agreed(search: Callable[[], Found]) -> Found:
+    """The checkpoint that `search` finds; in a process that another one started, the one that this found.
+
+    "The newest" may be another file a moment later, and all processes have to begin with the same.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and _AGREED in os.environ:
+        told = os.environ[_AGREED]
+        return (Path(told), read(Path(told))) if told else None
+    found = search()
+    os.environ[_AGREED] = "" if found is None else str(found[0].resolve())
+    return found
+
+
+def limited(config: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A new run's configuration, in which the limits that were typed take the place of those that were not.
+
+    Raises:
+        ConfigError: both a budget and another limit were typed.
+    """
+    limits = [name for name in _LIMITS if typed.get(f"trainer.{name}") is not None]
+    budget = typed.get("budget_minutes") is not None
+    if budget and limits:
+        raise ConfigError(f"budget_minutes and trainer.{limits[0]} both say when to stop: give one of them")
+    if not limits and not budget:
+        return config
+    trainer = {name: None for name in _LIMITS if name not in limits}
+    return config | {"trainer": config["trainer"] | trainer} | ({} if budget else {"budget_minutes": None})
 
 
 def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
@@ -42,6 +75,11 @@ def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
         ConfigError: there is none, it is not ours, or it belongs to a run on another dataset.
     """
     path, checkpoint = find(spec, dataset)
+    if path.parent.name != "checkpoints":
+        raise ConfigError(
+            f"resume={spec} is a checkpoint outside of a run folder, where a resumed run would have to write: give the "
+            f"run folder, or begin a new run from its weights with init_from={spec}"
+        )
     found = checkpoint["config"].get("dataset", {}).get("name")
     if dataset not in (None, found):
         raise ConfigError(f"resume={spec} is a run on {found}, not on {dataset}: leave dataset={dataset} out")

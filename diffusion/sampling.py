@@ -7,6 +7,7 @@
 gives (16, 1, 8, 8) in [-1, 1].
 """
 
+import math
 import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find, trained_denoiser
 from diffusion.denoisers import ClippedDenoiser, Denoiser
 from diffusion.noise import SAMPLING, Noise
-from diffusion.samplers import Evaluation, Sampler, prior
+from diffusion.samplers import Evaluation, Grid, Sampler, prior
 from diffusion.schedules import Schedule
 
 
@@ -37,6 +38,8 @@ def sampler_and_times(config: Mapping[str, Any], schedule: Schedule) -> tuple[Sa
         if not isinstance(config.get(key), Mapping):
             raise ConfigError(f"the configuration has no {key}")
     sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    if not isinstance(sampler, Sampler) or not isinstance(grid, Grid):
+        raise ConfigError("sampler must name a sampler and grid a grid of this project")
     steps = schedule.timesteps if config.get("steps") is None else config["steps"]
     if steps is None:
         raise ConfigError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
@@ -85,13 +88,16 @@ class Pipeline:
             changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
         """
         config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
+        shape = config["dataset"].get("shape") if isinstance(config.get("dataset"), Mapping) else None
+        if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
+            raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
         denoiser = trained_denoiser(checkpoint, Path(path), weights)
         sampler, times = sampler_and_times(config, denoiser.schedule)
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
             sampler=sampler,
             times=times,
-            shape=tuple(config["dataset"]["shape"]),
+            shape=tuple(shape),
             num_classes=denoiser.num_classes,
         )
 
@@ -124,9 +130,16 @@ class Pipeline:
         with torch.autocast(index.device.type, enabled=False):
             yield from self.sampler(denoiser, prior(denoiser.schedule, noise, self.shape), self.times, cond, noise)
 
-    def sample(self, n: int | Sequence[int], seed: int = 0, label: int | None = None, batch_size: int = 64) -> Tensor:
+    def sample(
+        self,
+        n: int | Sequence[int],
+        seed: int = 0,
+        label: int | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+    ) -> Tensor:
         """Samples, (n, *shape) on the CPU; the arguments are those of `frames`."""
-        return self.frames(n, seed, label, batch_size)[-1]
+        return self.frames(n, seed, label, batch_size, device)[-1]
 
     def frames(
         self,
@@ -157,12 +170,12 @@ class Pipeline:
         wanted = [range(len(self.times))[i] for i in keep]
         batches = []
         for index in numbers.to(device).split(batch_size):
-            kept = []
+            kept = {}
             for i, state in enumerate(self.states(index, seed, label)):
                 if i in wanted:
-                    kept.append((state.x_t if show == "x_t" else state.x0).cpu())
+                    kept[i] = (state.x_t if show == "x_t" else state.x0).cpu()
                 after_step()
-            batches.append(torch.stack(kept))
+            batches.append(torch.stack([kept[i] for i in wanted]))
         return torch.cat(batches, dim=1)
 
 
@@ -181,7 +194,9 @@ def frames_on(
 
     `after_step` is called for the first device's share, by this process.
     """
-    shares = [numbers[rank :: len(devices)] for rank in range(min(len(devices), len(numbers)))]
+    # No more processes than batches: each takes seconds to begin.
+    count = min(len(devices), math.ceil(len(numbers) / batch_size))
+    shares = [numbers[rank::count] for rank in range(count)]
 
     def share(rank: int) -> dict[str, Any]:
         return {

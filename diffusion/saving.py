@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from diffusion.callbacks import AfterStep
@@ -71,6 +72,19 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         return read(Path(path))
+
+
+class StepTimer(Timer):
+    """Lightning's `max_time`, which goes on counting after a resume, but ending a run between optimizer steps only."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step != self._step:
+            self._step = trainer.global_step
+            super().on_train_batch_end(trainer, *args, **kwargs)
 
 
 class Checkpoints(AfterStep):

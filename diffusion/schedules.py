@@ -114,8 +114,8 @@ class DiscreteSchedule(Schedule):
 
 
 def _check_timesteps(timesteps: int) -> None:
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+    if not 1 <= timesteps <= 1_000_000:
+        raise ValueError(f"timesteps must be from 1 to a million, got {timesteps}")
 
 
 def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:

@@ -27,7 +27,7 @@ from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.noise import TRAINING, Noise
 from diffusion.runlog import RunLogger
-from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted
+from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, StepTimer
 
 
 @dataclass
@@ -216,10 +216,12 @@ OURS = {
     "val_check_interval": "use val_every=...",
     "check_val_every_n_epoch": "use val_every=...",
     "log_every_n_steps": "use log_every=...",
+    "overfit_batches": "use train_images=...",
     **dict.fromkeys(
         (
             *("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing"),
             *("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
+            *("barebones", "fast_dev_run", "gradient_clip_algorithm", "reload_dataloaders_every_n_epochs"),
         ),
         "this project sets it itself",
     ),
@@ -246,10 +248,14 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
         ):
             raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
+    _check_numerics(options)
     accumulate = options.get("accumulate_grad_batches") or 1
+    # Lightning's own timer would stop in the middle of an accumulation.
+    limit = options.pop("max_time", None)
     options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
     options["max_epochs"] = -1
     try:
+        timer = [] if limit is None else [StepTimer(limit)]
         trainer = pl.Trainer(
             **options,
             devices=settings_.devices if settings_.devices != "auto" or torch.cuda.is_available() else 1,
@@ -264,7 +270,7 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             enable_progress_bar=False,
             enable_model_summary=False,
             logger=logger,
-            callbacks=callbacks,
+            callbacks=[*timer, *callbacks],
             plugins=[AtomicCheckpointIO()],
         )
     except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
@@ -275,6 +281,20 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             f"{trainer.world_size}"
         )
     return trainer
+
+
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64", "bf16", "16", 16, None)
+
+
+def _check_numerics(options: Mapping[str, Any]) -> None:
+    clip, precision = options.get("gradient_clip_val"), options.get("precision")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+        raise ConfigError(f"trainer.gradient_clip_val must be a positive number, or null, got {clip!r}")
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision must be 32-true, bf16-mixed, 16-mixed or 64-true, got {precision!r}: the average of "
+            f"the weights cannot be kept in less than 32 bits"
+        )
 
 
 def check_trainer(config: Mapping[str, Any]) -> pl.Trainer:
@@ -318,13 +338,19 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
 
 def estimate(run: Run, trainer: pl.Trainer) -> float:
     """Seconds of one optimizer step: from a whole batch where that is quick, else from a small part of one."""
-    batch = next(iter(run.datamodule.train_dataloader()))
+    batch = device_batch(run, trainer)
     size = len(batch["x"])
-    part = {name: value[: min(16, size)] for name, value in batch.items()}
+    part = {name: value[:16] for name, value in batch.items()}
     seconds = step_seconds(run.module, part, trainer, seconds=0.0) * size / len(part["x"])
     if seconds < 1:
         seconds = step_seconds(run.module, batch, trainer, seconds=0.5)
-    return seconds * run.module.images_per_step / size / max(trainer.world_size, 1)
+    return seconds * (run.config["trainer"].get("accumulate_grad_batches") or 1)
+
+
+def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
+    """One device's share of the first training batch."""
+    batch = next(iter(run.datamodule.train_dataloader()))
+    return {name: value[: max(len(value) // trainer.world_size, 1)] for name, value in batch.items()}
 
 
 def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
@@ -337,9 +363,9 @@ def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     if not trainer.is_global_zero:  # the first process measures and tells the others when training begins
         run.config["trainer"]["max_steps"] = 1
         return
-    batch = next(iter(run.datamodule.train_dataloader()))
+    batch = device_batch(run, trainer)
     seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20))
-    seconds *= (run.config["trainer"].get("accumulate_grad_batches") or 1) / max(trainer.world_size, 1)
+    seconds *= run.config["trainer"].get("accumulate_grad_batches") or 1
     left = 0.95 * minutes * 60 - (time.monotonic() - begun)
     steps = max(int(left / seconds), 1)
     run.config["trainer"]["max_steps"] = steps
@@ -348,8 +374,8 @@ def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     print(f"budget of {minutes:g} minutes: {steps} steps of {images} images at {seconds:.3f} s each")
 
 
-def announce(run: Run, seconds: float, world_size: int, device: str) -> None:
-    """Prints what is about to happen and how long it will take."""
+def announce(run: Run, seconds: float, world_size: int, device: str, preset: str | None) -> None:
+    """Prints what is about to happen, how long it will take, and which preset suits a CPU if that is long."""
     steps = run.config["trainer"]["max_steps"]
     network = run.module.denoiser.network
     millions = sum(p.numel() for p in network.parameters()) / 1e6
@@ -362,6 +388,5 @@ def announce(run: Run, seconds: float, world_size: int, device: str) -> None:
         return
     total = timedelta(seconds=seconds * steps).total_seconds()
     print(f"estimated time: {duration(total)} for {steps} steps ({seconds:.3g} s each)")
-    if total > 3600 and device == "cpu":
-        name = run.config["dataset"]["name"]
-        print(f"that is long for a CPU: python train.py experiment=fast_{name} trains a good model in minutes")
+    if total > 3600 and device == "cpu" and preset is not None:
+        print(f"that is long for a CPU: python train.py experiment={preset} is made for one")

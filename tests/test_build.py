@@ -54,7 +54,7 @@ def test_nothing_but_the_projects_own_classes_can_be_named(target: object) -> No
         (LINEAR | {"timesteps": "many"}, ["schedule.timesteps must be a whole number, got 'many'"]),
         (LINEAR | {"timesteps": 1.5}, ["schedule.timesteps must be a whole number, got 1.5"]),
         (LINEAR | {"timesteps": True}, ["schedule.timesteps must be a whole number, got True"]),
-        (LINEAR | {"timesteps": 0}, ["schedule.timesteps must be at least 1, got 0"]),
+        (LINEAR | {"timesteps": 0}, ["schedule.timesteps must be from 1 to a million, got 0"]),
         (LINEAR | {"beta_end": None}, ["schedule.beta_end must be a number, got None"]),
         (ADAMW | {"betas": 0.9}, ["schedule.betas must be a list ([a,b,...])", "got 0.9"]),
         (ADAMW | {"betas": ["x"]}, ["schedule.betas must be a list", "each item a number"]),

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
 from diffusion.module import DiffusionModule, TrainingDiverged
+from diffusion.noise import VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes
 from diffusion.optimizers import EMA, AdamW, LearningRate
 from diffusion.schedules import LinearSchedule
@@ -141,3 +142,60 @@ def test_checkpoints_hold_raw_and_averaged_weights() -> None:
     raw = {name.removeprefix("denoiser.") for name in state if name.startswith("denoiser.")}
     assert "network.weight" in raw
     assert set(state) == {f"{part}.{name}" for part in ("denoiser", "ema") for name in raw}
+
+
+class Lines(pl.loggers.Logger):
+    """Keeps what is logged."""
+
+    name, version = "lines", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict[str, float]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(dict(metrics))
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def validated(module: DiffusionModule) -> dict[str, float]:
+    """What one validation on 64 points logs."""
+    serial = torch.arange(64)
+    x = torch.stack((serial.sin(), serial.cos()), dim=1)
+    batch = {"x": x, "label": torch.zeros(64, dtype=torch.int64), "serial": serial}
+    logger = Lines()
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=logger, enable_checkpointing=False, enable_progress_bar=False, barebones=False
+    )
+    trainer.validate(module, DataLoader([batch], batch_size=None), verbose=False)
+    return next(row for row in logger.rows if "val/loss" in row)
+
+
+def test_validation_is_the_objective_on_the_averaged_weights_with_fixed_noise() -> None:
+    module = make(lr=0.1, accumulate=1)
+    assert module.ema is not None
+    with torch.no_grad():
+        module.denoiser.network.weight.fill_(100.0)  # validation must not look at these
+    serial = torch.arange(64)
+    batch = {"x": torch.stack((serial.sin(), serial.cos()), dim=1), "serial": serial}
+    expected = module.objective(module.ema, batch, Noise(0, serial, VALIDATION))
+    logged = validated(module)
+    assert logged["val/loss"] == pytest.approx(expected["loss"].mean().item(), rel=1e-6)
+    module.seed = 5  # of training alone
+    assert validated(module) == logged
+
+
+def test_validation_loss_by_level_belongs_to_the_level_it_names() -> None:
+    module = make(lr=0.1, accumulate=1)
+    assert module.ema is not None
+    serial = torch.arange(64)
+    batch = {"x": torch.stack((serial.sin(), serial.cos()), dim=1), "serial": serial}
+    out = module.objective(module.ema, batch, Noise(0, serial, VALIDATION))
+    logged = validated(module)
+    ranges = {"-inf_to_-4": (-math.inf, -4), "-4_to_0": (-4, 0), "0_to_4": (0, 4), "4_to_inf": (4, math.inf)}
+    for name, (low, high) in ranges.items():
+        inside = (out["log_snr"] > low) & (out["log_snr"] <= high)
+        assert inside.any()
+        mean = out["loss"][inside].mean().item()
+        assert logged[f"val_loss_by_level/log_snr_{name}"] == pytest.approx(mean, rel=1e-6)

@@ -14,6 +14,7 @@ from helpers_cli import TINY, Outcome, assert_refused, call
 from PIL import Image
 
 import train
+from diffusion import resume
 from diffusion.checkpoint import newest_good, read
 from diffusion.resume import continued
 
@@ -61,7 +62,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("trainer.max_steps=null", ["nothing says when to stop"]),
         ("trainer.max_epochs=1.5", ["trainer.max_epochs must be a whole number of at least 1, got 1.5"]),
         ("trainer.accumulate_grad_batches=0", ["trainer.accumulate_grad_batches must be a whole number"]),
-        ("trainer.precision=foo", ["Precision 'foo' is invalid", "bf16-mixed"]),
+        ("trainer.precision=foo", ["trainer.precision must be", "got 'foo'", "bf16-mixed"]),
+        ("trainer.precision=bf16-true", ["trainer.precision must be", "average of the weights"]),
+        ("trainer.gradient_clip_val=-1", ["trainer.gradient_clip_val must be a positive number", "got -1"]),
+        ("+trainer.overfit_batches=1", ["trainer.overfit_batches cannot be set: use train_images"]),
+        ("+trainer.gradient_clip_algorithm=value", ["trainer.gradient_clip_algorithm cannot be set"]),
+        ("timesteps=100000000000", ["timesteps must be from 1 to a million"]),
+        ("budget_minutes=1 trainer.max_steps=3", ["budget_minutes and trainer.max_steps both say when to stop"]),
         ("trainer.max_time=abc", ["'abc'", "DD:HH:MM:SS"]),
         ("network.widths=3", ["network.widths must be a list", "got 3"]),
         ("ema.decay=2", ["ema.decay must lie in [0, 1), got 2"]),
@@ -307,8 +314,50 @@ def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_configuration_that_is_not_whole_cannot_be_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, folder / "a.ckpt")
+    assert_refused(call(train, tmp_path, "resume=run/checkpoints/a.ckpt"), "a.ckpt has no whole configuration")
+
+
+def test_a_lone_checkpoint_is_not_resumed_in_a_folder_of_other_things(tmp_path: Path) -> None:
     torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, tmp_path / "a.ckpt")
-    assert_refused(call(train, tmp_path, "resume=a.ckpt"), "a.ckpt has no whole configuration")
+    assert_refused(call(train, tmp_path, "resume=a.ckpt"), "outside of a run folder", "init_from=a.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_limits_that_are_typed_replace_those_that_are_not() -> None:
+    limits = {"max_steps": 850, "max_epochs": None, "max_time": None}
+    config = {"budget_minutes": 10.0, "trainer": limits | {"precision": "32-true"}}
+
+    def after(**typed: object) -> tuple[object, ...]:
+        result = resume.limited(config, typed)
+        return result["budget_minutes"], *(result["trainer"][name] for name in limits)
+
+    assert after() == (10.0, 850, None, None)
+    assert resume.limited(config, {"trainer.max_steps": 500}) == config | {
+        "budget_minutes": None, "trainer": config["trainer"]
+    }  # fmt: skip
+    assert resume.limited(config, {"trainer.max_epochs": 100})["trainer"]["max_steps"] is None
+    assert resume.limited(config, {"trainer.max_epochs": 100})["budget_minutes"] is None
+    assert after(budget_minutes=5) == (10.0, None, None, None)
+
+
+def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DIFFUSION_RESUME", raising=False)
+    path = tmp_path / "a.ckpt"
+    torch.save({"config": {}, "state_dict": {}, "global_step": 7}, path)
+    assert resume.agreed(lambda: (path, {"global_step": 7})) == (path, {"global_step": 7})
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    found = resume.agreed(lambda: pytest.fail("the second process must not search"))
+    assert found is not None
+    assert (found[0], found[1]["global_step"]) == (path, 7)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert resume.agreed(lambda: None) is None
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert resume.agreed(lambda: pytest.fail("the second process must not search")) is None
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
