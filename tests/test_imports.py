@@ -15,7 +15,8 @@ CORE = {
     "schedules": {"torch"},
     "noise": {"torch"},
     "denoisers": {"torch", "diffusion.schedules"},
-    "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
 }
 
