@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -200,8 +201,13 @@ def keys_of(config_name: str) -> list[str]:
 def help_page(config_name: str, usage: str) -> str:
     """What --help prints: usage, the groups with their choices, the settings with their comments."""
     groups = groups_of(config_name)
-    width = max(map(len, groups))
-    chosen = [f"  {name:<{width}}  {' '.join(choices_of(name))}" for name in groups]
+    width = max(map(len, groups), default=0)
+    theirs = "; those of a group by its name and theirs: sampler.eta=0.5"
+    indent = " " * (width + 4)
+    chosen = [
+        textwrap.fill(" ".join(choices_of(name)), 120, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
+        for name in groups
+    ]
     text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
     plain = [line for line in text.partition("\n\n")[2].partition("\nhydra:")[0].splitlines() if "_target_" not in line]
     split = [line.partition(" # ")[::2] for line in plain]
@@ -209,9 +215,8 @@ def help_page(config_name: str, usage: str) -> str:
     return "\n".join(
         [
             usage.strip(),
-            "\nGroups, chosen by name: sampler=ddim",
-            *chosen,
-            "\nSettings, by name: seed=1; those of a group by its name and theirs: sampler.eta=0.5",
+            *(["\nGroups, chosen by name: sampler=ddim", *chosen] if groups else []),
+            "\nSettings, by name: seed=1" + (theirs if groups else ""),
             *settings,
             f"\npython {config_name}.py [name=value ...] --cfg job prints every setting that these make.",
         ]

@@ -41,7 +41,7 @@ def build(config: Any, where: str = "config", **extra: Any) -> Any:
     if isinstance(config, Mapping):
         if "_target_" not in config:
             return {key: build(value, f"{where}.{key}") for key, value in config.items()}
-        cls = _resolve(config["_target_"], where)
+        cls = resolve(config["_target_"], where)
         arguments = {key: build(value, f"{where}.{key}") for key, value in config.items() if key != "_target_"} | extra
         return construct(cls, arguments, where)
     if isinstance(config, list | tuple):
@@ -67,7 +67,8 @@ def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
         raise ConfigError(text if said else f"{where}: {text}") from error
 
 
-def _resolve(target: Any, where: str) -> type:
+def resolve(target: Any, where: str) -> type:
+    """The class of this project with this full name; raises `ConfigError` for anything else."""
     refusal = ConfigError(f"{where} names {target!r}, which is not a class of this project; nothing was built")
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
         raise refusal

@@ -1,5 +1,6 @@
 """Checkpoints: where they are, and loading one without trusting it."""
 
+import inspect
 import os
 import pickle
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.build import ConfigError, build
+from diffusion.build import ConfigError, build, resolve
 from diffusion.denoisers import Denoiser, NetworkDenoiser
 from diffusion.schedules import Schedule
 
@@ -135,7 +136,16 @@ def build_denoiser(config: Mapping[str, Any]) -> NetworkDenoiser:
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
-    network, schedule = build(config["network"], "network"), build(config["schedule"], "schedule")
+    # A learned variance is a second output beside the first; the network need not know what for.
+    outputs = {}
+    if config["denoiser"].get("variance") == "learned":
+        network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
+        if "out_channels" not in inspect.signature(network_class).parameters or not isinstance(shape, list):
+            raise ConfigError("denoiser.variance=learned needs a network with out_channels, such as unet or mlp")
+        outputs = {"out_channels": 2 * shape[0]}
+    if config["network"].get("out_channels") is not None:
+        raise ConfigError("network.out_channels is not for setting: it follows from the data and denoiser.variance")
+    network, schedule = build(config["network"], "network", **outputs), build(config["schedule"], "schedule")
     if not isinstance(network, nn.Module) or not isinstance(schedule, Schedule):
         raise ConfigError("network must name a network and schedule a schedule of this project")
     # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.

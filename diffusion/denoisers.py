@@ -98,6 +98,21 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
     return mean, added * sigma_s**2 / sigma_t**2
 
 
+def log_variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of beta and beta-tilde of the step from t to s, shaped like t and s.
+
+    beta is `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`; beta-tilde, the variance of `q(x_s | x_t, x0)`, is
+    `beta sigma_s^2 / sigma_t^2`. To s = 0 that would be zero: the step before it on an even grid, from 2 t to t, lends
+    its own, as in improved-diffusion (Nichol & Dhariwal 2021); a grid of one step has only beta.
+    """
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
+    alpha_2t, sigma_2t = schedule((2 * t).clamp(max=1))
+    lent = (sigma_2t**2 - (alpha_2t / alpha_t * sigma_t) ** 2) * sigma_t**2 / sigma_2t**2
+    last = torch.where(t < 1, lent, beta)
+    return beta.log(), torch.where(s > 0, beta * sigma_s**2 / sigma_t**2, last).log()
+
+
 class Denoiser(nn.Module, ABC):
     """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
 
@@ -108,15 +123,15 @@ class Denoiser(nn.Module, ABC):
         schedule: where t stands between data and noise.
         variance: that of the step `p(x_s | x_t)`: "beta", `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`, right when x0 is
             N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section
-            3.2).
+            3.2), or "learned", between the two where `aux["extra"]`, shaped like x_t, says: -1 is beta-tilde, 1 beta.
     """
 
     num_classes: int = 0  # labels that cond["label"] may hold; 0 for an unconditional model
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
-        if variance not in ("beta", "beta_tilde"):
-            raise ValueError(f"variance must be beta or beta_tilde, got {variance!r}")
+        if variance not in ("beta", "beta_tilde", "learned"):
+            raise ValueError(f"variance must be beta, beta_tilde or learned, got {variance!r}")
         self.schedule = schedule
         self.variance = variance
 
@@ -131,13 +146,26 @@ class Denoiser(nn.Module, ABC):
     def transition(
         self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and log-variance of the model's step `p(x_s | x_t)`, s < t, and the D that they follow from."""
-        x0, _ = self.predict(x_t, t, cond or {})
-        mean, beta_tilde = posterior(self.schedule, x_t, x0, t, s)
-        if self.variance == "beta_tilde":
-            return mean, beta_tilde.log(), x0
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(t), self.schedule(s)
-        return mean, (sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2).log(), x0
+        """Mean and log-variance of the model's step `p(x_s | x_t)`, s < t, and the D that they follow from.
+
+        The log-variance is a scalar or broadcasts against x_t. At s = 0 the mean is D.
+        """
+        x0, aux = self.predict(x_t, t, cond or {})
+        return *self.step(x_t, t, s, x0, aux), x0
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of `p(x_s | x_t)` from what `predict` answered at (x_t, t).
+
+        With "learned" the log-variance is `frac log beta + (1 - frac) log beta_tilde`, `frac = (extra + 1) / 2`
+        (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15; the range of their code).
+        """
+        mean, _ = posterior(self.schedule, x_t, x0, t, s)
+        beta, beta_tilde = (expand(v, x_t) for v in log_variances(self.schedule, t, s))
+        if self.variance == "learned":
+            if "extra" not in aux:
+                raise ValueError("variance=learned needs a denoiser with further outputs, such as a network's")
+            return mean, torch.lerp(beta_tilde.to(x_t), beta.to(x_t), (aux["extra"] + 1) / 2)
+        return mean, beta if self.variance == "beta" else beta_tilde
 
 
 class NetworkDenoiser(Denoiser):
@@ -145,7 +173,7 @@ class NetworkDenoiser(Denoiser):
 
     Args:
         network: `network(x, c_noise, cond) -> F`, shaped like x; c_noise is (B,). Its `num_classes` says which labels
-            it knows.
+            it knows. With variance "learned" F has twice x's channels; the second half is `aux["extra"]`.
         schedule: see `Denoiser`.
         precond: the parameterization.
         variance: see `Denoiser`.
@@ -161,8 +189,16 @@ class NetworkDenoiser(Denoiser):
         c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))
         c_noise = self.precond.c_noise(self.schedule, t).to(x_t.device, torch.float32).expand(len(x_t))
         # The network may run in reduced precision under autocast; what follows never does.
-        raw = self.network((c_in * x_t).to(self.dtype), c_noise, cond).to(x_t.dtype)
-        return c_skip * x_t + c_out * raw, {"raw": raw}
+        out = self.network((c_in * x_t).to(self.dtype), c_noise, cond).to(x_t.dtype)
+        raw, aux = out, {"raw": out}
+        if self.variance == "learned":
+            if out.shape[1] != 2 * x_t.shape[1]:
+                raise ValueError(
+                    f"variance=learned needs a network with {2 * x_t.shape[1]} output channels, this has {out.shape[1]}"
+                )
+            raw, extra = out.chunk(2, dim=1)
+            aux = {"raw": raw, "extra": extra}
+        return c_skip * x_t + c_out * raw, aux
 
     @property
     def dtype(self) -> torch.dtype:

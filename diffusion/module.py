@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from diffusion.denoisers import NetworkDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
-from diffusion.objectives import DenoisingObjective
+from diffusion.objectives import DenoisingObjective, VLBObjective
 from diffusion.optimizers import EMA, AdamW, LearningRate
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
@@ -54,7 +54,7 @@ class DiffusionModule(pl.LightningModule):
     def __init__(
         self,
         denoiser: NetworkDenoiser,
-        objective: DenoisingObjective,
+        objective: DenoisingObjective | VLBObjective,
         optimizer: AdamW,
         learning_rate: LearningRate,
         ema: EMA | None,

@@ -6,12 +6,14 @@ weight w on `||x0 - D||^2` is the weight `w c_out^2` on `||target - F||^2`, so e
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion.denoisers import NetworkDenoiser
+from diffusion.denoisers import Condition, NetworkDenoiser
+from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
 
@@ -93,7 +95,15 @@ DISTANCES = {
 }
 
 
-class DenoisingObjective:
+def _scaled(coefficient: Tensor, x: Tensor) -> Tensor:
+    return expand(coefficient.to(x.dtype), x) * x
+
+
+def _condition(batch: Mapping[str, Tensor]) -> Condition:
+    return {name: value for name, value in batch.items() if name not in ("x", "serial")}
+
+
+class DenoisingObjective(nn.Module):
     """The weighted denoising loss `w(t) * mean(distance(F, target))` for each sample.
 
     Args:
@@ -103,11 +113,12 @@ class DenoisingObjective:
     """
 
     def __init__(self, times: Times, weighting: Weighting, distance: str = "l2") -> None:
+        super().__init__()
         if distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
-    def __call__(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample.
 
         Args:
@@ -118,6 +129,7 @@ class DenoisingObjective:
         Returns:
             "loss" and "log_snr", each (B,).
         """
+        self.check(model)
         x0 = batch["x"]
         t = self.times(model.schedule, noise.uniform(draw=TIME))
         eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
@@ -125,14 +137,140 @@ class DenoisingObjective:
         c_skip, c_out, _ = model.precond(alpha_t, sigma_t)
         # F = (x0 - c_skip x_t) / c_out with x_t written out: free of cancellation where sigma_t is small.
         on_x0, on_eps = (1 - c_skip * alpha_t) / c_out, -c_skip * sigma_t / c_out
-
-        def scaled(coefficient: Tensor, x: Tensor) -> Tensor:
-            return expand(coefficient.to(x.dtype), x) * x
-
-        x_t = scaled(alpha_t, x0) + scaled(sigma_t, eps)
-        target = scaled(on_x0, x0) + scaled(on_eps, eps)
-        cond = {name: value for name, value in batch.items() if name not in ("x", "serial")}
-        raw = model.predict(x_t, t, cond)[1]["raw"]
-        error = self.distance(raw, target).flatten(1).mean(1)
+        x_t = _scaled(alpha_t, x0) + _scaled(sigma_t, eps)
+        target = _scaled(on_x0, x0) + _scaled(on_eps, eps)
+        denoised, aux = model.predict(x_t, t, _condition(batch))
+        error = self.distance(aux["raw"], target).flatten(1).mean(1)
         log_snr = model.schedule.log_snr(t)
-        return {"loss": self.weighting(log_snr, c_out**2).to(error.dtype) * error, "log_snr": log_snr}
+        loss = self.weighting(log_snr, c_out**2).to(error.dtype) * error
+        return {"loss": loss + self.further(model, x0, x_t, t, denoised, aux).to(loss.dtype), "log_snr": log_snr}
+
+    def check(self, model: NetworkDenoiser) -> None:
+        """Raises ValueError if this objective cannot train that model."""
+        if model.variance == "learned":
+            raise ValueError(
+                "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
+            )
+
+    def further(
+        self, model: NetworkDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
+    ) -> Tensor:
+        """What is added to each sample's loss, (B,)."""
+        return torch.zeros_like(t)
+
+
+class HybridObjective(DenoisingObjective):
+    """`L_simple + vlb_weight L_vlb`, the second teaching the variance alone: it sees the mean as a constant (Nichol &
+    Dhariwal 2021, arXiv 2102.09672, eq. 16).
+
+    L_vlb is in bits per dimension, as in their code, and estimated as T times the term of one step.
+
+    Args:
+        weighting: see `DenoisingObjective`.
+        distance: see `DenoisingObjective`.
+        vlb_weight: the paper's lambda.
+        eight_bit: whether the data are pixels, see `diffusion.likelihood`.
+    """
+
+    def __init__(
+        self, weighting: Weighting, distance: str = "l2", vlb_weight: float = 0.001, eight_bit: bool = True
+    ) -> None:
+        super().__init__(UniformTimes(), weighting, distance)
+        if vlb_weight <= 0:
+            raise ValueError(f"vlb_weight must be positive, got {vlb_weight}; use objective=simple without it")
+        self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
+
+    def check(self, model: NetworkDenoiser) -> None:
+        if model.variance != "learned":
+            raise ValueError("objective=hybrid trains the variance beside the mean: add denoiser.variance=learned")
+        _steps(model.schedule)
+
+    def further(
+        self, model: NetworkDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
+    ) -> Tensor:
+        steps = _steps(model.schedule)
+        s = ((t * steps).round() - 1) / steps
+        mean, log_var = model.step(x_t, t, s, denoised.detach(), aux)
+        term = bound_term(model, x0, x_t, t, s, mean, log_var, self.eight_bit)
+        return self.vlb_weight * steps * bits(term)
+
+
+class VLBObjective(nn.Module):
+    """The variational bound in bits per dimension, of which each sample estimates the sum by one term.
+
+    The step i is drawn with a probability proportional to the root mean square of its last terms, and the term divided
+    by that probability (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 18). Until every step has a full history, and in
+    validation, all steps are as likely. The history is part of the checkpoint; all ranks have the same.
+
+    Args:
+        timesteps: T of the schedule.
+        eight_bit: whether the data are pixels, see `diffusion.likelihood`.
+        history: terms kept of each step; 0 draws all steps alike.
+    """
+
+    losses: Tensor
+    counts: Tensor
+
+    def __init__(self, timesteps: int | None, eight_bit: bool = True, history: int = 10) -> None:
+        super().__init__()
+        if timesteps is None or timesteps < 1:
+            raise ValueError("objective=vlb needs noising steps: choose a discrete schedule, such as schedule=cosine")
+        if history < 0:
+            raise ValueError(f"history must be at least 0, got {history}")
+        self.eight_bit = eight_bit
+        self.register_buffer("losses", torch.zeros(timesteps, history))
+        self.register_buffer("counts", torch.zeros(timesteps, dtype=torch.int64))
+
+    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample; see `DenoisingObjective`."""
+        x0, steps = batch["x"], len(self.counts)
+        if _steps(model.schedule) != steps:
+            raise ValueError(f"objective.timesteps={steps}, but the schedule has {model.schedule.timesteps}")
+        probabilities = self.probabilities()
+        u = noise.uniform(draw=TIME)
+        row = torch.searchsorted(probabilities.cumsum(0), u.to(probabilities)).clamp(max=steps - 1)
+        t, s = (row + 1).to(u) / steps, row.to(u) / steps
+        alpha_t, sigma_t = model.schedule(t)
+        x_t = _scaled(alpha_t, x0) + _scaled(sigma_t, noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype))
+        mean, log_var, _ = model.transition(x_t, t, s, _condition(batch))
+        term = bits(bound_term(model, x0, x_t, t, s, mean, log_var, self.eight_bit))
+        if self.training:
+            self.remember(row, term.detach())
+        loss = term / probabilities[row] + bits(prior_term(model.schedule, x0))
+        return {"loss": loss.to(x0.dtype), "log_snr": model.schedule.log_snr(t)}
+
+    def probabilities(self) -> Tensor:
+        """Of each step, (T,), float64 where the device has it."""
+        steps, kept = self.losses.shape
+        even = float64(self.losses.new_ones(steps)) / steps
+        if not self.training or kept == 0 or (self.counts < kept).any():
+            return even
+        weight = float64(self.losses).square().mean(1).sqrt()
+        # A thousandth is spread evenly, as in the authors' code: no step is lost for good, and no quotient unbounded.
+        return 0.999 * weight / weight.sum() + 0.001 * even
+
+    def remember(self, row: Tensor, term: Tensor) -> None:
+        """Puts terms (B,) of the steps with these rows into the history, those of all ranks in the batch's order."""
+        kept = self.losses.shape[1]
+        row, term = _of_all_ranks(row), _of_all_ranks(term.to(self.losses))
+        same = row[:, None] == row
+        earlier = same.tril(-1).sum(1)  # of the same step in this batch
+        last = earlier >= same.sum(1) - kept
+        place = (self.counts[row] + earlier) % max(kept, 1)
+        self.losses[row[last], place[last]] = term[last]
+        self.counts.index_add_(0, row, torch.ones_like(row))
+
+
+def _steps(schedule: Schedule) -> int:
+    if schedule.timesteps is None:
+        raise ValueError("a variational bound needs noising steps: choose a discrete schedule, such as schedule=cosine")
+    return schedule.timesteps
+
+
+def _of_all_ranks(values: Tensor) -> Tensor:
+    """(B,) of this rank, or those of all ranks in the order of the samples' serials, which go round the ranks."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(parts, values.contiguous())
+    return torch.stack(parts, dim=1).flatten()

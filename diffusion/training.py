@@ -314,6 +314,7 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
     device = trainer.strategy.root_device
     with torch.random.fork_rng(devices=[]):
         denoiser = copy.deepcopy(module.denoiser).to(device).train()
+        objective = copy.deepcopy(module.objective).to(device).train()
         optimizer = module.optimizer(denoiser.parameters(), fused=False)
         batch = {name: value.to(device) for name, value in batch.items()}
         noise = Noise(module.seed, batch["serial"], TRAINING)
@@ -322,7 +323,7 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
 
         def one_batch() -> None:
             with trainer.precision_plugin.forward_context():
-                loss = module.objective(denoiser, batch, noise)["loss"].mean()
+                loss = objective(denoiser, batch, noise)["loss"].mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

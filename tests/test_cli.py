@@ -14,6 +14,7 @@ import yaml
 from helpers_cli import assert_refused, call
 
 import cli
+import evaluate
 import sample
 import train
 
@@ -26,7 +27,7 @@ def start(folder: Path, *command: str) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize("script", [train, sample])
+@pytest.mark.parametrize("script", [train, sample, evaluate])
 def test_help_names_every_group_choice_and_setting_with_its_comment(script: Any, tmp_path: Path) -> None:
     page = call(script, tmp_path, "--help")
     assert page.code == 0

@@ -52,7 +52,8 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
         build(config["network"], "network")
     for part in ("objective", "optimizer", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
-    assert config["dataset"]["name"] == experiment.rpartition("_")[2]
+    dataset = "digits" if experiment == "learned_variance" else experiment.rpartition("_")[2]
+    assert config["dataset"]["name"] == dataset
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
 
 
@@ -85,7 +86,12 @@ def test_every_dataset_has_a_network_of_its_size(dataset: str) -> None:
     ],
 )
 def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -> None:
-    fitting = {"karras": ["schedule=variance_exploding"], "edm": ["schedule=variance_exploding"]}.get(name, [])
+    fitting = {
+        "karras": ["schedule=variance_exploding"],
+        "edm": ["schedule=variance_exploding"],
+        "learned": ["objective=hybrid"],
+        "hybrid": ["denoiser=learned"],
+    }.get(name, [])
     config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
     assert loss_of_one_step(config).isfinite()
     sampler_and_times(config, build(config["schedule"]))
@@ -133,6 +139,13 @@ def test_the_folder_experiment_has_the_general_trainers_values() -> None:
     assert config["ema"]["decay"] == 0.995
     assert config["trainer"]["precision"] == "bf16-mixed"
     assert config["trainer"]["max_steps"] == 700_000
+
+
+@pytest.mark.parametrize("overrides", [[], ["dataset=gaussians"], ["objective=vlb"], ["denoiser=v"]])
+def test_a_learned_variance_trains_on_pixels_and_on_points(overrides: list[str]) -> None:
+    config = resolved("experiment=learned_variance", *overrides, "denoiser.variance=learned")
+    assert config["objective"]["eight_bit"] is (config["dataset"]["name"] == "digits")
+    assert loss_of_one_step(config).isfinite()
 
 
 def test_every_setting_is_read_by_the_code() -> None:

@@ -71,6 +71,18 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
             assert float(row[name] or 0) == pytest.approx(float(value or 0), rel=1e-4), name
 
 
+def test_two_processes_share_the_history_of_the_bounds_terms(tmp_path: Path) -> None:
+    """So that they draw the steps that one process would."""
+    arguments = [*TWO, "objective=vlb", "objective.history=1", "schedule=cosine", "timesteps=4", "trainer.max_steps=4"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(one, *arguments, "devices=1")
+    train(two, *arguments)
+    ours, theirs = checkpoint(two)["state_dict"], checkpoint(one)["state_dict"]
+    assert ours["objective.counts"].sum() == 4 * 2 * 16
+    assert torch.equal(ours["objective.counts"], theirs["objective.counts"])
+    assert torch.allclose(ours["objective.losses"], theirs["objective.losses"], rtol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_two_processes_killed_and_resumed(seed: int, tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ from diffusion.denoisers import (
     X0Preconditioner,
     posterior,
 )
-from diffusion.schedules import LinearSchedule, Schedule, VarianceExplodingSchedule
+from diffusion.schedules import (
+    CosineSchedule,
+    DiscreteSchedule,
+    LinearSchedule,
+    Schedule,
+    VarianceExplodingSchedule,
+)
 
 
 class FixedNetwork(nn.Module):
@@ -154,7 +160,7 @@ def test_edm_refuses_a_deviation_that_is_not_positive(sigma_data: float) -> None
 
 
 def test_unknown_variances_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="beta or beta_tilde, got 'gamma'"):
+    with pytest.raises(ValueError, match="beta, beta_tilde or learned, got 'gamma'"):
         ConstantDenoiser(LinearSchedule(), torch.zeros(1), variance="gamma")
 
 
@@ -231,6 +237,68 @@ def test_the_transitions_mean_is_the_posteriors_at_the_denoised(
     mean, _, x0 = mixture.transition(x_t, times[5], times[3])
     torch.testing.assert_close(x0, mixture(x_t, times[5]))
     torch.testing.assert_close(mean, posterior(schedule, x_t, x0, times[5], times[3])[0])
+
+
+@pytest.mark.parametrize("variance", ["beta", "beta_tilde"])
+def test_the_step_to_the_data_ends_on_the_denoised(
+    variance: str, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
+) -> None:
+    mixture.variance = variance
+    zero, x_t = torch.zeros((), dtype=torch.float64), _points(schedule, times)
+    for t in times:
+        mean, log_var, x0 = mixture.transition(x_t, t, zero)
+        torch.testing.assert_close(mean, x0)
+        assert log_var.isfinite()
+
+
+@pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule])
+def test_the_last_steps_variance_is_beta_1_or_that_of_the_step_before(kind: type[DiscreteSchedule]) -> None:
+    schedule, x = kind(1000), torch.zeros(1, 1, dtype=torch.float64)
+    t, s = (torch.tensor(i / 1000, dtype=torch.float64) for i in (1, 0))
+    beta_1, beta_2 = schedule.betas[:2]
+    _, log_beta, _ = ConstantDenoiser(schedule, x, "beta").transition(x, t, s)
+    torch.testing.assert_close(log_beta.exp(), beta_1, rtol=1e-9, atol=0)
+    _, log_beta_tilde, _ = ConstantDenoiser(schedule, x, "beta_tilde").transition(x, t, s)
+    second = beta_2 * beta_1 / (1 - (1 - beta_1) * (1 - beta_2))  # row 1 of improved-diffusion's table
+    torch.testing.assert_close(log_beta_tilde.exp(), second, rtol=1e-9, atol=0)
+    _, log_only, _ = ConstantDenoiser(schedule, x, "beta_tilde").transition(x, t / t, s)  # a grid of one step
+    torch.testing.assert_close(log_only, schedule(t / t)[1].square().log())
+
+
+def test_times_and_ends_may_differ_between_rows(schedule: Schedule, times: Tensor) -> None:
+    x_t = _points(schedule, times)
+    s = torch.cat((torch.zeros(1, dtype=torch.float64), times[:-1]))
+    for variance in ("beta", "beta_tilde"):
+        denoiser = ConstantDenoiser(schedule, torch.full_like(x_t, 0.3), variance)
+        mean, log_var, _ = denoiser.transition(x_t, times, s)
+        assert log_var.shape == (9, 1)
+        for b in range(9):
+            mean_b, log_var_b, _ = denoiser.transition(x_t, times[b], s[b])
+            torch.testing.assert_close(mean[b], mean_b[b], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(log_var[b, 0], log_var_b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_learned_variance_runs_from_beta_tilde_to_beta_in_the_logarithm(schedule: Schedule, times: Tensor) -> None:
+    x_t = _points(schedule, times)
+    s = torch.cat((torch.zeros(1, dtype=torch.float64), times[:-1]))
+    bounds = [ConstantDenoiser(schedule, x_t, v).transition(x_t, times, s)[1] for v in ("beta_tilde", "beta")]
+    for extra, frac in ((-1.0, 0.0), (0.0, 0.5), (0.5, 0.75), (1.0, 1.0)):
+        out = torch.cat((x_t, torch.full_like(x_t, extra)), dim=1)
+        learned = NetworkDenoiser(FixedNetwork(out), schedule, X0Preconditioner(), "learned")
+        mean, log_var, x0 = learned.transition(x_t, times, s)
+        assert torch.equal(x0, x_t)  # the first half is F
+        expected = frac * bounds[1] + (1 - frac) * bounds[0]
+        torch.testing.assert_close(log_var, expected.expand_as(x_t), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(mean, ConstantDenoiser(schedule, x_t).transition(x_t, times, s)[0])
+
+
+def test_a_learned_variance_needs_twice_the_channels() -> None:
+    schedule, x_t, t = LinearSchedule(), torch.zeros(3, 2), torch.tensor(0.5)
+    learned = NetworkDenoiser(FixedNetwork(torch.zeros(3, 3)), schedule, EpsPreconditioner(), "learned")
+    with pytest.raises(ValueError, match="needs a network with 4 output channels, this has 3"):
+        learned(x_t, t)
+    with pytest.raises(ValueError, match="needs a denoiser with further outputs"):
+        ConstantDenoiser(schedule, x_t, "learned").transition(x_t, t, t / 2)
 
 
 def test_the_mixtures_denoiser_is_the_mean_of_x0_by_quadrature_in_1d(schedule: Schedule, times: Tensor) -> None:

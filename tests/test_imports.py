@@ -15,7 +15,8 @@ CORE = {
     "schedules": {"torch"},
     "noise": {"torch"},
     "denoisers": {"torch", "diffusion.schedules"},
-    "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
 }
 
@@ -57,12 +58,12 @@ def test_networks_import_torch_and_each_other_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DATA, ids=_name)
 def test_data_knows_nothing_of_diffusion(path: Path) -> None:
-    assert not {"diffusion", "hydra", "train", "sample"} & _tops(path)
+    assert not {"diffusion", "hydra", "train", "sample", "evaluate"} & _tops(path)
 
 
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)
 def test_diffusion_knows_nothing_of_data_or_of_hydra(path: Path) -> None:
-    assert not {"data", "hydra", "train", "sample"} & _tops(path)
+    assert not {"data", "hydra", "train", "sample", "evaluate"} & _tops(path)
 
 
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)

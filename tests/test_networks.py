@@ -1,6 +1,7 @@
 """Networks: published parameter counts, exact formulas, and the shapes, conditions and errors that users meet."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -256,3 +257,19 @@ def test_the_mlp_sees_the_class_and_the_noise_level_and_trains_every_parameter()
 def test_the_mlp_says_what_it_cannot_take(shape: tuple[int, ...], settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MLP(shape, **settings)
+
+
+@pytest.mark.parametrize("out_channels", [1, 6])
+def test_the_output_can_have_other_channels_than_the_input(out_channels: int) -> None:
+    unet = _perturbed(UNet((3, 8, 8), **SMALL, patch=2, out_channels=out_channels))
+    assert unet(torch.zeros(2, 3, 8, 8), torch.zeros(2), {}).shape == (2, out_channels, 8, 8)
+    mlp = _perturbed(MLP((2,), width=8, depth=1, out_channels=out_channels))
+    assert mlp(torch.zeros(3, 2), torch.zeros(3), {}).shape == (3, out_channels)
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: UNet((3, 8, 8), **SMALL, out_channels=0), lambda: MLP((2,), out_channels=0)]
+)
+def test_an_output_without_channels_is_refused(network: Callable[[], nn.Module]) -> None:
+    with pytest.raises(ValueError, match="out_channels"):
+        network()

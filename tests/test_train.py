@@ -98,6 +98,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("resume=7", ["there is no run version_7"]),
         ("resume=https://example.org/a.ckpt", ["is an address"]),
         ("init_from=nowhere", ["there is no checkpoint nowhere"]),
+        ("denoiser=learned", ["does not train the learned variance", "objective=hybrid"]),
+        ("objective=hybrid", ["objective=hybrid trains the variance", "denoiser.variance=learned"]),
+        ("objective=hybrid denoiser=learned schedule=continuous_cosine steps=9", ["choose a discrete schedule"]),
+        ("objective=vlb schedule=variance_exploding steps=9", ["choose a discrete schedule"]),
+        ("dataset=mnist network=tutorial denoiser.variance=learned", ["needs a network with out_channels"]),
+        ("+network.out_channels=2", ["network.out_channels is not for setting", "denoiser.variance"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(

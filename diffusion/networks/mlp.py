@@ -12,13 +12,21 @@ class MLP(nn.Module):
     """A residual perceptron for vectors, with the noise level's embedding added in every layer.
 
     Args:
-        shape: (d,), of its input and output.
+        shape: (d,), of its input.
         width: of the hidden layers.
         depth: number of residual layers.
         num_classes: labels in cond["label"] condition the network; 0 for none.
+        out_channels: length of its output; None is d.
     """
 
-    def __init__(self, shape: Sequence[int], width: int = 128, depth: int = 4, num_classes: int = 0) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        width: int = 128,
+        depth: int = 4,
+        num_classes: int = 0,
+        out_channels: int | None = None,
+    ) -> None:
         super().__init__()
         if len(shape) != 1:
             raise ValueError(
@@ -28,6 +36,8 @@ class MLP(nn.Module):
             raise ValueError(f"mlp needs an even width and a depth of at least 1, got {width=} and {depth=}")
         if num_classes < 0:
             raise ValueError(f"num_classes must not be negative, got {num_classes}")
+        if out_channels is not None and out_channels < 1:
+            raise ValueError(f"out_channels must be at least 1, got {out_channels}")
         self.num_classes = num_classes
         self.width = width
         self.embed_label = nn.Embedding(num_classes, width) if num_classes else None
@@ -37,12 +47,12 @@ class MLP(nn.Module):
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
             for _ in range(depth)
         )
-        self.last = nn.Linear(width, shape[0])
+        self.last = nn.Linear(width, shape[0] if out_channels is None else out_channels)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """F, shaped like x (B, d); c_noise (B,)."""
+        """F, (B, out_channels), from x (B, d); c_noise (B,)."""
         emb = self.embed(sinusoidal(c_noise, self.width).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])

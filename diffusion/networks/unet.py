@@ -71,7 +71,7 @@ class UNet(nn.Module):
     """The U-Net.
 
     Args:
-        shape: (C, H, W) of its input and output.
+        shape: (C, H, W) of its input.
         widths: channels of each level; each level but the last halves the resolution.
         blocks: residual blocks a level on the way down; one more on the way up.
         attention: levels with self-attention, counted from 0 at full resolution; -1 is the last.
@@ -79,6 +79,7 @@ class UNet(nn.Module):
         num_classes: labels 0..num_classes-1 in cond["label"] condition the network; 0 for none.
         dropout: in the residual blocks.
         head_channels: channels of an attention head.
+        out_channels: channels of its output; None is C.
     """
 
     def __init__(
@@ -91,13 +92,15 @@ class UNet(nn.Module):
         num_classes: int = 0,
         dropout: float = 0.0,
         head_channels: int = 32,
+        out_channels: int | None = None,
     ) -> None:
         super().__init__()
         channels = _check(shape, widths, blocks, attention, patch)
-        if num_classes < 0 or head_channels < 1 or not 0 <= dropout < 1:
+        c_out = channels if out_channels is None else out_channels
+        if num_classes < 0 or min(head_channels, c_out) < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"unet needs num_classes >= 0, head_channels >= 1 and dropout in [0, 1), got {num_classes=}, "
-                f"{head_channels=} and {dropout=}"
+                f"unet needs num_classes >= 0, head_channels and out_channels >= 1 and dropout in [0, 1), got "
+                f"{num_classes=}, {head_channels=}, {out_channels=} and {dropout=}"
             )
         self.num_classes = num_classes
         self.width_in = widths[0]
@@ -116,10 +119,10 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         skips = [widths[0]]
         width = widths[0]
-        for level, c_out in enumerate(widths):
+        for level, level_width in enumerate(widths):
             for _ in range(blocks):
-                self.down.append(stage(width, c_out, level))
-                width = c_out
+                self.down.append(stage(width, level_width, level))
+                width = level_width
                 skips.append(width)
             if level < len(widths) - 1:
                 self.down.append(nn.ModuleList([nn.Conv2d(width, width, 3, stride=2, padding=1)]))
@@ -140,10 +143,10 @@ class UNet(nn.Module):
                 self.up.append(layers)
 
         self.norm_out = _norm(width)
-        self.conv_out = _zero(nn.Conv2d(width, channels * patch**2, 3, padding=1))
+        self.conv_out = _zero(nn.Conv2d(width, c_out * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """F, shaped like x (B, C, H, W); c_noise (B,); cond["label"] (B,) if the network is class-conditional."""
+        """F, (B, out_channels, H, W), from x (B, C, H, W); c_noise (B,); cond["label"] (B,) if there are classes."""
         emb = self.embed(sinusoidal(c_noise, self.width_in).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])

@@ -1,0 +1,232 @@
+"""How likely data are under a model: the variational bound term by term, and the probability-flow ODE's density.
+
+Everything is in nats per dimension until `bits` converts it. A likelihood is that of the model as it was trained: D is
+never clipped here.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser, posterior
+from diffusion.noise import Noise
+from diffusion.schedules import Schedule, expand, float64
+
+# Pixels are 2 / 255 apart in [-1, 1].
+HALF_BIN = 1 / 255
+EDGE = 0.999
+# The ODE's draws; a bound's noise is draw 0 of step i.
+DEQUANTISE, PROBE = 0, 1
+
+
+def bits(nats: Tensor) -> Tensor:
+    """Bits from nats."""
+    return nats / math.log(2)
+
+
+def gaussian_kl(mean: Tensor, log_var: Tensor, other_mean: Tensor, other_log_var: Tensor) -> Tensor:
+    """`KL(N(mean, e^log_var) || N(other_mean, e^other_log_var))` of each element."""
+    ratio = log_var - other_log_var
+    return 0.5 * (torch.expm1(ratio) - ratio + (mean - other_mean) ** 2 * torch.exp(-other_log_var))
+
+
+def gaussian_nll(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """`-log N(x0; mean, e^log_var)` of each element."""
+    return 0.5 * (math.log(2 * math.pi) + log_var + (x0 - mean) ** 2 * torch.exp(-log_var))
+
+
+def discretised_nll(x0: Tensor, mean: Tensor, log_var: Tensor) -> Tensor:
+    """Minus the log-probability of an 8-bit value under a Gaussian (Ho et al. 2020, arXiv 2006.11239, eq. 13).
+
+    A value owns the bin of 1/255 to either side of it; the first and last bins are open.
+    """
+    std = torch.exp(log_var / 2)
+    low, high = (x0 - HALF_BIN - mean) / std, (x0 + HALF_BIN - mean) / std
+    # Both ends mirrored into the lower tail, where log Phi keeps its digits however far out the bin is.
+    mirrored = low + high > 0
+    outer = torch.special.log_ndtr(torch.where(mirrored, -high, low))
+    inner = torch.special.log_ndtr(torch.where(mirrored, -low, high))
+    within = inner + torch.log(-torch.expm1(outer - inner))
+    first, last = torch.special.log_ndtr(high), torch.special.log_ndtr(-low)
+    return -torch.where(x0 < -EDGE, first, torch.where(x0 > EDGE, last, within))
+
+
+def bound_term(
+    denoiser: Denoiser,
+    x0: Tensor,
+    x_t: Tensor,
+    t: Tensor,
+    s: Tensor,
+    mean: Tensor,
+    log_var: Tensor,
+    eight_bit: bool,
+) -> Tensor:
+    """The term of the bound that belongs to the step from t to s, at one x_t: (B,) in nats per dimension.
+
+    `KL(q(x_s | x_t, x0) || N(mean, e^log_var))`, and to s = 0 the decoder's `-log p(x0 | x_t)`: discretised for 8-bit
+    data, else a density. The density of a model whose variance is beta-tilde has beta there, which is right for
+    continuous data: beta-tilde of the last step is zero, and what stands in for it is made for pixels.
+
+    Args:
+        denoiser: tells the schedule and which variance it has.
+        x0: (B, *S), the data.
+        x_t: drawn from `q(x_t | x0)`.
+        t: () or (B,).
+        s: the same shape, below t.
+        mean: of the model's step.
+        log_var: of the model's step, broadcasting against x_t.
+        eight_bit: whether the data are pixels.
+    """
+    schedule = denoiser.schedule
+    x0, x_t, mean = float64(x0), float64(x_t), float64(mean)
+    log_var = float64(log_var).expand_as(mean)
+    # At s = 0 the posterior is a point, and not used; any s below t does in its place.
+    inside = torch.where(s > 0, s, t / 2)
+    true_mean, true_var = posterior(schedule, x_t, x0, t, inside)
+    kl = gaussian_kl(true_mean, expand(true_var.log(), x_t), mean, log_var)
+    if eight_bit:
+        decoder = discretised_nll(x0, mean, log_var)
+    else:
+        sigma = schedule(t)[1]
+        decoder = gaussian_nll(
+            x0, mean, log_var if denoiser.variance != "beta_tilde" else expand(2 * sigma.log(), x_t).expand_as(mean)
+        )
+    return torch.where(expand(s > 0, x_t), kl, decoder).flatten(1).mean(1)
+
+
+def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
+    """`KL(q(x_1 | x0) || N(0, sigma_1^2))`, sampling beginning at the latter: (B,) in nats per dimension."""
+    alpha, sigma = schedule(torch.ones((), dtype=float64(x0).dtype, device=x0.device))
+    return 0.5 * ((alpha / sigma * float64(x0)) ** 2).flatten(1).mean(1)
+
+
+@torch.no_grad()
+def variational_bound(
+    denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Noise, eight_bit: bool, cond: Condition | None = None
+) -> Tensor:
+    """The bound on `-log p(x0)`, term by term (Ho et al. 2020, eq. 5): (B, len(times)) in nats per dimension.
+
+    Column 0 is L_T, column k the step from times[k - 1] to times[k], the last one L_0; a row's sum is the bound.
+    Each term has noise of its own, which depends on the sample's number and the term alone.
+
+    Args:
+        denoiser: not a clipped one.
+        x0: (B, *S).
+        times: falling from 1 to 0: all of a discrete schedule's for the model as it was trained.
+        noise: the batch's random numbers.
+        eight_bit: whether x0 are pixels (a probability) or continuous (a density).
+        cond: what the denoiser is conditioned on.
+    """
+    _check_unclipped(denoiser)
+    terms = [prior_term(denoiser.schedule, x0)]
+    for step, (t, s) in enumerate(zip(times[:-1].to(x0.device), times[1:].to(x0.device), strict=True), start=1):
+        alpha, sigma = denoiser.schedule(t)
+        x_t = alpha * x0 + sigma * noise.normal(x0.shape[1:], step=step).to(x0)
+        mean, log_var, _ = denoiser.transition(x_t, t, s, cond)
+        terms.append(bound_term(denoiser, x0, x_t, t, s, mean, log_var, eight_bit))
+    return torch.stack(terms, dim=1)
+
+
+def dequantised(x0: Tensor, noise: Noise) -> Tensor:
+    """Pixels spread evenly over their bins, whose width is 1/127.5."""
+    return x0 + (noise.uniform(x0.shape[1:], draw=DEQUANTISE).to(x0) - 0.5) / 127.5
+
+
+def ode_log_density(
+    denoiser: Denoiser,
+    x: Tensor,
+    noise: Noise | None = None,
+    steps: int = 100,
+    probes: int = 1,
+    probe: str = "rademacher",
+    cond: Condition | None = None,
+) -> tuple[Tensor, Tensor]:
+    """log p_{t_min}(x) by the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, eq. 39), but for its end.
+
+    In `k = log(sigma / alpha)` and `z = x_t / r`, `r = (alpha^2 + sigma^2)^(1/2)`, the ODE is
+    `dz/dk = (z / c - D) / c` with `c^2 = 1 + e^2k`, and `log p(z)` falls along it by the integral of its divergence
+    `d / c^2 - tr(dD/dz) / c`. It is solved by the classical Runge-Kutta method in even steps of k.
+
+    Args:
+        denoiser: not a clipped one.
+        x: (B, *S) at t_min, the data themselves; float64 gives a float64 solution.
+        noise: the batch's random numbers, for the probes.
+        steps: of the solver, each of four calls of the denoiser.
+        probes: vectors v in Hutchinson's estimate `v^T (dD/dz) v` of the trace, the same all along the path.
+        probe: "rademacher", "gaussian", or "exact": the trace itself, at the price of a derivative a dimension.
+        cond: what the denoiser is conditioned on.
+
+    Returns:
+        x_1 (B, *S), and what is to be added to log p_1(x_1) to give log p_{t_min}(x), in nats, (B,).
+    """
+    _check_unclipped(denoiser)
+    schedule, size = denoiser.schedule, x[0].numel()
+    vectors = _probes(x, noise, probes, probe)
+    ends = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64))
+    grid = torch.lerp(-ends[0] / 2, -ends[1] / 2, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+    h = ((grid[-1] - grid[0]) / steps).item()
+
+    def slope(z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        t = schedule.inverse(-2 * k).to(x.device, float64(x).dtype)
+        alpha, sigma = (v.to(x) for v in schedule(t))
+        c = (1 + (2 * k).exp()).sqrt().to(x)
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            denoised = denoiser((alpha**2 + sigma**2).sqrt() * z, t, cond)
+            trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+            for v in vectors:
+                (product,) = torch.autograd.grad(denoised, z, v, retain_graph=True)
+                trace += (product * v).flatten(1).sum(1)
+        trace = trace / probes
+        return ((z / c - denoised) / c).detach(), size / c**2 - trace / c
+
+    z = x / _radius(schedule, schedule.t_min).to(x)
+    divergence = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for k in grid[:-1]:
+        z1, d1 = slope(z, k)
+        z2, d2 = slope(z + h / 2 * z1, k + h / 2)
+        z3, d3 = slope(z + h / 2 * z2, k + h / 2)
+        z4, d4 = slope(z + h * z3, k + h)
+        z = z + h / 6 * (z1 + 2 * z2 + 2 * z3 + z4)
+        divergence = divergence + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    # Densities of x and of z = x / r differ by r^d, at either end.
+    ratio = _radius(schedule, 1.0) / _radius(schedule, schedule.t_min)
+    return z * _radius(schedule, 1.0).to(x), divergence + size * ratio.log().to(x)
+
+
+def prior_log_density(schedule: Schedule, x: Tensor) -> Tensor:
+    """log N(x; 0, sigma_1^2), where sampling begins, in nats, (B,)."""
+    _, sigma = schedule(torch.ones((), dtype=float64(x).dtype, device=x.device))
+    return -gaussian_nll(float64(x), torch.zeros_like(x), 2 * sigma.log()).flatten(1).sum(1)
+
+
+def ode_nll(log_density: Tensor, size: int, eight_bit: bool) -> Tensor:
+    """Nats per dimension from a log-density in nats; for dequantised pixels with the width of their bins, 1/127.5."""
+    return -log_density / size + (math.log(127.5) if eight_bit else 0.0)
+
+
+def _radius(schedule: Schedule, t: float) -> Tensor:
+    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+    return (alpha**2 + sigma**2).sqrt()
+
+
+def _probes(x: Tensor, noise: Noise | None, probes: int, probe: str) -> list[Tensor]:
+    """The vectors whose quadratic forms make the trace, each shaped like x."""
+    if probe not in ("rademacher", "gaussian", "exact"):
+        raise ValueError(f"probe must be rademacher, gaussian or exact, got {probe!r}")
+    if probes < 1 or (probe == "exact" and probes != 1):
+        raise ValueError(f"probes must be at least 1, and 1 with probe=exact, got {probes}")
+    if probe == "exact":
+        basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, 1, *x.shape[1:])
+        return list(basis.expand(-1, *x.shape))
+    if noise is None:
+        raise ValueError(f"probe={probe} needs noise=")
+    if probe == "gaussian":
+        return [noise.normal(x.shape[1:], draw=PROBE + i).to(x) for i in range(probes)]
+    return [(2 * (noise.uniform(x.shape[1:], draw=PROBE + i) > 0.5) - 1).to(x) for i in range(probes)]
+
+
+def _check_unclipped(denoiser: Denoiser) -> None:
+    if isinstance(denoiser, ClippedDenoiser):
+        raise ValueError("a likelihood is that of the model without clipping: give the denoiser inside")

@@ -1,0 +1,129 @@
+"""`python evaluate.py` as a user sees it: the figures of known models, what is refused."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers_cli import TINY, Outcome, assert_refused, call
+
+import evaluate
+import train
+from diffusion.checkpoint import read
+
+RUN, LEARNED, CLOUD = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tiny runs: of digits, of digits with labels and a learned variance trained by the bound, and of points."""
+    folder = tmp_path_factory.mktemp("runs")
+    for arguments in (
+        (*TINY, "lr=0.03", "learning_rate.warmup_images=0"),
+        (*TINY, "denoiser=learned", "objective=vlb", "network.num_classes=10"),
+        ("dataset=moons", *TINY[3:], "schedule=continuous_cosine", "timesteps=null", "steps=5"),
+    ):
+        outcome = call(train, folder, *arguments)
+        assert outcome.code == 0, outcome.err
+    return folder
+
+
+def figures(folder: Path, *arguments: str) -> Outcome:
+    """A command that has to succeed."""
+    outcome = call(evaluate, folder, *arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def result(outcome: Outcome) -> tuple[float, float, str]:
+    """Value, standard error and unit."""
+    found = re.search(r": (-?[\d.]+) \+- ([\d.]+) (\w+/dim)", outcome.out)
+    assert found, outcome.out
+    return float(found[1]), float(found[2]), found[3]
+
+
+@pytest.mark.parametrize("run", [RUN, LEARNED])
+def test_the_bound_is_the_sum_of_the_table(folder: Path, run: str) -> None:
+    outcome = figures(folder, f"ckpt={run}", "n=8")
+    rows = re.findall(r"^  (prior|steps? .*?)  +(-?[\d.]+)$", outcome.out, re.MULTILINE)
+    names = [name for name, _ in rows]
+    assert names == [
+        *("prior", "steps 50 to 21", "steps 20 to 11", "steps 10 to 6", "steps 5 to 3", "step 2"),
+        "step 1, the decoder",
+    ]
+    bound, error, unit = result(outcome)
+    assert unit == "bits/dim"
+    assert sum(float(value) for _, value in rows) == pytest.approx(bound, abs=0.001)
+    assert 0 < error < bound
+    assert "17 different values" in outcome.out
+
+
+def test_a_smaller_grid_has_a_looser_bound_of_its_own(folder: Path) -> None:
+    fine, coarse = (result(figures(folder, f"ckpt={RUN}", "n=8", f"steps={steps}"))[0] for steps in (50, 5))
+    assert coarse > fine
+
+
+def test_the_figure_does_not_depend_on_the_batch_but_on_seed_and_samples(folder: Path) -> None:
+    for likelihood in ("vlb", "ode"):
+        base = (f"ckpt={RUN}", f"likelihood={likelihood}", "n=6", "steps=4")
+        reference = result(figures(folder, *base))
+        assert result(figures(folder, *base, "batch_size=2"))[0] == pytest.approx(reference[0], abs=2e-3)
+        for change in ("seed=1", "split=val", "weights=raw"):
+            assert result(figures(folder, *base, change))[0] != reference[0], (likelihood, change)
+
+
+def test_the_odes_density_is_in_bits_for_pixels_and_in_nats_for_points(folder: Path) -> None:
+    bits, error, unit = result(figures(folder, f"ckpt={LEARNED}", "likelihood=ode", "n=8", "steps=5"))
+    assert (unit, error > 0) == ("bits/dim", True)
+    assert 0 < bits < 20
+    exact = result(figures(folder, f"ckpt={CLOUD}", "likelihood=ode", "probes=null"))
+    assert exact[2] == "nats/dim"
+    estimated = result(figures(folder, f"ckpt={CLOUD}", "likelihood=ode"))
+    assert estimated[0] == pytest.approx(exact[0], abs=4 * (estimated[1] + exact[1]))
+
+
+def test_the_history_of_the_bounds_terms_is_in_the_checkpoint(folder: Path) -> None:
+    state = read(folder / LEARNED / "checkpoints/last.ckpt")["state_dict"]
+    assert state["objective.counts"].sum().item() == 4 * 16
+    assert (state["objective.losses"] != 0).sum().item() == 4 * 16 - (state["objective.counts"] - 10).clamp(min=0).sum()
+
+
+def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -> None:
+    tiny = (*TINY, "denoiser=learned", "objective=vlb", "objective.history=1", "schedule=cosine", "timesteps=4")
+    for name, runs in (("whole", [8]), ("parts", [5, 8])):
+        (tmp_path / name).mkdir()
+        for i, steps in enumerate(runs):
+            resume = ["resume=last", f"trainer.max_steps={steps}"] if i else [*tiny, f"trainer.max_steps={steps}"]
+            outcome = call(train, tmp_path / name, *resume)
+            assert outcome.code == 0, outcome.err
+    whole, parts = (
+        read(tmp_path / name / "lightning_logs/digits/version_0/checkpoints/last.ckpt")["state_dict"]
+        for name in ("whole", "parts")
+    )
+    assert whole["objective.counts"].sum() == 8 * 16
+    assert (whole["objective.counts"] >= 1).all()  # so that the history decided
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", ["ckpt= is missing", "last"]),
+        ("ckpt=nowhere", ["there is no checkpoint nowhere"]),
+        (f"ckpt={RUN} likelihood=fid", ["likelihood must be vlb or ode, got 'fid'"]),
+        (f"ckpt={RUN} split=all", ["split must be train or val or test, got 'all'"]),
+        (f"ckpt={RUN} n=1", ["n must be at least 2, got 1"]),
+        (f"ckpt={RUN} n=x", ["n must be a whole number or null, got 'x'"]),
+        (f"ckpt={RUN} steps=51", ["steps=51 is more than the 50 timesteps"]),
+        (f"ckpt={RUN} steps=0 likelihood=ode", ["steps must be at least 1"]),
+        (f"ckpt={RUN} probes=0 likelihood=ode", ["probes must be at least 1"]),
+        (f"ckpt={RUN} seed=-1", ["seed must be from 0"]),
+        (f"ckpt={RUN} weights=avg", ["weights must be ema or raw"]),
+        (f"ckpt={RUN} batch_size=0", ["batch_size must be at least 1"]),
+        (f"ckpt={RUN} data_dir=elsewhere", ["digits does not come from files"]),
+        (f"ckpt={RUN} likelyhood=ode", ["no setting likelyhood (did you mean likelihood?)"]),
+        (f"ckpt={CLOUD}", ["likelihood=vlb needs noising steps", "set steps="]),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(folder: Path, arguments: str, said: list[str]) -> None:
+    assert_refused(call(evaluate, folder, *arguments.split()), *said)
