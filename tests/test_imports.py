@@ -17,6 +17,8 @@ CORE = {
     "denoisers": {"torch", "diffusion.schedules"},
     "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
+    "grids": {"torch", "diffusion.schedules"},
 }
 
 
