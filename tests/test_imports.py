@@ -18,6 +18,7 @@ CORE = {
     "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
     "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
+    "stochastic": {"torch", "diffusion.denoisers", "diffusion.samplers"},
     "grids": {"torch", "diffusion.schedules"},
 }
 

@@ -19,11 +19,12 @@ from diffusion.multistep import (
 )
 from diffusion.noise import Noise
 from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, HeunSampler, Sampler, prior
-from diffusion.schedules import (
-    ContinuousCosineSchedule,
-    CosineSchedule,
-    LinearSchedule,
-    Schedule,
+from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule, LinearSchedule, Schedule
+from diffusion.stochastic import (
+    AnnealedLangevinSampler,
+    ChurnSampler,
+    EulerMaruyamaSampler,
+    PredictorCorrectorSampler,
 )
 
 DETERMINISTIC: dict[str, Sampler] = {
@@ -41,7 +42,15 @@ STOCHASTIC: dict[str, tuple[Sampler, str]] = {
     "ddim_one": (DDIMSampler(1.0), "beta"),
     "dpmpp_2m_sde": (DPMSolverPP2MSDESampler(), "beta"),
 }
-SAMPLERS = DETERMINISTIC | {name: sampler for name, (sampler, _) in STOCHASTIC.items()}
+# Tested for what they compute in test_stochastic.py.
+LANGEVIN: dict[str, Sampler] = {
+    "euler_maruyama": EulerMaruyamaSampler(),
+    "predictor_corrector": PredictorCorrectorSampler(),
+    "annealed_langevin": AnnealedLangevinSampler(),
+    "churn": ChurnSampler(),
+}
+SAMPLERS = DETERMINISTIC | {name: sampler for name, (sampler, _) in STOCHASTIC.items()} | LANGEVIN
+CALLS = {"heun": 2, "predictor_corrector": 2, "annealed_langevin": 6, "churn": 2}
 
 
 def _tensor(*values: float) -> Tensor:
@@ -69,7 +78,8 @@ def test_the_loop_yields_every_state(sampler: Sampler, schedule: Schedule, mixtu
     x = prior(schedule, noise, (2,)).double()
     times = TrailingGrid()(schedule, 5)
     states = list(sampler(mixture, x, times, noise=noise))
-    assert [state.t.item() for state in states] == times.tolist()
+    if not isinstance(sampler, ChurnSampler):  # it asks at raised levels
+        assert [state.t.item() for state in states] == times.tolist()
     assert states[0].x_t is x
     for state in states[:-1]:
         torch.testing.assert_close(state.x0, mixture(state.x_t, state.t))
@@ -114,11 +124,11 @@ def test_deterministic_samplers_need_and_use_no_noise(
     assert torch.equal(sampler.sample(mixture, x, times), with_noise)
 
 
-@pytest.mark.parametrize("name", STOCHASTIC)
+@pytest.mark.parametrize("name", STOCHASTIC | LANGEVIN)
 def test_stochastic_samplers_say_that_they_need_noise(
     name: str, schedule: Schedule, mixture: GaussianMixtureDenoiser
 ) -> None:
-    sampler, mixture.variance = STOCHASTIC[name]
+    sampler = SAMPLERS[name]
     assert sampler.stochastic
     with pytest.raises(ValueError, match="needs noise"):
         sampler.sample(mixture, torch.zeros(1, 2, dtype=torch.float64), TrailingGrid()(schedule, 3))
@@ -345,7 +355,7 @@ def test_a_point_is_reached_exactly_in_any_number_of_steps(sampler: Sampler, sch
         torch.testing.assert_close(state.x_t, alpha * x0 + sigma * eps, rtol=1e-7, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "calls"), [(name, 2 if name == "heun" else 1) for name in SAMPLERS])
+@pytest.mark.parametrize(("name", "calls"), [(name, CALLS.get(name, 1)) for name in SAMPLERS])
 def test_a_step_calls_the_denoiser_as_often_as_stated(
     name: str,
     calls: int,
@@ -361,5 +371,6 @@ def test_a_step_calls_the_denoiser_as_often_as_stated(
         return predict(x_t, t, cond)
 
     monkeypatch.setattr(mixture, "predict", counted)
-    sampler.step(mixture, torch.zeros(1, 2, dtype=torch.float64), _tensor(0.6)[0], _tensor(0.4)[0], {}, (), _zeros)
+    x_t = torch.ones(1, 2, dtype=torch.float64)
+    sampler.step(mixture, x_t, _tensor(0.6)[0], _tensor(0.4)[0], {}, (), lambda: x_t)
     assert count == sampler.calls == calls
