@@ -3,6 +3,7 @@
 The score is the denoiser's: `score = (alpha_t D - x_t) / sigma_t^2`.
 """
 
+import torch
 from torch import Tensor
 
 from diffusion.denoisers import Condition, Denoiser
@@ -64,6 +65,7 @@ class PredictorCorrectorSampler(Sampler):
         for _ in range(self.corrections):
             z, direction = draw(), score(denoiser, x_s, s, denoiser(x_s, s, cond))
             size = 2 * (alpha_t / alpha_s * self.snr * _norm(z) / _norm(direction)) ** 2
+            size = torch.where(size.isfinite(), size, 0)  # no step where there is no score: an untrained network's is 0
             x_s = x_s + size * direction + (2 * size).sqrt() * z
         return x_s, known
 

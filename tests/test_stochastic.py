@@ -134,6 +134,16 @@ def test_a_correction_has_the_stated_signal_to_noise_ratio_in_every_sample(
     torch.testing.assert_close(ratio, (0.2 * kept).expand(6), rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("schedule", ["vp"], indirect=True)
+def test_a_correction_without_a_score_is_none(gaussian: GaussianMixtureDenoiser) -> None:
+    s = gaussian.schedule.inverse(_tensor(0.3))[0]
+    t = s + 1e-300  # so that the predictor stays, at the mode
+    mode = torch.zeros(2, 2, dtype=torch.float64)
+    gaussian.means.zero_()
+    x = PredictorCorrectorSampler().step(gaussian, mode, t, s, {}, (), lambda: torch.ones_like(mode))[0]
+    assert torch.equal(x, mode)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
