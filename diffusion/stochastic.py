@@ -3,7 +3,6 @@
 The score is the denoiser's: `score = (alpha_t D - x_t) / sigma_t^2`.
 """
 
-import torch
 from torch import Tensor
 
 from diffusion.denoisers import Condition, Denoiser
@@ -38,8 +37,10 @@ class PredictorCorrectorSampler(Sampler):
     """The reverse SDE by Euler-Maruyama, then Langevin steps at the new time (Song et al. 2021, arXiv 2011.13456,
     algorithms 2 to 5).
 
-    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr |z| / |score|)^2`, each sample's own. r is the
-    algorithm's alpha_i, 1 - beta of one noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on VE.
+    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr sigma_s)^2`. r is the algorithm's alpha_i, 1 - beta
+    of one noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on VE. Where a has sigma_s the algorithms have
+    `|z| / |score|` of a batch, which is about that where noise prevails; each sample's own would make the step depend
+    on the state, which biases samples of few dimensions.
 
     Args:
         snr: the signal-to-noise ratio of a Langevin step.
@@ -61,18 +62,11 @@ class PredictorCorrectorSampler(Sampler):
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         x_s, known = EulerMaruyamaSampler().step(denoiser, x_t, t, s, cond, history, draw)
-        (alpha_t, _), (alpha_s, _) = denoiser.schedule(t), denoiser.schedule(s)
+        (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
+        size = 2 * (alpha_t / alpha_s * self.snr * sigma_s) ** 2
         for _ in range(self.corrections):
-            z, direction = draw(), score(denoiser, x_s, s, denoiser(x_s, s, cond))
-            size = 2 * (alpha_t / alpha_s * self.snr * _norm(z) / _norm(direction)) ** 2
-            size = torch.where(size.isfinite(), size, 0)  # no step where there is no score: an untrained network's is 0
-            x_s = x_s + size * direction + (2 * size).sqrt() * z
+            x_s = x_s + size * score(denoiser, x_s, s, denoiser(x_s, s, cond)) + (2 * size).sqrt() * draw()
         return x_s, known
-
-
-def _norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sample, shaped to multiply x."""
-    return x.flatten(1).norm(dim=1).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class AnnealedLangevinSampler(Sampler):
