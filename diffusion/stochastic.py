@@ -37,10 +37,10 @@ class PredictorCorrectorSampler(Sampler):
     """The reverse SDE by Euler-Maruyama, then Langevin steps at the new time (Song et al. 2021, arXiv 2011.13456,
     algorithms 2 to 5).
 
-    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr sigma_s)^2`. r is the algorithm's alpha_i, 1 - beta
-    of one noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on VE. Where a has sigma_s the algorithms have
-    `|z| / |score|` of a batch, which is about that where noise prevails; each sample's own would make the step depend
-    on the state, which biases samples of few dimensions.
+    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr sigma_s)^2`. r is the algorithm's alpha_i, the
+    1 - beta of a noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on VE. Where a has sigma_s the
+    algorithms have `|z| / |score|` of a batch, which is about that where noise prevails; each sample's own would make
+    the step depend on the state, which biases samples of few dimensions.
 
     Args:
         snr: the signal-to-noise ratio of a Langevin step.
