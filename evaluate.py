@@ -107,9 +107,9 @@ def examples(run: dict[str, Any], options: Options) -> "Examples":
 
 def bound(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) -> Any:
     """A function that gives the terms of a batch's variational bounds, (B, steps + 1), in nats per dimension."""
+    from diffusion.grids import TrailingGrid
     from diffusion.likelihood import variational_bound
     from diffusion.noise import EVALUATION, Noise
-    from diffusion.samplers import TrailingGrid
 
     steps = denoiser.schedule.timesteps if options.steps is None else options.steps
     if steps is None:

@@ -16,10 +16,12 @@ from tqdm import tqdm
 
 from diffusion import media
 from diffusion.denoisers import ClippedDenoiser
+from diffusion.grids import LogSNRGrid
 from diffusion.module import DiffusionModule
+from diffusion.multistep import DPMSolverPP2MSampler
 from diffusion.noise import PREVIEW, Noise
 from diffusion.runlog import RunLogger
-from diffusion.samplers import DPMSolverPP2MSampler, LogSNRGrid, prior
+from diffusion.samplers import prior
 
 
 class AfterStep(pl.Callback):

@@ -60,6 +60,28 @@ class VPreconditioner(Preconditioner):
         return Coefficients(alpha_t / power, -sigma_t / power, power.rsqrt())
 
 
+class ScorePreconditioner(Preconditioner):
+    """F is the score times sigma_t, `sigma_t grad log p_t(x_t)`, which is -eps: `D = (x_t + sigma_t F) / alpha_t`.
+
+    Simple weighting on F is then denoising score matching weighted by sigma_t^2 (Song & Ermon 2019, arXiv 1907.05600,
+    eq. 6).
+    """
+
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
+        return Coefficients(1 / alpha_t, sigma_t / alpha_t, (alpha_t**2 + sigma_t**2).rsqrt())
+
+
+class FlowPreconditioner(Preconditioner):
+    """F is flow matching's velocity `eps - x0` (Liu et al. 2022, arXiv 2209.03003, eq. 1, time running to noise).
+
+    `D = (x_t - sigma_t F) / (alpha_t + sigma_t)`, on any schedule; the denominator is one on `FlowSchedule`.
+    """
+
+    def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
+        total = alpha_t + sigma_t
+        return Coefficients(1 / total, -sigma_t / total, (alpha_t**2 + sigma_t**2).rsqrt())
+
+
 class EDMPreconditioner(Preconditioner):
     """Inputs and training targets of unit variance at every noise level (Karras et al. 2022, table 1).
 

@@ -23,8 +23,9 @@ from torch import Tensor
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find, trained_denoiser
 from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.grids import Grid
 from diffusion.noise import SAMPLING, Noise
-from diffusion.samplers import Evaluation, Grid, Sampler, prior
+from diffusion.samplers import Evaluation, Sampler, prior
 from diffusion.schedules import Schedule
 
 

@@ -223,3 +223,97 @@ class VarianceExplodingSchedule(Schedule):
     def inverse(self, log_snr: Tensor) -> Tensor:
         t = (-float64(log_snr) / 2 - self.log_min) / (self.log_max - self.log_min)
         return t.clamp(self.t_min, 1).to(log_snr.dtype)
+
+
+class LinearBetaSchedule(Schedule):
+    """Continuous time with beta(t) linear from beta_min to beta_max and `alpha_t = exp(-B / 2)`, `B = int_0^t beta`.
+
+    A subclass says how sigma_t follows from B (Song et al. 2021, arXiv 2011.13456, appendices B and C).
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min <= beta_max:
+            raise ValueError(f"need 0 < beta_min <= beta_max, got {beta_min=} and {beta_max=}")
+        self.beta_min, self.slope = beta_min, beta_max - beta_min
+
+    def _integral(self, t: Tensor) -> Tensor:
+        return (self.beta_min + self.slope * t / 2) * t
+
+    @abstractmethod
+    def _log_snr(self, integral: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def _integral_at(self, log_snr: Tensor) -> Tensor:
+        """The inverse of `_log_snr`."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        wide = float64(t)
+        return torch.where(wide > 0, self._log_snr(self._integral(wide)), math.inf).to(t.dtype)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        integral = self._integral_at(float64(log_snr)).clamp(max=self.beta_min + self.slope / 2)
+        # The root of slope / 2 t^2 + beta_min t = B in the form that does not cancel.
+        t = 2 * integral / (self.beta_min + (self.beta_min**2 + 2 * self.slope * integral).sqrt())
+        return t.clamp(self.t_min, 1).to(log_snr.dtype)
+
+
+class VPSchedule(LinearBetaSchedule):
+    """The variance-preserving SDE (Song et al. 2021, eq. 11 and 33): `sigma_t^2 = 1 - e^-B`, the limit of DDPM's."""
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        integral = self._integral(t)
+        return torch.exp(-integral / 2), (-torch.expm1(-integral)).sqrt()
+
+    def _log_snr(self, integral: Tensor) -> Tensor:
+        return -integral - torch.log(-torch.expm1(-integral))
+
+    def _integral_at(self, log_snr: Tensor) -> Tensor:
+        return torch.logaddexp(-log_snr, torch.zeros_like(log_snr))
+
+
+class SubVPSchedule(LinearBetaSchedule):
+    """The sub-VP SDE (Song et al. 2021, eq. 12 and 29): `sigma_t = 1 - e^-B`, so `alpha^2 + sigma^2 < 1` on the way.
+
+    Sigma falls with t, not with its root, so that it is 1e-4 at a t_min of 1e-3, where the paper starts sampling.
+    """
+
+    t_min = 1e-3
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        integral = self._integral(t)
+        return torch.exp(-integral / 2), -torch.expm1(-integral)
+
+    def _log_snr(self, integral: Tensor) -> Tensor:
+        return -integral - 2 * torch.log(-torch.expm1(-integral))
+
+    def _integral_at(self, log_snr: Tensor) -> Tensor:
+        return 2 * torch.asinh(torch.exp(-log_snr / 2) / 2)  # sigma / alpha = 2 sinh(B / 2)
+
+
+class FlowSchedule(Schedule):
+    """The straight path `alpha_t = 1 - c t`, `sigma_t = c t` (Liu et al. 2022, arXiv 2209.03003, eq. 1; Lipman et al.
+    2022).
+
+    Flow matching's time is c t. With c below 1 a little of the data is left at t = 1, and the log-SNR is finite there.
+
+    Args:
+        end: c.
+    """
+
+    t_min = 1e-3
+
+    def __init__(self, end: float = 0.999) -> None:
+        if not 0 < end < 1:
+            raise ValueError(f"end must lie strictly between 0 and 1, got {end}")
+        self.end = end
+
+    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return 1 - self.end * t, self.end * t
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        sigma = self.end * float64(t)
+        return torch.where(sigma > 0, 2 * (torch.log1p(-sigma) - torch.log(sigma)), math.inf).to(t.dtype)
+
+    def inverse(self, log_snr: Tensor) -> Tensor:
+        t = torch.sigmoid(-float64(log_snr) / 2) / self.end
+        return t.clamp(self.t_min, 1).to(log_snr.dtype)

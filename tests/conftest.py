@@ -1,6 +1,5 @@
 """What several test modules share: one schedule of each kind and data whose exact denoiser is known."""
 
-import math
 from collections.abc import Callable
 
 import pytest
@@ -11,33 +10,21 @@ from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.schedules import (
     ContinuousCosineSchedule,
     CosineSchedule,
+    FlowSchedule,
     LinearSchedule,
     Schedule,
+    SubVPSchedule,
     VarianceExplodingSchedule,
+    VPSchedule,
 )
-
-
-class FlowSchedule(Schedule):
-    """`alpha = 1 - 0.99 t`, `sigma = t`: neither variance-preserving nor variance-exploding."""
-
-    t_min = 0.01
-
-    def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return 1 - 0.99 * t, t
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        wide = t.double()
-        return torch.where(t > 0, 2 * ((1 - 0.99 * wide) / wide).log(), math.inf).to(t.dtype)
-
-    def inverse(self, log_snr: Tensor) -> Tensor:
-        return (1 / (torch.exp(log_snr.double() / 2) + 0.99)).clamp(self.t_min, 1).to(log_snr.dtype)
-
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": LinearSchedule,
     "cosine": CosineSchedule,
     "continuous_cosine": ContinuousCosineSchedule,
     "variance_exploding": VarianceExplodingSchedule,
+    "vp": VPSchedule,
+    "sub_vp": SubVPSchedule,
     "flow": FlowSchedule,
 }
 

@@ -15,10 +15,12 @@ from diffusion import training
 from diffusion.build import build
 from diffusion.checkpoint import build_denoiser
 from diffusion.noise import TRAINING, Noise
+from diffusion.samplers import prior
 from diffusion.sampling import sampler_and_times
 
 ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
+SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow"]  # for any dataset
 TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 
 
@@ -52,8 +54,9 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
         build(config["network"], "network")
     for part in ("objective", "optimizer", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
-    dataset = "digits" if experiment == "learned_variance" else experiment.rpartition("_")[2]
-    assert config["dataset"]["name"] == dataset
+    assert config["dataset"]["name"] == (
+        "digits" if experiment in (*SDES, "learned_variance") else experiment.rpartition("_")[2]
+    )
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
 
 
@@ -63,6 +66,27 @@ def test_every_fast_experiment_trains_and_has_a_few_step_sampler(experiment: str
     assert loss_of_one_step(config).isfinite()
     _, times = sampler_and_times(config, build(config["schedule"]))
     assert len(times) - 1 <= 20
+
+
+@pytest.mark.parametrize("dataset", ["digits", "swissroll"])
+@pytest.mark.parametrize("experiment", SDES)
+def test_every_sde_trains_on_any_dataset_and_its_sampler_goes_with_it(experiment: str, dataset: str) -> None:
+    config = resolved(f"experiment={experiment}", f"dataset={dataset}")
+    assert config["dataset"]["name"] == dataset
+    assert loss_of_one_step(config).isfinite()
+    denoiser = build_denoiser(config)
+    sampler, times = sampler_and_times(config | {"steps": 20}, denoiser.schedule)
+    noise = Noise(0, torch.arange(2))
+    x = prior(denoiser.schedule, noise, tuple(config["dataset"]["shape"]))
+    with torch.no_grad():
+        assert sampler.sample(denoiser, x, times, noise=noise).isfinite().all()
+
+
+def test_flows_times_are_logit_normal() -> None:
+    config = resolved("experiment=flow")
+    times, schedule = build(config["objective"]["times"]), build(config["schedule"])
+    u = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    torch.testing.assert_close(times(schedule, u) * config["schedule"]["end"], torch.special.ndtri(u).sigmoid())
 
 
 @pytest.mark.parametrize("dataset", cli.choices_of("dataset"))

@@ -14,9 +14,11 @@ from diffusion.denoisers import (
     Denoiser,
     EDMPreconditioner,
     EpsPreconditioner,
+    FlowPreconditioner,
     GaussianMixtureDenoiser,
     NetworkDenoiser,
     Preconditioner,
+    ScorePreconditioner,
     VPreconditioner,
     X0Preconditioner,
     posterior,
@@ -55,7 +57,14 @@ class ConstantDenoiser(Denoiser):
         return self.x0, {"seen": x_t}
 
 
-PRECONDITIONERS = [EpsPreconditioner(), X0Preconditioner(), VPreconditioner(), EDMPreconditioner(0.7)]
+PRECONDITIONERS: dict[str, Preconditioner] = {
+    "eps": EpsPreconditioner(),
+    "x0": X0Preconditioner(),
+    "v": VPreconditioner(),
+    "score": ScorePreconditioner(),
+    "flow": FlowPreconditioner(),
+    "edm": EDMPreconditioner(0.7),
+}
 
 
 def _points(schedule: Schedule, times: Tensor, rows: int = 9) -> Tensor:
@@ -75,11 +84,15 @@ def _raw(name: str, x_t: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, sigma
         return x0
     if name == "v":
         return alpha * eps - sigma * x0
+    if name == "score":
+        return sigma * (alpha * x0 - x_t) / sigma**2
+    if name == "flow":
+        return eps - x0
     level, total = sigma / alpha, ((sigma / alpha) ** 2 + sigma_data**2).sqrt()  # EDM, table 1, at x_t / alpha
     return (x0 - sigma_data**2 / total**2 * (x_t / alpha)) / (level * sigma_data / total)
 
 
-@pytest.mark.parametrize(("name", "precond"), list(zip(["eps", "x0", "v", "edm"], PRECONDITIONERS, strict=True)))
+@pytest.mark.parametrize(("name", "precond"), PRECONDITIONERS.items())
 def test_one_model_in_every_parameterization_is_one_denoiser(
     name: str, precond: Preconditioner, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
 ) -> None:
@@ -144,7 +157,7 @@ def test_edm_inputs_and_targets_have_unit_variance(schedule: Schedule, times: Te
     torch.testing.assert_close(target / c_out**2, one, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("precond", PRECONDITIONERS[:3])
+@pytest.mark.parametrize("precond", [precond for name, precond in PRECONDITIONERS.items() if name != "edm"])
 def test_inputs_have_unit_variance_for_data_of_unit_variance(
     precond: Preconditioner, schedule: Schedule, times: Tensor
 ) -> None:

@@ -70,9 +70,10 @@ def test_architecture_page_code_runs() -> None:
     import torch
 
     from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
+    from diffusion.grids import TrailingGrid
     from diffusion.networks.unet import UNet
     from diffusion.noise import Noise
-    from diffusion.samplers import DDIMSampler, TrailingGrid, prior
+    from diffusion.samplers import DDIMSampler, prior
     from diffusion.schedules import LinearSchedule
 
     (code,) = [text for language, _, text in blocks("docs/architecture.md") if language == "python"]

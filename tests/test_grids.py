@@ -5,10 +5,16 @@ import math
 import pytest
 import torch
 
-from diffusion.samplers import Grid, KarrasGrid, LogSNRGrid, TrailingGrid
+from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule
 
-GRIDS: dict[str, Grid] = {"trailing": TrailingGrid(), "log_snr": LogSNRGrid(), "karras": KarrasGrid()}
+GRIDS: dict[str, Grid] = {
+    "trailing": TrailingGrid(),
+    "uniform": UniformGrid(),
+    "quadratic": QuadraticGrid(),
+    "log_snr": LogSNRGrid(),
+    "karras": KarrasGrid(),
+}
 
 
 def _tensor(*values: float) -> torch.Tensor:
@@ -52,6 +58,22 @@ def test_trailing_times_lie_on_the_table(timesteps: int) -> None:
 def test_trailing_times_are_those_of_the_papers_table() -> None:
     # Lin et al. 2023, table 2: T = 1000 and 10 steps give 999, 899, ..., 99, counted from zero.
     assert (TrailingGrid()(LinearSchedule(), 10)[:-1] * 1000 - 1).round().tolist() == list(range(999, 0, -100))
+
+
+def test_uniform_times_are_even_from_one_to_t_min_and_lie_on_the_table() -> None:
+    assert UniformGrid()(VarianceExplodingSchedule(), 5).tolist() == pytest.approx(
+        [1, 0.7500025, 0.500005, 0.2500075, 1e-5, 0]
+    )
+    rows = UniformGrid()(CosineSchedule(50), 4) * 50
+    torch.testing.assert_close(rows, _tensor(50, 34, 17, 1, 0))  # 50, 33.7, 17.3, 1
+    everything = UniformGrid()(CosineSchedule(50), 50) * 50
+    torch.testing.assert_close(everything, torch.arange(50, -1, -1, dtype=torch.float64))
+
+
+def test_quadratic_times_are_even_in_the_root(schedule: Schedule) -> None:
+    times = QuadraticGrid()(schedule, 11)[:-1]
+    assert times[-1].item() == pytest.approx(schedule.t_min)
+    torch.testing.assert_close(times.sqrt().diff(), times.sqrt().diff().mean().expand(10))
 
 
 def test_log_snr_times_are_even_in_log_snr(schedule: Schedule) -> None:

@@ -18,6 +18,9 @@ CORE = {
     "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
     "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
+    "stochastic": {"torch", "diffusion.denoisers", "diffusion.samplers"},
+    "grids": {"torch", "diffusion.schedules"},
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser, posterior
+from diffusion.grids import TrailingGrid
 from diffusion.likelihood import (
     bits,
     bound_term,
@@ -23,7 +24,6 @@ from diffusion.likelihood import (
     variational_bound,
 )
 from diffusion.noise import EVALUATION, Noise
-from diffusion.samplers import TrailingGrid
 from diffusion.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule, Schedule
 
 EULER_GAMMA = 0.5772156649015329

@@ -3,7 +3,8 @@
 Where they do not: diffusers' strided grids need the number of steps to divide T, its betas are not rescaled with T, its
 ancestral step with `fixed_large` adds noise even on the last step of a strided grid, and its Heun and multistep
 schedulers keep their state in float32 (hence their tolerances, and no cosine schedule for Heun, whose first step
-multiplies rounding errors by a sigma / alpha of 2e4).
+multiplies rounding errors by a sigma / alpha of 2e4). Its DPM-Solver++(3M) gives the second difference half of the
+weight that the parabola's integral has, which makes its order 2, so that there is no parity with dpmpp_3m.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,10 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.grids import KarrasGrid, TrailingGrid
+from diffusion.multistep import DPMSolverPP2MSampler, DPMSolverPP2MSDESampler, UniPCSampler
 from diffusion.noise import Noise
-from diffusion.samplers import (
-    DDIMSampler,
-    DDPMSampler,
-    DPMSolverPP2MSampler,
-    HeunSampler,
-    KarrasGrid,
-    TrailingGrid,
-    prior,
-)
+from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler, prior
 from diffusion.schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -136,6 +131,53 @@ def test_dpmpp_2m(kind: Callable[[int], DiscreteSchedule], steps: int) -> None:
 
 
 @pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule])
+def test_dpmpp_2m_sde(kind: Callable[[int], DiscreteSchedule], steps: int) -> None:
+    schedule = kind(TIMESTEPS)
+    denoiser, noise = _mixture(schedule), Noise(5, torch.arange(3))
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        algorithm_type="sde-dpmsolver++",
+        solver_type="midpoint",
+        lower_order_final=False,
+        final_sigmas_type="zero",
+        **SETTINGS,
+    )
+    _in_double(scheduler, schedule)
+    scheduler.set_timesteps(steps)
+    x = prior(schedule, noise, (2,)).double()
+    times = TrailingGrid()(schedule, steps)
+    ours = [state.x_t for state in DPMSolverPP2MSDESampler()(denoiser, x, times, noise=noise)]
+    for i, step in enumerate(scheduler.timesteps):
+        torch.testing.assert_close(x.double(), ours[i], rtol=1e-3, atol=2e-4)
+        z = noise.normal((2,), step=i + 1).double()
+        x = scheduler.step(_eps(denoiser, x.double(), step), step, x, variance_noise=z).prev_sample
+    torch.testing.assert_close(x.double(), ours[-1], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule])
+def test_unipc(kind: Callable[[int], DiscreteSchedule], steps: int) -> None:
+    schedule = kind(TIMESTEPS)
+    denoiser = _mixture(schedule)
+    scheduler = diffusers.UniPCMultistepScheduler(
+        solver_order=2,
+        solver_type="bh2",
+        predict_x0=True,
+        lower_order_final=True,
+        final_sigmas_type="zero",
+        **SETTINGS,
+    )
+    _in_double(scheduler, schedule)
+    scheduler.set_timesteps(steps)
+    x = prior(schedule, Noise(6, torch.arange(3)), (2,)).double()
+    ours = [state.x_t for state in UniPCSampler()(denoiser, x, TrailingGrid()(schedule, steps))]
+    for i, step in enumerate(scheduler.timesteps):
+        torch.testing.assert_close(x.double(), ours[i], rtol=1e-3, atol=2e-4)
+        x = scheduler.step(_eps(denoiser, x.double(), step), step, x).prev_sample
+    torch.testing.assert_close(x.double(), ours[-1], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("steps", [10, 50])
 @pytest.mark.parametrize("kind", [LinearSchedule, QuadraticSchedule])
 def test_heun(kind: Callable[[int], DiscreteSchedule], steps: int) -> None:
     schedule = kind(TIMESTEPS)
@@ -171,7 +213,7 @@ def test_the_karras_grid() -> None:
     ("name", "sampler"),
     [("EDMEulerScheduler", DDIMSampler()), ("EDMDPMSolverMultistepScheduler", DPMSolverPP2MSampler())],
 )
-def test_edm(name: str, sampler: DDIMSampler | DPMSolverPP2MSampler) -> None:
+def test_edm(name: str, sampler: Sampler) -> None:
     schedule = VarianceExplodingSchedule(0.002, 80.0)
     denoiser = _mixture(schedule)
     scheduler = getattr(diffusers, name)(sigma_min=0.002, sigma_max=80.0, sigma_data=0.5, rho=7.0)

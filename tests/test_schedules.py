@@ -13,11 +13,14 @@ from diffusion.schedules import (
     ContinuousCosineSchedule,
     CosineSchedule,
     DiscreteSchedule,
+    FlowSchedule,
     LinearSchedule,
     QuadraticSchedule,
     Schedule,
     SigmoidSchedule,
+    SubVPSchedule,
     VarianceExplodingSchedule,
+    VPSchedule,
     expand,
 )
 
@@ -241,6 +244,57 @@ def test_variance_exploding_is_geometric_between_its_bounds() -> None:
 def test_variance_exploding_refuses_an_empty_range(low: float, high: float) -> None:
     with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
         VarianceExplodingSchedule(low, high)
+
+
+def _closed_forms(t: Tensor) -> dict[str, tuple[Schedule, Tensor, Tensor, Tensor, Tensor]]:
+    """(schedule, alpha, sigma, f, g^2) as the papers give them (Song et al. 2021, eq. 9 to 12, 29 and 32)."""
+    beta = 0.1 + 19.9 * t
+    integral = 0.1 * t + 19.9 * t**2 / 2
+    decay, c = (-integral).exp(), 0.999
+    step = math.log(50 / 0.01)
+    sigma = 0.01 * (step * t).exp()
+    return {
+        "vp": (VPSchedule(), decay.sqrt(), (1 - decay).sqrt(), -beta / 2, beta),
+        "sub_vp": (SubVPSchedule(), decay.sqrt(), 1 - decay, -beta / 2, beta * (1 - decay**2)),
+        "ve": (VarianceExplodingSchedule(0.01, 50.0), torch.ones_like(t), sigma, 0 * t, 2 * step * sigma**2),
+        # From dx/dt = eps - x0 in the time c t: f = -c / (1 - c t), g^2 = 2 c^2 t / (1 - c t).
+        "flow": (FlowSchedule(), 1 - c * t, c * t, -c / (1 - c * t), 2 * c**2 * t / (1 - c * t)),
+    }
+
+
+@pytest.mark.parametrize("name", ["vp", "sub_vp", "ve", "flow"])
+def test_the_sdes_have_the_papers_coefficients_and_rates(name: str) -> None:
+    t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
+    schedule, *expected = _closed_forms(t)[name]
+    for actual, closed in zip((*schedule(t), *schedule.rates(t)), expected, strict=True):
+        torch.testing.assert_close(actual, closed, rtol=1e-9, atol=1e-12)
+
+
+def test_vp_is_the_limit_of_the_linear_schedule() -> None:
+    t = torch.linspace(0.1, 1, 10, dtype=torch.float64)
+    torch.testing.assert_close(LinearSchedule(20000).log_snr(t), VPSchedule().log_snr(t), rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("kind", [VPSchedule, SubVPSchedule, FlowSchedule])
+def test_inverses_keep_relative_precision_at_the_smallest_times(kind: Callable[[], Schedule]) -> None:
+    schedule = kind()
+    t = schedule.t_min * torch.linspace(1, 30, 30, dtype=torch.float64)
+    torch.testing.assert_close(schedule.inverse(schedule.log_snr(t)), t, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (2.0, 1.0)])
+@pytest.mark.parametrize("kind", [VPSchedule, SubVPSchedule])
+def test_rates_of_noise_that_are_not_positive_or_fall_are_refused(
+    kind: Callable[[float, float], Schedule], low: float, high: float
+) -> None:
+    with pytest.raises(ValueError, match="0 < beta_min <= beta_max"):
+        kind(low, high)
+
+
+@pytest.mark.parametrize("end", [0.0, 1.0, 1.5])
+def test_flow_refuses_an_end_without_data_or_without_noise(end: float) -> None:
+    with pytest.raises(ValueError, match="end must lie strictly between 0 and 1"):
+        FlowSchedule(end)
 
 
 def test_expand_lines_a_coefficient_up_with_the_batch() -> None:

@@ -1,0 +1,141 @@
+"""Samplers that add noise on their way: the reverse SDE, Langevin dynamics beside and without it, EDM's churn.
+
+The score is the denoiser's: `score = (alpha_t D - x_t) / sigma_t^2`.
+"""
+
+from torch import Tensor
+
+from diffusion.denoisers import Condition, Denoiser
+from diffusion.samplers import Draw, Evaluation, HeunSampler, History, Sampler
+
+
+def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
+    """grad log p_t(x_t), shaped like x_t, from the denoiser's answer x0 there (Tweedie's formula)."""
+    alpha_t, sigma_t = denoiser.schedule(t)
+    return (alpha_t * x0 - x_t) / sigma_t**2
+
+
+class EulerMaruyamaSampler(Sampler):
+    """Euler-Maruyama on the reverse SDE (Song et al. 2021, arXiv 2011.13456, eq. 6).
+
+    `dx = (f x - g^2 score) dt + g dw`, made for even steps in t.
+    """
+
+    order = 1
+    stochastic = True
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        f, g2 = denoiser.schedule.rates(t)
+        x0 = denoiser(x_t, t, cond)
+        drift = f * x_t - g2 * score(denoiser, x_t, t, x0)
+        return x_t + (s - t) * drift + (g2 * (t - s)).sqrt() * draw(), (Evaluation(t, x_t, x0),)
+
+
+class PredictorCorrectorSampler(Sampler):
+    """The reverse SDE by Euler-Maruyama, then Langevin steps at the new time (Song et al. 2021, arXiv 2011.13456,
+    algorithms 2 to 5).
+
+    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr sigma_s)^2`. r is the algorithm's alpha_i, the
+    1 - beta of a noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on VE. Where a has sigma_s the
+    algorithms have `|z| / |score|` of a batch, which is about that where noise prevails; each sample's own would make
+    the step depend on the state, which biases samples of few dimensions.
+
+    Args:
+        snr: the signal-to-noise ratio of a Langevin step.
+        corrections: Langevin steps after each prediction.
+    """
+
+    order = 0  # the Langevin steps stay as long as they are
+    stochastic = True
+
+    def __init__(self, snr: float = 0.16, corrections: int = 1) -> None:
+        if snr <= 0:
+            raise ValueError(f"snr must be positive, got {snr}")
+        if corrections < 1:
+            raise ValueError(f"corrections must be at least 1 (without any, use euler_maruyama), got {corrections}")
+        self.snr, self.corrections = snr, corrections
+        self.calls = 1 + corrections
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        x_s, known = EulerMaruyamaSampler().step(denoiser, x_t, t, s, cond, history, draw)
+        (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
+        size = 2 * (alpha_t / alpha_s * self.snr * sigma_s) ** 2
+        for _ in range(self.corrections):
+            x_s = x_s + size * score(denoiser, x_s, s, denoiser(x_s, s, cond)) + (2 * size).sqrt() * draw()
+        return x_s, known
+
+
+class AnnealedLangevinSampler(Sampler):
+    """Langevin dynamics at one noise level after another (Song & Ermon 2019, arXiv 1907.05600, algorithm 1).
+
+    `x + a / 2 score + sqrt(a) z` with `a = epsilon sigma_s^2`, some times at each level s; where alpha changes from
+    level to level, x is scaled with it. The first level, t = 1, is the prior, and needs no steps.
+
+    Args:
+        epsilon: the step size at sigma = 1; the paper's divided by its lowest sigma squared.
+        corrections: steps at each level.
+    """
+
+    order = 0  # x is as far behind its level as the steps at each are few, and their size stays
+    stochastic = True
+
+    def __init__(self, epsilon: float = 0.2, corrections: int = 5) -> None:
+        if not 0 < epsilon < 4:
+            raise ValueError(f"epsilon must lie between 0 and 4, from where the steps diverge, got {epsilon}")
+        if corrections < 1:
+            raise ValueError(f"corrections must be at least 1, got {corrections}")
+        self.epsilon, self.corrections = epsilon, corrections
+        self.calls = 1 + corrections
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
+        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)),)  # for whoever watches
+        size = self.epsilon * sigma_s**2
+        x_s = alpha_s / alpha_t * x_t
+        for _ in range(self.corrections):
+            x_s = x_s + size / 2 * score(denoiser, x_s, s, denoiser(x_s, s, cond)) + size.sqrt() * draw()
+        return x_s, known
+
+
+class ChurnSampler(Sampler):
+    """EDM's stochastic sampler: some fresh noise, then Heun from the raised level (Karras et al. 2022, arXiv
+    2206.00364, algorithm 2).
+
+    A state that it yields is the raised one, where the denoiser was asked.
+
+    Args:
+        gamma: raises a level sigma / alpha by the factor 1 + gamma; the paper's S_churn over the number of steps.
+        s_min: raises only levels of at least this,
+        s_max: and at most this.
+        s_noise: standard deviation of the fresh noise.
+    """
+
+    order = 2  # with gamma in proportion to the steps' size
+    calls = 2
+    stochastic = True
+
+    def __init__(self, gamma: float = 0.1, s_min: float = 0.05, s_max: float = 50.0, s_noise: float = 1.0) -> None:
+        if not 0 <= gamma <= 2**0.5 - 1:
+            raise ValueError(f"gamma must lie in [0, sqrt(2) - 1], got {gamma}")
+        if not 0 <= s_min < s_max or s_noise <= 0:
+            raise ValueError(f"need 0 <= s_min < s_max and s_noise > 0, got {s_min=}, {s_max=} and {s_noise=}")
+        self.gamma, self.s_min, self.s_max, self.s_noise = gamma, s_min, s_max, s_noise
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        schedule = denoiser.schedule
+        alpha_t, sigma_t = schedule(t)
+        level = sigma_t / alpha_t
+        raised = schedule.inverse(-2 * (level * (1 + self.gamma)).log())  # at most 1, where the schedule ends
+        if raised > t and self.s_min <= level <= self.s_max:
+            alpha_r, sigma_r = schedule(raised)
+            added = ((sigma_r / alpha_r) ** 2 - level**2).sqrt()
+            t, x_t = raised, alpha_r * (x_t / alpha_t + self.s_noise * added * draw())
+        return HeunSampler().step(denoiser, x_t, t, s, cond, history, draw)

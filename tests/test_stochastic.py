@@ -1,0 +1,161 @@
+"""The reverse SDE, Langevin dynamics and churn: exact propagation of Gaussians, weak order, step sizes. Float64."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from helpers_samplers import interior, marginal, propagate, weak_order
+from torch import Tensor
+
+from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.grids import UniformGrid
+from diffusion.noise import Noise
+from diffusion.samplers import HeunSampler, Sampler, prior
+from diffusion.schedules import Schedule
+from diffusion.stochastic import (
+    AnnealedLangevinSampler,
+    ChurnSampler,
+    EulerMaruyamaSampler,
+    PredictorCorrectorSampler,
+)
+
+# (mean, variance) along an eigenvector with data mean m and variance spread, from t to s.
+Scalar = Callable[[Schedule, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _tensor(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _euler_maruyama(
+    schedule: Schedule, t: Tensor, s: Tensor, m: Tensor, spread: Tensor, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    # The score of N(alpha m, v) without the denoiser, and the rates by finite differences of the marginals.
+    h = 1e-6
+    (alpha, sigma), (alpha_above, sigma_above), (alpha_below, sigma_below) = (
+        schedule(t),
+        schedule(t + h),
+        schedule(t - h),
+    )
+    f = (alpha_above - alpha_below) / (2 * h) / alpha
+    g2 = (sigma_above**2 - sigma_below**2) / (2 * h) - 2 * f * sigma**2
+    v = alpha**2 * spread + sigma**2
+    moved = mean + (s - t) * (f * mean + g2 * (mean - alpha * m) / v)
+    return moved, (1 + (s - t) * (f + g2 / v)) ** 2 * var + g2 * (t - s)
+
+
+def _predictor_corrector(
+    schedule: Schedule, t: Tensor, s: Tensor, m: Tensor, spread: Tensor, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    mean, var = _euler_maruyama(schedule, t, s, m, spread, mean, var)
+    (alpha_t, _), (alpha, sigma) = schedule(t), schedule(s)
+    a, v = 2 * (alpha_t / alpha) ** 2 * 0.3**2 * sigma**2, alpha**2 * spread + sigma**2
+    for _ in range(2):
+        mean, var = mean - a * (mean - alpha * m) / v, (1 - a / v) ** 2 * var + 2 * a
+    return mean, var
+
+
+def _annealed_langevin(
+    schedule: Schedule, t: Tensor, s: Tensor, m: Tensor, spread: Tensor, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    # Three steps in closed form: a geometric approach to the variance that Langevin steps of size a are stationary at.
+    (alpha_t, _), (alpha, sigma) = schedule(t), schedule(s)
+    a, v = 0.3 * sigma**2, alpha**2 * spread + sigma**2
+    factor, stationary = 1 - a / (2 * v), v / (1 - a / (4 * v))
+    scaled_mean, scaled_var = alpha / alpha_t * mean, (alpha / alpha_t) ** 2 * var
+    moved = alpha * m + factor**3 * (scaled_mean - alpha * m)
+    return moved, stationary + factor**6 * (scaled_var - stationary)
+
+
+def _churn(
+    schedule: Schedule, t: Tensor, s: Tensor, m: Tensor, spread: Tensor, mean: Tensor, var: Tensor
+) -> tuple[Tensor, Tensor]:
+    # In y = x / alpha over the level: dy / dlevel = level (y - m) / (spread + level^2).
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    level, end = sigma_t / alpha_t, sigma_s / alpha_s
+    begin = 1.2 * level
+    first = begin / (spread + begin**2)
+    second = end / (spread + end**2) * (1 + (end - begin) * first)
+    growth = 1 + (end - begin) * (first + second) / 2
+    var_y = var / alpha_t**2 + 1.01**2 * (begin**2 - level**2)
+    return alpha_s * (m + growth * (mean / alpha_t - m)), alpha_s**2 * growth**2 * var_y
+
+
+EXACT: dict[str, tuple[Sampler, Scalar]] = {
+    "euler_maruyama": (EulerMaruyamaSampler(), _euler_maruyama),
+    "predictor_corrector": (PredictorCorrectorSampler(0.3, 2), _predictor_corrector),
+    "annealed_langevin": (AnnealedLangevinSampler(0.3, 3), _annealed_langevin),
+    "churn": (ChurnSampler(0.2, 0, 100, 1.01), _churn),
+}
+
+
+@pytest.mark.parametrize("schedule", ["continuous_cosine", "variance_exploding", "vp", "sub_vp", "flow"], indirect=True)
+@pytest.mark.parametrize("name", EXACT)
+def test_gaussian_data_is_propagated_as_derived(name: str, gaussian: GaussianMixtureDenoiser) -> None:
+    sampler, scalar = EXACT[name]
+    schedule, basis, spread = gaussian.schedule, gaussian.eigenvectors[0], gaussian.eigenvalues[0]
+    times = interior(schedule, "lambda", 8, before=0)
+    mean, cov = marginal(gaussian, times[0])
+    m, expected_mean, expected_var = basis.T @ gaussian.means[0], basis.T @ mean, (basis.T @ cov @ basis).diag()
+    close = (
+        {"rtol": 1e-6, "atol": 1e-7}
+        if name in ("euler_maruyama", "predictor_corrector")
+        else {"rtol": 1e-10, "atol": 1e-10}
+    )
+    for (t, s), (mean_s, cov_s) in zip(pairwise(times), propagate(sampler, gaussian, mean, cov, times), strict=True):
+        expected_mean, expected_var = scalar(schedule, t, s, m, spread, expected_mean, expected_var)
+        torch.testing.assert_close(basis.T @ mean_s, expected_mean, **close)
+        torch.testing.assert_close(basis.T @ cov_s @ basis, torch.diag(expected_var), **close)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "sub_vp"], indirect=True)
+def test_euler_maruyama_is_of_order_one(gaussian: GaussianMixtureDenoiser) -> None:
+    sampler = EulerMaruyamaSampler()
+    assert sampler.order == 1
+    assert weak_order(lambda _: sampler, gaussian, "t") == pytest.approx(1, abs=0.2)
+
+
+@pytest.mark.parametrize("schedule", ["sub_vp", "variance_exploding"], indirect=True)
+def test_churn_in_proportion_to_the_steps_keeps_heuns_order(gaussian: GaussianMixtureDenoiser) -> None:
+    assert ChurnSampler().order == 2
+    assert weak_order(lambda n: ChurnSampler(2 / n, 0, 100), gaussian, "lambda") == pytest.approx(2, abs=0.2)
+
+
+@pytest.mark.parametrize("arguments", [(0.0, 0.05, 50.0), (0.2, 5.0, 50.0), (0.2, 0.01, 0.02)])
+def test_without_churn_or_outside_its_levels_it_is_heun(
+    arguments: tuple[float, float, float], schedule: Schedule, mixture: GaussianMixtureDenoiser
+) -> None:
+    t, s = schedule.inverse(_tensor(0.0, 0.7))  # a level of 1
+    x_t = torch.randn(5, 2, dtype=torch.float64)
+    churned = ChurnSampler(*arguments).step(mixture, x_t, t, s, {}, (), lambda: torch.ones_like(x_t))[0]
+    heun = HeunSampler().step(mixture, x_t, t, s, {}, (), lambda: x_t)[0]
+    assert torch.equal(churned, heun) or arguments[0] == 0
+    torch.testing.assert_close(churned, heun, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "variance_exploding"], indirect=True)
+def test_corrections_keep_the_distribution(schedule: Schedule, gaussian: GaussianMixtureDenoiser) -> None:
+    noise = Noise(0, torch.arange(2000))
+    x = prior(schedule, noise, (2,)).double()
+    x = PredictorCorrectorSampler().sample(gaussian, x, UniformGrid()(schedule, 200), noise=noise)
+    basis, spread = gaussian.eigenvectors[0], gaussian.eigenvalues[0]
+    torch.testing.assert_close(x.mean(0), gaussian.means[0], rtol=0, atol=0.06)
+    torch.testing.assert_close((x @ basis).T.cov(), torch.diag(spread), rtol=0.12, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: PredictorCorrectorSampler(snr=0.0), "snr must be positive, got 0"),
+        (lambda: PredictorCorrectorSampler(corrections=0), "corrections must be at least 1.*euler_maruyama"),
+        (lambda: AnnealedLangevinSampler(epsilon=4.0), "epsilon must lie between 0 and 4"),
+        (lambda: AnnealedLangevinSampler(corrections=0), "corrections must be at least 1"),
+        (lambda: ChurnSampler(gamma=0.5), "gamma must lie in"),
+        (lambda: ChurnSampler(s_min=3.0, s_max=2.0), "s_min < s_max"),
+        (lambda: ChurnSampler(s_noise=0.0), "s_noise > 0"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(build: Callable[[], Sampler], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
