@@ -262,6 +262,19 @@ def test_a_file_cut_off_is_replaced_by_the_next_when_decoded_on_the_fly_and_too_
         train.get(torch.arange(4))
 
 
+def test_the_image_that_stands_in_for_a_torn_one_is_of_its_class(tmp_path: Path) -> None:
+    for i in range(3):
+        write(tmp_path / "black" / f"{i}.png", (0, 0, 0))
+        write(tmp_path / "white" / f"{i}.png", (255, 255, 255))
+    torn = tmp_path / "black" / "2.png"
+    spoil("cut off", torn)
+    train = Folder(tmp_path, image_size=8, holdout=0, memory_gib=0.0, max_unreadable=0.25).load().train
+    assert isinstance(train, LazyImages)
+    with pytest.warns(UserWarning, match=r"cannot read .*2\.png"):
+        x = train.get(torch.arange(6))
+    assert torch.equal(x.mean(dim=(1, 2, 3)) > 0, train.labels == 1)  # classes by name: black is 0, white is 1
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
