@@ -119,6 +119,7 @@ def variational_bound(
         cond: what the denoiser is conditioned on.
     """
     _check_unclipped(denoiser)
+    denoiser.check_times(times)
     terms = [prior_term(denoiser.schedule, x0)]
     for step, (t, s) in enumerate(zip(times[:-1].to(x0.device), times[1:].to(x0.device), strict=True), start=1):
         alpha, sigma = denoiser.schedule(t)

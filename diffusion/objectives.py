@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, NetworkDenoiser
+from diffusion.denoisers import Condition, NetworkDenoiser, TrainableDenoiser
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
@@ -118,7 +118,7 @@ class DenoisingObjective(nn.Module):
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
-    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    def forward(self, model: TrainableDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample.
 
         Args:
@@ -129,6 +129,8 @@ class DenoisingObjective(nn.Module):
         Returns:
             "loss" and "log_snr", each (B,).
         """
+        if not isinstance(model, NetworkDenoiser):
+            raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
         self.check(model)
         x0 = batch["x"]
         t = self.times(model.schedule, noise.uniform(draw=TIME))
@@ -221,7 +223,7 @@ class VLBObjective(nn.Module):
         self.register_buffer("losses", torch.zeros(timesteps, history))
         self.register_buffer("counts", torch.zeros(timesteps, dtype=torch.int64))
 
-    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    def forward(self, model: TrainableDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""
         x0, steps = batch["x"], len(self.counts)
         if _steps(model.schedule) != steps:
@@ -252,13 +254,16 @@ class VLBObjective(nn.Module):
     def remember(self, row: Tensor, term: Tensor) -> None:
         """Puts terms (B,) of the steps with these rows into the history, those of all ranks in the batch's order."""
         kept = self.losses.shape[1]
+        if kept == 0:
+            return
         row, term = _of_all_ranks(row), _of_all_ranks(term.to(self.losses))
-        same = row[:, None] == row
-        earlier = same.tril(-1).sum(1)  # of the same step in this batch
-        last = earlier >= same.sum(1) - kept
-        place = (self.counts[row] + earlier) % max(kept, 1)
-        self.losses[row[last], place[last]] = term[last]
-        self.counts.index_add_(0, row, torch.ones_like(row))
+        row, order = row.sort(stable=True)
+        drawn = torch.zeros_like(self.counts).index_add_(0, row, torch.ones_like(row))
+        earlier = torch.arange(len(row), device=row.device) - (drawn.cumsum(0) - drawn)[row]  # of the same step
+        last = earlier >= drawn[row] - kept
+        place = (self.counts[row] + earlier) % kept
+        self.losses[row[last], place[last]] = term[order][last]
+        self.counts += drawn
 
 
 def _steps(schedule: Schedule) -> int:

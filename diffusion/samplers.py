@@ -69,6 +69,7 @@ class Sampler(ABC):
         times = times.double().cpu()
         if (times[:-1] == 0).any() or (times.diff() == 0).any():
             raise ValueError("times must differ from one to the next, and only the last may be 0")
+        denoiser.check_times(times)
         rises = times.diff() > 0
         if self.stochastic and rises.any():
             raise ValueError(
