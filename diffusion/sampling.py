@@ -94,6 +94,7 @@ class Pipeline:
             raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
         denoiser = trained_denoiser(checkpoint, Path(path), weights)
         sampler, times = sampler_and_times(config, denoiser.schedule)
+        denoiser.check_times(times)
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
             sampler=sampler,

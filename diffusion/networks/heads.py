@@ -45,7 +45,9 @@ class Heads(nn.Module):
         """F, (B, out_channels), from x (B, d); c_noise (B,)."""
         rows, which, counts = c_noise.round().long().unique(return_inverse=True, return_counts=True)
         if rows[0] < 0 or rows[-1] >= len(self.hidden_weight):
-            raise ValueError(f"network.heads={len(self.hidden_weight)} has no head {rows[-1].item() + 1}: set one a step")
+            raise ValueError(
+                f"network.heads={len(self.hidden_weight)} has no head {rows[-1].item() + 1}: set one a step"
+            )
         # The samples of one head side by side, padded to the most that a head has: a matrix product for each.
         order = which.argsort(stable=True)
         place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[which[order]]
