@@ -273,7 +273,8 @@ class StepDenoiser(TrainableDenoiser):
     def check_times(self, times: Tensor) -> None:
         """Raises ValueError unless they are all steps of the schedule, one after the other."""
         steps = float64(times) * self.timesteps
-        if (steps.diff(dim=0).abs() - 1).abs().max() > 1e-3 or (steps - steps.round()).abs().max() > 1e-3:
+        far = (steps.diff(dim=0).abs() - 1).abs() > 1e-3
+        if far.any() or ((steps - steps.round()).abs() > 1e-3).any():
             raise ValueError(
                 f"denoiser=step knows each of its {self.timesteps} steps and nothing between or across them: use "
                 f"steps={self.timesteps} and grid=trailing"
