@@ -11,7 +11,6 @@ from torch import Tensor, nn
 import evaluate
 import sample
 import train
-
 from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, StepDenoiser, posterior
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.likelihood import bits, ode_log_density, prior_term, variational_bound
@@ -196,5 +195,7 @@ def test_the_experiment_trains_samples_and_refuses_other_steps_before_anything_s
     assert not (tmp_path / "roll.npz").exists()
     assert_refused(call(train, tmp_path, *tiny, "steps=10"), HALF)
     assert_refused(call(train, tmp_path, *tiny, "objective=simple"), "use objective=vlb")
-    assert_refused(call(train, tmp_path, *tiny, "schedule=vp", "timesteps=null"), "network.heads must be a whole number")
+    assert_refused(
+        call(train, tmp_path, *tiny, "schedule=vp", "timesteps=null"), "network.heads must be a whole number"
+    )
     assert [path.name for path in (tmp_path / "lightning_logs/swissroll").iterdir()] == ["version_0"]
