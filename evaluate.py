@@ -115,6 +115,7 @@ def bound(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) ->
     if steps is None:
         raise ValueError("likelihood=vlb needs noising steps, and this schedule is continuous: set steps=1000, say")
     times = TrailingGrid()(denoiser.schedule, steps)
+    denoiser.check_times(times)
 
     def compute(x: "Tensor", index: "Tensor", cond: dict[str, "Tensor"]) -> "Tensor":
         return variational_bound(denoiser, x, times, Noise(options.seed, index, EVALUATION), eight_bit, cond)
@@ -127,9 +128,10 @@ def density(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) 
     dimension."""
     import torch
 
-    from diffusion.likelihood import dequantised, ode_log_density, ode_nll, prior_log_density, prior_term
+    from diffusion.likelihood import check_ode, dequantised, ode_log_density, ode_nll, prior_log_density, prior_term
     from diffusion.noise import EVALUATION, Noise
 
+    check_ode(denoiser)
     if options.probes is None and size > 256:
         raise ValueError(f"probes=null takes a derivative for each of {size} dimensions at each step: set probes=1")
     probes, probe = (1, "exact") if options.probes is None else (options.probes, "rademacher")

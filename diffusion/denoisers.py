@@ -165,6 +165,9 @@ class Denoiser(nn.Module, ABC):
         """D, shaped like x_t."""
         return self.predict(x_t, t, cond or {})[0]
 
+    def check_times(self, times: Tensor) -> None:
+        """Raises ValueError, saying what would do, if this model cannot go along these times; any will do for most."""
+
     def transition(
         self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,10 +202,19 @@ class NetworkDenoiser(Denoiser):
         schedule: see `Denoiser`.
         precond: the parameterization.
         variance: see `Denoiser`.
+
+    Raises:
+        ValueError: the parameterization says nothing where the schedule begins.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta") -> None:
         super().__init__(schedule, variance)
+        one = torch.ones((), dtype=torch.float64)
+        if not all(c.isfinite() for c in (*precond(*schedule(one)), precond.c_noise(schedule, one))):
+            raise ValueError(
+                "denoiser=eps, score and edm say nothing of the data at t = 1 on a schedule with zero terminal SNR: "
+                "use denoiser=v, x0 or flow, or schedule.zero_terminal_snr=false"
+            )
         self.network = network
         self.precond = precond
         self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
@@ -296,3 +308,6 @@ class ClippedDenoiser(Denoiser):
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         x0, aux = self.denoiser.predict(x_t, t, cond)
         return x0.clamp(self.low, self.high), aux
+
+    def check_times(self, times: Tensor) -> None:
+        self.denoiser.check_times(times)

@@ -119,6 +119,7 @@ def variational_bound(
         cond: what the denoiser is conditioned on.
     """
     _check_unclipped(denoiser)
+    denoiser.check_times(times)
     terms = [prior_term(denoiser.schedule, x0)]
     for step, (t, s) in enumerate(zip(times[:-1].to(x0.device), times[1:].to(x0.device), strict=True), start=1):
         alpha, sigma = denoiser.schedule(t)
@@ -160,7 +161,7 @@ def ode_log_density(
     Returns:
         x_1 (B, *S), and what is to be added to log p_1(x_1) to give log p_{t_min}(x), in nats, (B,).
     """
-    _check_unclipped(denoiser)
+    check_ode(denoiser)
     schedule, size = denoiser.schedule, x[0].numel()
     vectors = _probes(x, noise, probes, probe)
     ends = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64))
@@ -225,6 +226,18 @@ def _probes(x: Tensor, noise: Noise | None, probes: int, probe: str) -> list[Ten
     if probe == "gaussian":
         return [noise.normal(x.shape[1:], draw=PROBE + i).to(x) for i in range(probes)]
     return [(2 * (noise.uniform(x.shape[1:], draw=PROBE + i) > 0.5) - 1).to(x) for i in range(probes)]
+
+
+def check_ode(denoiser: Denoiser) -> None:
+    """Raises ValueError if a model has no density by the ODE."""
+    _check_unclipped(denoiser)
+    ends = torch.tensor([1.0, denoiser.schedule.t_min], dtype=torch.float64)
+    if not denoiser.schedule.log_snr(ends).isfinite().all():
+        raise ValueError(
+            "likelihood=ode cannot go to t = 1 on a schedule with zero terminal SNR, where nothing of the data is left: "
+            "use likelihood=vlb"
+        )
+    denoiser.check_times(torch.lerp(*ends, torch.linspace(0, 1, 50, dtype=torch.float64)))
 
 
 def _check_unclipped(denoiser: Denoiser) -> None:
