@@ -89,8 +89,8 @@ class Metrics(AfterStep):
 class Preview(AfterStep):
     """Draws images from fixed noise with the averaged weights and shows them in TensorBoard, as a grid and as a GIF.
 
-    They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; where it
-    cannot go by the first of DDIM and DDPM on its whole grid that can.
+    They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; where
+    it cannot go, by DDIM, or by DDPM on the whole grid.
 
     Args:
         every: optimizer steps; also after the last one. 0 for never.

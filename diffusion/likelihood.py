@@ -234,10 +234,10 @@ def check_ode(denoiser: Denoiser) -> None:
     ends = torch.tensor([1.0, denoiser.schedule.t_min], dtype=torch.float64)
     if not denoiser.schedule.log_snr(ends).isfinite().all():
         raise ValueError(
-            "likelihood=ode cannot go to t = 1 on a schedule with zero terminal SNR, where nothing of the data is left: "
-            "use likelihood=vlb"
+            "likelihood=ode cannot go to t = 1 on a schedule with zero terminal SNR, where no data are left: use "
+            "likelihood=vlb"
         )
-    denoiser.check_times(torch.lerp(*ends, torch.linspace(0, 1, 50, dtype=torch.float64)))
+    denoiser.check_times(torch.linspace(1, denoiser.schedule.t_min, 50, dtype=torch.float64))
 
 
 def _check_unclipped(denoiser: Denoiser) -> None:

@@ -64,7 +64,7 @@ class Weighting(ABC):
     @abstractmethod
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor: ...
 
-    def check(self, schedule: Schedule) -> None:
+    def check(self, schedule: Schedule) -> None:  # noqa: B027 (most have nothing to refuse)
         """Raises ValueError if the weight has no meaning on this schedule."""
 
 
@@ -266,9 +266,7 @@ class VLBObjective(nn.Module):
     def check(self, model: NetworkDenoiser) -> None:
         """Raises ValueError if this objective cannot train that model."""
         if _steps(model.schedule) != len(self.counts):
-            raise ValueError(
-                f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}"
-            )
+            raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
 
     def probabilities(self) -> Tensor:
         """Of each step, (T,), float64 where the device has it."""

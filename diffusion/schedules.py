@@ -89,7 +89,9 @@ class DiscreteSchedule(Schedule):
         log_alpha_bar = torch.log1p(-betas).cumsum(0)
         if zero_terminal_snr:
             if len(betas) < 2:
-                raise ValueError("zero_terminal_snr needs timesteps of at least 2: it keeps the first and moves the last")
+                raise ValueError(
+                    "zero_terminal_snr needs timesteps of at least 2: it keeps the first and moves the last"
+                )
             alpha = (log_alpha_bar / 2).exp()
             log_alpha_bar = 2 * ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
             betas = torch.cat((betas[:1], -torch.expm1(log_alpha_bar.diff())))

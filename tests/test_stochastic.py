@@ -9,14 +9,15 @@ from helpers_samplers import interior, marginal, propagate, weak_order
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import UniformGrid
+from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.noise import Noise
 from diffusion.samplers import HeunSampler, Sampler, prior
-from diffusion.schedules import Schedule
+from diffusion.schedules import GeometricSchedule, Schedule, VarianceExplodingSchedule
 from diffusion.stochastic import (
     AnnealedLangevinSampler,
     ChurnSampler,
     EulerMaruyamaSampler,
+    LangevinSampler,
     PredictorCorrectorSampler,
 )
 
@@ -84,7 +85,7 @@ def _churn(
 
 EXACT: dict[str, tuple[Sampler, Scalar]] = {
     "euler_maruyama": (EulerMaruyamaSampler(), _euler_maruyama),
-    "predictor_corrector": (PredictorCorrectorSampler(0.3, 2), _predictor_corrector),
+    "predictor_corrector": (PredictorCorrectorSampler(0.3, 2, rule="level"), _predictor_corrector),
     "annealed_langevin": (AnnealedLangevinSampler(0.3, 3), _annealed_langevin),
     "churn": (ChurnSampler(0.2, 0, 100, 1.01), _churn),
 }
@@ -144,11 +145,78 @@ def test_corrections_keep_the_distribution(schedule: Schedule, gaussian: Gaussia
     torch.testing.assert_close((x @ basis).T.cov(), torch.diag(spread), rtol=0.12, atol=0.03)
 
 
+def _corrected(rule: str, x: Tensor, z: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """x after a prediction and one correction on VE, for N(0, variance I), and after the prediction alone."""
+    d = x.shape[1]
+    normal = GaussianMixtureDenoiser(
+        VarianceExplodingSchedule(), torch.zeros(1, d).double(), variance * torch.eye(d).double()[None]
+    )
+    t, s = _tensor(0.6, 0.59)
+    draws = iter((torch.zeros_like(z), z))
+    predicted = EulerMaruyamaSampler().step(normal, x, t, s, {}, (), lambda: torch.zeros_like(z))[0]
+    sampler = PredictorCorrectorSampler(0.16, rule=rule)
+    return sampler.step(normal, x, t, s, {}, (), lambda: next(draws))[0], predicted
+
+
+def test_the_correctors_step_is_the_papers_for_each_sample_alone() -> None:
+    x, z = torch.randn(2, 4, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    after, before = _corrected("norm", x, z, 0.3)
+    slope = -before / (0.3 + VarianceExplodingSchedule()(_tensor(0.59))[1] ** 2)
+    size = 2 * (0.16 * (z**2).sum(1) ** 0.5 / (slope**2).sum(1) ** 0.5)[:, None] ** 2
+    torch.testing.assert_close(after, before + size * slope + (2 * size) ** 0.5 * z, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(_corrected("norm", x[1:2], z[1:2], 0.3)[0], after[1:2])
+    assert torch.equal(_corrected("auto", x, z, 0.3)[0], after)
+    few = _corrected("auto", x[:, :31], z[:, :31], 0.3)[0]
+    assert torch.equal(few, _corrected("level", x[:, :31], z[:, :31], 0.3)[0])
+
+
+def test_in_many_dimensions_the_norms_say_what_the_level_does() -> None:
+    sigma = VarianceExplodingSchedule()(_tensor(0.6))[1]
+    x, z = torch.randn(2, 1, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    by_norm, _ = _corrected("norm", sigma * x, z, 1e-9)
+    by_level, before = _corrected("level", sigma * x, z, 1e-9)
+    assert ((by_norm - before).norm() / (by_level - before).norm()).item() == pytest.approx(1, abs=0.02)
+
+
+def _two_modes() -> GaussianMixtureDenoiser:
+    """A fifth of the data at -5, the rest at 5 (Song & Ermon 2019, section 3.2.2), levels from 10 down to 0.1."""
+    means, eye = _tensor(-5.0, 5.0)[:, None].expand(2, 2).clone(), torch.eye(2).double().expand(2, 2, 2)
+    return GaussianMixtureDenoiser(GeometricSchedule(10, 0.1, 10.0), means, eye, _tensor(0.2, 0.8))
+
+
+def test_annealing_finds_the_weights_of_modes_far_apart_and_plain_langevin_does_not() -> None:
+    denoiser, noise = _two_modes(), Noise(0, torch.arange(1000))
+    times, x = UniformGrid()(denoiser.schedule, 10), prior(denoiser.schedule, noise, (2,)).double()
+    annealed = AnnealedLangevinSampler(epsilon=0.2, corrections=30).sample(denoiser, x, times, noise=noise)
+    plain = LangevinSampler(epsilon=10.0, corrections=30).sample(denoiser, x, times, noise=noise)
+    assert (annealed[:, 0] < 0).double().mean().item() == pytest.approx(0.2, abs=0.05)
+    assert (plain[:, 0] < 0).double().mean().item() > 0.35
+    for end in (annealed, plain):  # both find the modes
+        assert ((end.abs().mean(1) - 5).abs() < 2.5).double().mean() > 0.98
+
+
+def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_time() -> None:
+    denoiser, x, z = _two_modes(), *torch.randn(2, 3, 2, dtype=torch.float64)
+    low = _tensor(0.1)[0]
+    expected = x
+    for _ in range(2):
+        gradient = torch.func.grad(lambda y: denoiser.log_prob(y, low).sum())(expected)
+        expected = expected + 0.005 * 0.5 * gradient + 0.005**0.5 * z  # sigma^2 = 0.01
+    after, known = LangevinSampler(0.5, 2).step(denoiser, x, _tensor(0.9)[0], low, {}, (), lambda: z)
+    torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-9)
+    assert known[0].t == low
+    with pytest.raises(ValueError, match=r"must end there: use grid=uniform"):
+        LangevinSampler().check(denoiser, TrailingGrid()(denoiser.schedule, 5))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: PredictorCorrectorSampler(snr=0.0), "snr must be positive, got 0"),
         (lambda: PredictorCorrectorSampler(corrections=0), "corrections must be at least 1.*euler_maruyama"),
+        (lambda: PredictorCorrectorSampler(rule="size"), "rule must be norm, level or auto, got 'size'"),
+        (lambda: LangevinSampler(epsilon=0.0), "epsilon must be positive"),
+        (lambda: LangevinSampler(corrections=0), "corrections must be at least 1"),
         (lambda: AnnealedLangevinSampler(epsilon=4.0), "epsilon must lie between 0 and 4"),
         (lambda: AnnealedLangevinSampler(corrections=0), "corrections must be at least 1"),
         (lambda: ChurnSampler(gamma=0.5), "gamma must lie in"),
