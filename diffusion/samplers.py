@@ -35,7 +35,7 @@ class Sampler(ABC):
     """Turns noise into data.
 
     `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
-    covariance; 0 where a bias stays. `calls`: of the denoiser, a step.
+    covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies.
     """
 
     order: int
