@@ -175,11 +175,11 @@ def ode_log_density(
     def slope(k: Tensor, state: Parts) -> Parts:
         """dz/dk, and the divergence of it per dimension."""
         with torch.enable_grad():
-            z = state[0].detach().requires_grad_()
+            z = state[0].detach().to(x).requires_grad_()
             x0 = denoised(denoiser, z, k, cond or {})
             trace = z.new_zeros(len(z))
             for v in vectors:
-                (product,) = torch.autograd.grad(x0, z, v.to(z), retain_graph=True)
+                (product,) = torch.autograd.grad(x0, z, v, retain_graph=True)
                 trace += (product * v).flatten(1).sum(1)
         c = stretch(k).to(z)
         return velocity(z, x0, k).detach(), 1 / c**2 - trace / (probes * size * c)
