@@ -145,12 +145,12 @@ def test_with_beta_tilde_the_bound_of_a_standard_normal_keeps_half_of_eulers_con
     alpha_bar = (1 - schedule.betas).cumprod(0)
     ratio = (1 - alpha_bar[1:]) / (1 - alpha_bar[:-1])
     expected = 0.5 * (ratio - 1 - ratio.log()).sum().item()
-    gap, error = _gap(schedule, "beta_tilde", 0.0, 1.0, rows=6000)
+    gap, error = _gap(schedule, "beta_tilde", 0.0, 1.0, rows=3000)
     assert gap == pytest.approx(expected, abs=4 * error)
-    assert error < 0.02
-    exact, error = _gap(schedule, "beta", 0.0, 1.0, rows=2000)
+    assert error < 0.03
+    exact, error = _gap(schedule, "beta", 0.0, 1.0, rows=1000)
     assert exact == pytest.approx(0, abs=4 * error)
-    assert error < 0.04
+    assert error < 0.06
     fine = LinearSchedule(1_000_000).betas
     alpha_bar = (1 - fine).cumprod(0)
     ratio = (1 - alpha_bar[1:]) / (1 - alpha_bar[:-1])

@@ -5,20 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_samplers import DETERMINISTIC as VARIABLES
 from helpers_samplers import marginal, order, propagate, solution, weak_order
 from torch import Tensor
 
 from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.multistep import (
-    DPMSolverPP2MSampler,
     DPMSolverPP2MSDESampler,
-    DPMSolverPP3MSampler,
-    IPNDMSampler,
-    UniPCSampler,
 )
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, HeunSampler, Sampler, prior
+from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, Sampler, prior
 from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule, LinearSchedule, Schedule
 from diffusion.stochastic import (
     AnnealedLangevinSampler,
@@ -27,14 +24,7 @@ from diffusion.stochastic import (
     PredictorCorrectorSampler,
 )
 
-DETERMINISTIC: dict[str, Sampler] = {
-    "ddim": DDIMSampler(),
-    "heun": HeunSampler(),
-    "dpmpp_2m": DPMSolverPP2MSampler(),
-    "dpmpp_3m": DPMSolverPP3MSampler(),
-    "unipc": UniPCSampler(),
-    "ipndm": IPNDMSampler(),
-}
+DETERMINISTIC = {name: sampler for name, (sampler, _) in VARIABLES.items()}
 STOCHASTIC: dict[str, tuple[Sampler, str]] = {
     "ddpm_beta": (DDPMSampler(), "beta"),
     "ddpm_beta_tilde": (DDPMSampler(), "beta_tilde"),
@@ -312,22 +302,14 @@ def test_samplers_derive_eps_from_the_clipped_denoised() -> None:
 # --- deterministic samplers: order of convergence ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "variable", "stated"),
-    [
-        ("ddim", "ratio", 1),
-        ("heun", "ratio", 2),
-        ("dpmpp_2m", "lambda", 2),
-        ("dpmpp_3m", "lambda", 3),
-        ("unipc", "lambda", 3),
-        ("ipndm", "ratio", 4),
-    ],
-)
-def test_the_measured_order_is_the_stated_one(
-    name: str, variable: str, stated: int, gaussian: GaussianMixtureDenoiser
-) -> None:
-    sampler = DETERMINISTIC[name]
-    assert sampler.order == stated
+STATED = {"ddim": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 3, "ipndm": 4}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "variance_exploding", "sub_vp"], indirect=True)
+@pytest.mark.parametrize("name", VARIABLES)
+def test_the_measured_order_is_the_stated_one(name: str, gaussian: GaussianMixtureDenoiser) -> None:
+    sampler, variable = VARIABLES[name]
+    assert sampler.order == STATED[name]
     assert order(sampler, gaussian, variable) == pytest.approx(sampler.order, abs=0.2)
 
 
@@ -335,11 +317,11 @@ def test_the_measured_order_is_the_stated_one(
 def test_many_steps_find_the_exact_end_of_the_ode(
     sampler: Sampler, schedule: Schedule, gaussian: GaussianMixtureDenoiser
 ) -> None:
-    times = LogSNRGrid()(schedule, 400)
+    times = LogSNRGrid()(schedule, 120)
     x = prior(schedule, Noise(1, torch.arange(5)), (2,)).double()
     states = list(sampler(gaussian, x, times))
     expected = solution(gaussian, x, times[0], times[-2])
-    torch.testing.assert_close(states[-2].x_t, expected, rtol=0, atol={1: 0.03}.get(sampler.order, 2e-3))
+    torch.testing.assert_close(states[-2].x_t, expected, rtol=0, atol={1: 0.05}.get(sampler.order, 2e-3))
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC.values(), ids=DETERMINISTIC)

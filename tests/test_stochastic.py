@@ -134,6 +134,7 @@ def test_without_churn_or_outside_its_levels_it_is_heun(
     torch.testing.assert_close(churned, heun, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["vp", "variance_exploding"], indirect=True)
 def test_corrections_keep_the_distribution(schedule: Schedule, gaussian: GaussianMixtureDenoiser) -> None:
     noise = Noise(0, torch.arange(2000))
