@@ -3,9 +3,9 @@
     python tests/mutants.py                 60 mutants with seed 0, about half an hour on two cores
     python tests/mutants.py 20 7            20 with seed 7
 
-Draws operators, comparisons, constants, indices and names in the mathematical modules, changes one in a copy of the
-project, and runs the module's tests there. Survivors that docs/mutants.md does not explain as equivalent make it exit
-with 1. Docstrings, messages, annotations, imports and default settings that a user may change are left alone.
+Draws as many operators (comparisons too), constants (indices too) and names in the mathematical modules, changes one in
+a copy of the project, and runs the module's tests there. A survivor that docs/mutants.md does not explain as equivalent
+makes it exit with 1. Docstrings, messages, annotations, imports and default settings are left alone.
 """
 
 import ast
@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 900
+KINDS = ("operator", "constant", "name")
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
     "schedules": ("schedules", "denoisers", "likelihood", "grids"),
@@ -56,6 +57,11 @@ class Mutant(NamedTuple):
     old: str
     new: str
     line: int
+
+    @property
+    def kind(self) -> str:
+        """Of which as many are drawn as of the others."""
+        return "name" if self.old.isidentifier() else "constant" if self.old[0].isdigit() else "operator"
 
     def __str__(self) -> str:
         text = (ROOT / f"diffusion/{self.module}.py").read_text(encoding="utf-8").splitlines()[self.line - 1].strip()
@@ -152,7 +158,9 @@ def main(count: int = 60, seed: int = 0) -> int:
     """Draws and runs the mutants; the number of survivors that are not explained."""
     modules = [name for name in TESTS if (ROOT / f"diffusion/{name}.py").exists()]
     everything = [mutant for name in modules for mutant in sites(name)]
-    drawn = random.Random(seed).sample(everything, count)
+    dice = random.Random(seed)
+    kinds = [[mutant for mutant in everything if mutant.kind == kind] for kind in KINDS]
+    drawn = [mutant for i, kind in enumerate(kinds) for mutant in dice.sample(kind, (count + i) // len(KINDS))]
     page = (ROOT / "docs/mutants.md").read_text(encoding="utf-8")
     unexplained = 0
     with ThreadPoolExecutor(2) as pool:
