@@ -284,10 +284,24 @@ class GaussianMixtureDenoiser(Denoiser):
         log_joint = self.log_weights - 0.5 * (residual**2 / variance + (2 * torch.pi * variance).log()).sum(-1)
         return residual, variance, log_joint, alpha
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def _posterior_means(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         residual, variance, log_joint, alpha = self._components(x_t, t)
         shift = torch.einsum("bke,kde->bkd", alpha * self.eigenvalues / variance * residual, self.eigenvectors)
-        return (log_joint.softmax(-1)[..., None] * (self.means + shift)).sum(1), {}
+        return log_joint.softmax(-1), self.means + shift
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        weights, means = self._posterior_means(x_t, t)
+        return (weights[..., None] * means).sum(1), {}
+
+    def posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p(x0 | x_t), a mixture again: weights (B, K), means (B, K, d) and covariances (B or 1, K, d, d).
+
+        Component k has the covariance `C_k - alpha^2 C_k (alpha^2 C_k + sigma^2 I)^-1 C_k`.
+        """
+        alpha, sigma = (c.to(x_t).reshape(-1, 1, 1) for c in self.schedule(float64(t)))
+        left = self.eigenvalues * sigma**2 / (alpha**2 * self.eigenvalues + sigma**2)
+        covariances = torch.einsum("kde,bke,kfe->bkdf", self.eigenvectors, left, self.eigenvectors)
+        return *self._posterior_means(x_t, t), covariances
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t) in nats, (B,)."""
