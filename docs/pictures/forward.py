@@ -22,7 +22,6 @@ from diffusion.build import build
 from diffusion.noise import Noise
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 
-
 CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
 # Lines that lie on each other stay visible.
 DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)))
@@ -42,7 +41,8 @@ def strip(schedules: dict[str, Schedule], columns: int = 9, size: int = 60) -> F
     # Every pixel of the image is drawn as exactly two by two: placed by hand, in pixels.
     dpi, cell, gap, left, line = style.DPI, 2 * size, 3, 24, 20
     width, height = left + columns * (cell + gap), (cell + line) * len(schedules) + line
-    figure = Figure(figsize=(width / dpi, height / dpi), layout="none")
+    figure = Figure(figsize=(width / dpi, height / dpi))
+    figure.set_layout_engine("none")
     for i, (name, schedule) in enumerate(schedules.items()):
         bottom = height - line - cell - i * (cell + line)
         figure.text(left / 2 / width, (bottom + cell / 2) / height, name, rotation=90, ha="center", va="center")
@@ -85,7 +85,9 @@ def curves() -> Figure:
 
 
 def main(folder: Path) -> None:
-    style.save(strip({"linear": LinearSchedule(), "cosine": CosineSchedule()}), folder, "forward_strip.png", palette=False)
+    style.save(
+        strip({"linear": LinearSchedule(), "cosine": CosineSchedule()}), folder, "forward_strip.png", palette=False
+    )
     style.save(curves(), folder, "forward_schedules.png")
 
 

@@ -40,9 +40,12 @@ def grid(name: str, calls: int, sampler: Sampler) -> Tensor:
     """The times of a sampler that may call the denoiser so often; the step to 0 takes one call."""
     steps = max(1, (calls - 1) // sampler.calls)
     ends = torch.tensor([FIRST, LAST], dtype=torch.float64)
-    i = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     inverse = mixture().schedule.inverse
-    times = torch.lerp(*inverse(ends), i) if name in EVEN_IN_T else inverse(torch.lerp(*ends, i))
+
+    def even(between: Tensor) -> Tensor:
+        return torch.lerp(between[0], between[1], torch.linspace(0, 1, steps + 1, dtype=torch.float64))
+
+    times = even(inverse(ends)) if name in EVEN_IN_T else inverse(even(ends))
     return torch.cat((times, torch.zeros(1, dtype=torch.float64)))
 
 
@@ -55,7 +58,7 @@ def panel(axis: Axes, title: str) -> None:
     """The data's density as rings, in a square."""
     side = torch.linspace(-HALF, HALF, 100, dtype=torch.float64)
     density = mixture().log_prob(torch.cartesian_prod(side, side), torch.tensor(1e-5, dtype=torch.float64))
-    axis.contourf(side, side, density.reshape(100, 100).T, levels=[-4, -2, -1, 0, 9], cmap="Greys", vmax=24, alpha=0.7)
+    axis.contourf(side, side, density.reshape(100, 100).T, levels=[-4, -2, -1, 0, 9], cmap="Greys", vmax=16, alpha=0.7)
     axis.set(xlim=(-HALF, HALF), ylim=(-HALF, HALF), xticks=[], yticks=[], aspect="equal", title=title)
     axis.spines[:].set_visible(True)
 
@@ -85,14 +88,16 @@ def stochastic(samplers: dict[str, Sampler], calls: int = 60, n: int = 400, colu
     panel(axes[0], "data")
     of = torch.arange(n) % len(exact.means)
     along = exact.eigenvalues[of].sqrt() * noise.normal((2,)).double()
-    axes[0].scatter(*(exact.means[of] + torch.einsum("nij,nj->ni", exact.eigenvectors[of], along)).T, s=2, color="black")
+    axes[0].scatter(
+        *(exact.means[of] + torch.einsum("nij,nj->ni", exact.eigenvectors[of], along)).T, s=2, color="black"
+    )
     _, sigma = exact.schedule(exact.schedule.inverse(torch.tensor(FIRST, dtype=torch.float64)))
     for axis, (name, sampler) in zip(axes[1:], samplers.items(), strict=False):
         points = way(sampler, sigma * noise.normal((2,)).double(), grid(name, calls, sampler), noise)
         panel(axis, f"{name}, {len(points) - 1} steps")
         axis.scatter(*points[-1].T, s=2, color="black")
         for i, colour in enumerate(COLOURS[:2]):
-            axis.plot(*points[:, i].T, color=colour, linewidth=0.8, marker="o", markersize=1.6)
+            axis.plot(*points[:, i].T, color=colour, linewidth=0.7, marker="o", markersize=1.4)
     return figure
 
 

@@ -19,7 +19,7 @@ from data.toy import Toy2d
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.grids import LogSNRGrid, UniformGrid
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, Sampler, prior
+from diffusion.samplers import DDIMSampler, Sampler
 from diffusion.schedules import FlowSchedule, Schedule, SubVPSchedule, VarianceExplodingSchedule, VPSchedule
 from diffusion.stochastic import AnnealedLangevinSampler, EulerMaruyamaSampler, score
 
@@ -54,7 +54,7 @@ def bare(axis: Axes, half: float) -> None:
     axis.spines[:].set_visible(True)
 
 
-def langevin(n: int = 1000, steps: int = 1000) -> Figure:
+def langevin(n: int = 1000, levels: int = 20, corrections: int = 50) -> Figure:
     """The data, plain Langevin dynamics and annealed Langevin dynamics, from the same even start (Song & Ermon 2019,
     arXiv 1907.05600, figure 3)."""
     schedule = VarianceExplodingSchedule(sigma_min=0.1, sigma_max=10)
@@ -66,11 +66,13 @@ def langevin(n: int = 1000, steps: int = 1000) -> Figure:
     start = 8 * noise.uniform((2,)) - 4
 
     t, size, plain = torch.tensor(schedule.t_min, dtype=torch.float64), 0.02, start
+    steps = levels * corrections
     for step in range(1, steps + 1):
         slope = score(mixture, plain, t, mixture(plain, t))
         plain = plain + size / 2 * slope + size**0.5 * noise.normal((2,), step=step).double()
-    times = LogSNRGrid()(schedule, 20)[:-1]
-    annealed = AnnealedLangevinSampler(epsilon=0.2, corrections=steps // 19).sample(mixture, start, times, noise=noise)
+    # One level more: the first is where the dynamics begin, and has no steps.
+    times = LogSNRGrid()(schedule, levels + 1)[:-1]
+    annealed = AnnealedLangevinSampler(0.2, corrections).sample(mixture, start, times, noise=noise)
 
     figure = Figure(figsize=(style.WIDTH, 2.75))
     clouds = {"data": data, "start": start, f"Langevin, {steps} steps at $\\sigma = 0.1$": plain,
@@ -107,7 +109,7 @@ def clouds(times: tuple[float, ...] = (0, 0.1, 0.2, 0.4, 0.6, 0.8, 1), n: int = 
     return figure
 
 
-def paths(n: int = 8, steps: int = 500) -> Figure:
+def paths(n: int = 6, steps: int = 500) -> Figure:
     """p_t of two Gaussians on a line as a map, and on it ways back by the reverse SDE and by the ODE."""
     schedule, half = VPSchedule(), 2.6
     means, weights = torch.tensor([[-1.2], [1.0]]).double(), torch.tensor([0.4, 0.6]).double()
@@ -131,7 +133,7 @@ def main(folder: Path) -> None:
     style.save(field(), folder, "score_field.png")
     style.save(langevin(), folder, "score_langevin.png")
     style.save(clouds(), folder, "score_sdes.png")
-    style.save(paths(), folder, "score_paths.png")
+    style.save(paths(), folder, "score_paths.png", palette=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
+from cycler import cycler
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -22,7 +23,7 @@ mpl.rcParams.update(
         "figure.constrained_layout.use": True,
         "font.size": 9,
         "axes.titlesize": 9.5,
-        "axes.prop_cycle": mpl.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.linewidth": 0.7,
