@@ -111,11 +111,15 @@ def stretches(lines: list[str]) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("page", THEORY)
+PAGES = [path.stem for path in sorted((ROOT / "docs").glob("*.md")) if path.stem not in ("architecture", "extending")]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_code_of_a_page_runs_or_is_quoted_from_the_file_that_it_names(page: str) -> None:
     namespace: dict[str, object] = {}
     pythons = [text for language, _, text in blocks(f"docs/{page}.md") if language == "python"]
-    assert any(text.startswith("# ") for text in pythons) and any("assert" in text for text in pythons)
+    if page in THEORY:
+        assert any(text.startswith("# ") for text in pythons) and any("assert" in text for text in pythons)
     for text in pythons:
         quoted = re.match(r"# (\S+\.py)\n", text)
         if not quoted:
@@ -129,11 +133,11 @@ def test_code_of_a_page_runs_or_is_quoted_from_the_file_that_it_names(page: str)
             at = places[0] + len(stretch)
 
 
-@pytest.mark.parametrize("page", THEORY)
+@pytest.mark.parametrize("page", PAGES)
 def test_tests_that_a_page_names_exist(page: str) -> None:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / f"{page}.md").read_text()))
-    assert len(named) >= 4
+    assert len(named) >= (4 if page in THEORY else 0)
     assert {name for name in named if f"def {name}(" not in tests} == set()
 
 
