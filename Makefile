@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test slow lint format clean
+.PHONY: demo test slow mutants lint format clean
 
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
@@ -22,6 +22,9 @@ test: $(READY) ## the whole default suite
 
 slow: $(READY) ## the long proofs
 	$(BIN)/python -m pytest -m slow
+
+mutants: $(READY) ## does a test fail when the code is wrong? about half an hour
+	$(BIN)/python tests/mutants.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

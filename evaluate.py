@@ -34,6 +34,7 @@ class Options:
     split: str
     n: int | None
     steps: int | None
+    tolerance: float | None
     probes: int | None
     seed: int
     weights: str
@@ -49,6 +50,13 @@ class Options:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if self.tolerance is not None:
+            if self.likelihood != "ode" or self.steps is not None:
+                raise ValueError(
+                    "tolerance= is of likelihood=ode, where it takes the place of steps=; leave out the other"
+                )
+            if not 1e-12 <= self.tolerance <= 0.1:
+                raise ValueError(f"tolerance must be from 1e-12 to 0.1, got {self.tolerance}")
         allowed = {"likelihood": ("vlb", "ode"), "split": ("train", "val", "test"), "weights": ("ema", "raw")}
         for name, choices in allowed.items():
             if vars(self)[name] not in choices:
@@ -115,6 +123,7 @@ def bound(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) ->
     if steps is None:
         raise ValueError("likelihood=vlb needs noising steps, and this schedule is continuous: set steps=1000, say")
     times = TrailingGrid()(denoiser.schedule, steps)
+    denoiser.check_times(times)
 
     def compute(x: "Tensor", index: "Tensor", cond: dict[str, "Tensor"]) -> "Tensor":
         return variational_bound(denoiser, x, times, Noise(options.seed, index, EVALUATION), eight_bit, cond)
@@ -127,18 +136,19 @@ def density(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) 
     dimension."""
     import torch
 
-    from diffusion.likelihood import dequantised, ode_log_density, ode_nll, prior_log_density, prior_term
+    from diffusion.likelihood import check_ode, dequantised, ode_log_density, ode_nll, prior_log_density, prior_term
     from diffusion.noise import EVALUATION, Noise
 
+    check_ode(denoiser)
     if options.probes is None and size > 256:
         raise ValueError(f"probes=null takes a derivative for each of {size} dimensions at each step: set probes=1")
     probes, probe = (1, "exact") if options.probes is None else (options.probes, "rademacher")
-    steps = 50 if options.steps is None else options.steps
+    steps = 50 if options.steps is None and options.tolerance is None else options.steps
 
     def compute(x: "Tensor", index: "Tensor", cond: dict[str, "Tensor"]) -> "Tensor":
         noise = Noise(options.seed, index, EVALUATION)
         x = dequantised(x.double(), noise) if eight_bit else x.double()
-        x_1, change = ode_log_density(denoiser, x, noise, steps, probes, probe, cond)
+        x_1, change = ode_log_density(denoiser, x, noise, steps, probes, probe, cond, options.tolerance)
         nll = ode_nll(prior_log_density(denoiser.schedule, x_1) + change, size, eight_bit)
         return torch.stack((nll, prior_term(denoiser.schedule, x)), dim=1)
 

@@ -59,8 +59,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         raise ValueError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
     datamodule = data_module(plain, settings)
     run = training.Run(plain, datamodule)
-    _, times = sampler_and_times(plain, run.module.denoiser.schedule)
-    run.module.denoiser.check_times(times)
+    sampler_and_times(plain, run.module.denoiser)
     if plain["init_from"] is not None and path is None:
         run.begin_from(str(plain["init_from"]))
     datamodule.setup()

@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion import media
-from diffusion.denoisers import ClippedDenoiser, StepDenoiser
-from diffusion.grids import LogSNRGrid, TrailingGrid
+from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler
 from diffusion.noise import PREVIEW, Noise
 from diffusion.runlog import RunLogger
-from diffusion.samplers import DDPMSampler, Sampler, prior
+from diffusion.samplers import DDIMSampler, DDPMSampler, Sampler, prior
 
 
 class AfterStep(pl.Callback):
@@ -89,8 +89,8 @@ class Metrics(AfterStep):
 class Preview(AfterStep):
     """Draws images from fixed noise with the averaged weights and shows them in TensorBoard, as a grid and as a GIF.
 
-    They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; those
-    of a model that knows its own steps alone by these.
+    They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; where
+    it cannot go, by DDIM, or by DDPM on the whole grid.
 
     Args:
         every: optimizer steps; also after the last one. 0 for never.
@@ -122,16 +122,29 @@ class Preview(AfterStep):
         training = module.training
         module.eval()
         noise = Noise(0, torch.arange(self.n, device=module.device), PREVIEW)
-        sampler: Sampler = DPMSolverPP2MSampler()
-        times = LogSNRGrid()(schedule, min(self.steps, schedule.timesteps or self.steps))
-        if isinstance(module.evaluated, StepDenoiser):
-            sampler, times = DDPMSampler(), TrailingGrid()(schedule, module.evaluated.timesteps)
         num_classes = module.denoiser.num_classes
         cond = {"label": noise.index % num_classes} if num_classes else {}
         with torch.autocast(module.device.type, enabled=False):
             x = prior(schedule, noise, self.shape)
+            sampler, times = self._method(denoiser)
             yield from (state.x_t for state in sampler(denoiser, x, times, cond, noise))
         module.train(training)
+
+    def _method(self, denoiser: Denoiser) -> tuple[Sampler, Tensor]:
+        most = denoiser.schedule.timesteps or self.steps
+        few = min(self.steps, most)
+        choices: list[tuple[Sampler, Grid, int]] = [
+            (DPMSolverPP2MSampler(), LogSNRGrid(), few),
+            (DDIMSampler(), TrailingGrid(), few),
+        ]
+        for sampler, grid, steps in choices:
+            try:
+                times = grid(denoiser.schedule, steps)
+                sampler.check(denoiser, times)
+            except ValueError:
+                continue
+            return sampler, times
+        return DDPMSampler(), TrailingGrid()(denoiser.schedule, most)
 
 
 class Progress(AfterStep):

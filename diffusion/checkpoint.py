@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from diffusion.build import ConfigError, build, resolve
-from diffusion.denoisers import Denoiser, StepDenoiser, TrainableDenoiser
+from diffusion.denoisers import Denoiser, TrainableDenoiser
 from diffusion.schedules import Schedule
+from diffusion.steps import StepDenoiser
 
 ROOT = Path("lightning_logs")
 # What torch's reader and unpickler raise on bytes that are no checkpoint.

@@ -166,7 +166,7 @@ class Denoiser(nn.Module, ABC):
         return self.predict(x_t, t, cond or {})[0]
 
     def check_times(self, times: Tensor) -> None:
-        """Raises ValueError if the denoiser cannot be taken from each of these times, (N + 1,), to the next."""
+        """Raises ValueError, saying what would do, if this model cannot go along these times; any will do for most."""
 
     def transition(
         self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
@@ -224,10 +224,19 @@ class NetworkDenoiser(TrainableDenoiser):
         schedule: see `Denoiser`.
         precond: the parameterization.
         variance: see `Denoiser`.
+
+    Raises:
+        ValueError: the parameterization says nothing where the schedule begins.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta") -> None:
         super().__init__(network, schedule, variance)
+        one = torch.ones((), dtype=torch.float64)
+        if not all(c.isfinite() for c in (*precond(*schedule(one)), precond.c_noise(schedule, one))):
+            raise ValueError(
+                "denoiser=eps, score and edm say nothing of the data at t = 1 on a schedule with zero terminal SNR: "
+                "use denoiser=v, x0 or flow, or schedule.zero_terminal_snr=false"
+            )
         self.precond = precond
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
@@ -242,68 +251,6 @@ class NetworkDenoiser(TrainableDenoiser):
             raw, extra = out.chunk(2, dim=1)
             aux = {"raw": raw, "extra": extra}
         return c_skip * x_t + c_out * raw, aux
-
-
-class StepDenoiser(TrainableDenoiser):
-    """A network that gives mean and variance of the step `p(x_s | x_t)` from t = i / T to s = (i - 1) / T, and of no
-    other (Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.2).
-
-    With `a` and `c` from `q(x_s | x_t, x0)`, whose mean is `a x_t + c x0`, with `r = alpha_t / alpha_s` and beta as in
-    `log_variances`, the network's halves F and h give
-
-        mean = r x_t + beta^(1/2) F
-        variance = beta_tilde + (beta - beta_tilde) e^h
-
-    The mean is written as in the authors' code: F = h = 0 is right for data from N(0, I). The variance has a floor
-    because the best one is beta-tilde plus `c^2 Var[x0 | x_t]`, never less, and one that collapsed to a point would
-    make the KL divergence infinite. Then `D = (mean - a x_t) / c`. Of the last step, to data, beta-tilde is zero, the
-    mean is D, and a Gaussian with this variance the decoder.
-
-    Args:
-        network: F and h are the halves of its output, each shaped like x.
-        schedule: a discrete one.
-    """
-
-    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
-        super().__init__(network, schedule, "learned")
-        if schedule.timesteps is None:
-            raise ValueError("denoiser=step knows noising steps alone: choose a discrete schedule, such as linear")
-        self.timesteps = schedule.timesteps
-
-    def check_times(self, times: Tensor) -> None:
-        """Raises ValueError unless they are all steps of the schedule, one after the other."""
-        steps = float64(times) * self.timesteps
-        far = (steps.diff(dim=0).abs() - 1).abs() > 1e-3
-        if far.any() or ((steps - steps.round()).abs() > 1e-3).any():
-            raise ValueError(
-                f"denoiser=step knows each of its {self.timesteps} steps and nothing between or across them: use "
-                f"steps={self.timesteps} and grid=trailing"
-            )
-
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        wide = float64(t)
-        s = ((wide * self.timesteps).round() - 1) / self.timesteps
-        self.check_times(torch.stack((wide, s)))
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(wide), self.schedule(s)
-        ratio = alpha_t / alpha_s
-        beta = sigma_t**2 - (ratio * sigma_s) ** 2
-        out = self.output(x_t, self.schedule.c_noise(t), cond)
-        if out.shape[1] != 2 * x_t.shape[1]:
-            raise ValueError(f"denoiser=step needs a network with {2 * x_t.shape[1]} outputs, this has {out.shape[1]}")
-        raw, extra = out.chunk(2, dim=1)
-        # D = (mean - a x_t) / c with r - a = r (sigma_t^2 - sigma_s^2) / sigma_t^2 and c = alpha_s beta / sigma_t^2.
-        c_skip = ratio * (sigma_t**2 - sigma_s**2) / (alpha_s * beta)
-        c_out = sigma_t**2 / (alpha_s * beta.sqrt())
-        x0 = expand(c_skip.to(x_t), x_t) * x_t + expand(c_out.to(x_t), x_t) * raw
-        return x0, {"raw": raw, "extra": extra}
-
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The network's own mean and log-variance; raises ValueError for any s but the next."""
-        self.check_times(torch.stack((t, s)))
-        mean, floor = posterior(self.schedule, x_t, x0, t, s)
-        beta, _ = log_variances(self.schedule, t, s)
-        room = torch.log(beta.exp() - floor)
-        return mean, torch.logaddexp(expand(floor.log(), x_t).to(x_t), expand(room, x_t).to(x_t) + aux["extra"])
 
 
 class GaussianMixtureDenoiser(Denoiser):
@@ -350,10 +297,24 @@ class GaussianMixtureDenoiser(Denoiser):
         log_joint = self.log_weights - 0.5 * (residual**2 / variance + (2 * torch.pi * variance).log()).sum(-1)
         return residual, variance, log_joint, alpha
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def _posterior_means(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         residual, variance, log_joint, alpha = self._components(x_t, t)
         shift = torch.einsum("bke,kde->bkd", alpha * self.eigenvalues / variance * residual, self.eigenvectors)
-        return (log_joint.softmax(-1)[..., None] * (self.means + shift)).sum(1), {}
+        return log_joint.softmax(-1), self.means + shift
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        weights, means = self._posterior_means(x_t, t)
+        return (weights[..., None] * means).sum(1), {}
+
+    def posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """p(x0 | x_t), a mixture again: weights (B, K), means (B, K, d) and covariances (B or 1, K, d, d).
+
+        Component k has the covariance `C_k - alpha^2 C_k (alpha^2 C_k + sigma^2 I)^-1 C_k`.
+        """
+        alpha, sigma = (c.to(x_t).reshape(-1, 1, 1) for c in self.schedule(float64(t)))
+        left = self.eigenvalues * sigma**2 / (alpha**2 * self.eigenvalues + sigma**2)
+        covariances = torch.einsum("kde,bke,kfe->bkdf", self.eigenvectors, left, self.eigenvectors)
+        return *self._posterior_means(x_t, t), covariances
 
     def log_prob(self, x_t: Tensor, t: Tensor) -> Tensor:
         """log p_t(x_t) in nats, (B,)."""

@@ -58,7 +58,7 @@ class LogSNRGrid(Grid):
     """Even steps in log-SNR from t = 1 to t_min."""
 
     def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64))
+        ends = _ends(schedule)
         times = schedule.inverse(torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps, dtype=torch.float64)))
         return _starting_at_one(times)
 
@@ -77,10 +77,21 @@ class KarrasGrid(Grid):
         self.rho, self.log_snr_max = rho, log_snr_max
 
     def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64)).clamp(max=self.log_snr_max)
+        ends = _ends(schedule).clamp(max=self.log_snr_max)
         first, last = (-ends / 2).exp() ** (1 / self.rho)
         ratio = torch.lerp(first, last, torch.linspace(0, 1, steps, dtype=torch.float64)) ** self.rho
         return _starting_at_one(schedule.inverse(-2 * ratio.log()))
+
+
+def _ends(schedule: Schedule) -> Tensor:
+    """The log-SNR at t = 1 and at t_min."""
+    ends = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64))
+    if not ends.isfinite().all():
+        raise ValueError(
+            "grid=log_snr and grid=karras have no first step on a schedule with zero terminal SNR: use grid=trailing, "
+            "uniform or quadratic"
+        )
+    return ends
 
 
 def _starting_at_one(times: Tensor) -> Tensor:

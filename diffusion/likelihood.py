@@ -5,12 +5,14 @@ never clipped here.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser, posterior
 from diffusion.noise import Noise
+from diffusion.ode import Parts, denoised, level, radius, solve, stretch, velocity
 from diffusion.schedules import Schedule, expand, float64
 
 # Pixels are 2 / 255 apart in [-1, 1].
@@ -138,62 +140,80 @@ def ode_log_density(
     denoiser: Denoiser,
     x: Tensor,
     noise: Noise | None = None,
-    steps: int = 100,
+    steps: int | None = None,
     probes: int = 1,
     probe: str = "rademacher",
     cond: Condition | None = None,
+    tolerance: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p_{t_min}(x) by the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, eq. 39), but for its end.
 
-    In `k = log(sigma / alpha)` and `z = x_t / r`, `r = (alpha^2 + sigma^2)^(1/2)`, the ODE is
-    `dz/dk = (z / c - D) / c` with `c^2 = 1 + e^2k`, and `log p(z)` falls along it by the integral of its divergence
-    `d / c^2 - tr(dD/dz) / c`. It is solved by the classical Runge-Kutta method in even steps of k.
+    With z and k as in `diffusion.ode`, `log p(z)` falls along the ODE by the integral of its divergence
+    `d / c^2 - tr(dD/dz) / c`. It is solved by the classical Runge-Kutta method in even steps of k, or adaptively.
 
     Args:
         denoiser: not a clipped one.
         x: (B, *S) at t_min, the data themselves; float64 gives a float64 solution.
         noise: the batch's random numbers, for the probes.
-        steps: of the solver, each of four calls of the denoiser.
+        steps: of the solver, each of four calls of the denoiser; None is 100, unless there is a tolerance.
         probes: vectors v in Hutchinson's estimate `v^T (dD/dz) v` of the trace, the same all along the path.
         probe: "rademacher", "gaussian", or "exact": the trace itself, at the price of a derivative a dimension.
         cond: what the denoiser is conditioned on.
+        tolerance: of an adaptive step, relative and absolute, in z and in nats per dimension, see `solve`.
 
     Returns:
         x_1 (B, *S), and what is to be added to log p_1(x_1) to give log p_{t_min}(x), in nats, (B,).
+
+    Raises:
+        ValueError: steps and a tolerance, bad probes, a clipped denoiser.
     """
-    _check_unclipped(denoiser)
+    check_ode(denoiser)
+    if steps is not None and tolerance is not None:
+        raise ValueError(f"tolerance={tolerance} chooses the solver's steps: leave out steps={steps}, or the tolerance")
     schedule, size = denoiser.schedule, x[0].numel()
     vectors = _probes(x, noise, probes, probe)
-    ends = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64))
-    grid = torch.lerp(-ends[0] / 2, -ends[1] / 2, torch.linspace(0, 1, steps + 1, dtype=torch.float64))
-    h = ((grid[-1] - grid[0]) / steps).item()
 
-    def slope(z: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        t = schedule.inverse(-2 * k).to(x.device, float64(x).dtype)
-        alpha, sigma = (v.to(x) for v in schedule(t))
-        c = (1 + (2 * k).exp()).sqrt().to(x)
+    def slope(k: Tensor, state: Parts) -> Parts:
+        """dz/dk, and the divergence of it per dimension."""
         with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            denoised = denoiser((alpha**2 + sigma**2).sqrt() * z, t, cond)
-            trace = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+            z = state[0].detach().to(x).requires_grad_()
+            x0 = denoised(denoiser, z, k, cond or {})
+            trace = z.new_zeros(len(z))
             for v in vectors:
-                (product,) = torch.autograd.grad(denoised, z, v, retain_graph=True)
+                (product,) = torch.autograd.grad(x0, z, v, retain_graph=True)
                 trace += (product * v).flatten(1).sum(1)
-        trace = trace / probes
-        return ((z / c - denoised) / c).detach(), size / c**2 - trace / c
+        c = stretch(k).to(z)
+        return velocity(z, x0, k).detach(), 1 / c**2 - trace / (probes * size * c)
 
-    z = x / _radius(schedule, schedule.t_min).to(x)
-    divergence = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    for k in grid[:-1]:
-        z1, d1 = slope(z, k)
-        z2, d2 = slope(z + h / 2 * z1, k + h / 2)
-        z3, d3 = slope(z + h / 2 * z2, k + h / 2)
-        z4, d4 = slope(z + h * z3, k + h)
-        z = z + h / 6 * (z1 + 2 * z2 + 2 * z3 + z4)
-        divergence = divergence + h / 6 * (d1 + 2 * d2 + 2 * d3 + d4)
+    ends = torch.tensor([schedule.t_min, 1.0], dtype=torch.float64)
+    (begin, end), (r_begin, r_end) = level(schedule, ends), radius(schedule, ends)
+    z, divergence = x / r_begin.to(x), x.new_zeros(len(x))
+    if tolerance is not None:
+        z, divergence = solve(slope, (z, divergence), begin, end, tolerance, tolerance)
+    else:
+        z, divergence = _runge_kutta(slope, (z, divergence), begin, end, 100 if steps is None else steps)
     # Densities of x and of z = x / r differ by r^d, at either end.
-    ratio = _radius(schedule, 1.0) / _radius(schedule, schedule.t_min)
-    return z * _radius(schedule, 1.0).to(x), divergence + size * ratio.log().to(x)
+    return z * r_end.to(x), size * (divergence + (r_end / r_begin).log().to(x))
+
+
+def _runge_kutta(
+    slope: Callable[[Tensor, Parts], Parts], state: Parts, begin: Tensor, end: Tensor, steps: int
+) -> Parts:
+    """The state at the end by the classical method of order 4 in even steps."""
+    h = (end - begin) / steps
+
+    def moved(by: Tensor, slopes: Parts) -> Parts:
+        return tuple(part + by.to(part) * d for part, d in zip(state, slopes, strict=True))
+
+    for k in torch.lerp(begin, end, torch.linspace(0, 1, steps + 1, dtype=begin.dtype))[:-1]:
+        first = slope(k, state)
+        second = slope(k + h / 2, moved(h / 2, first))
+        third = slope(k + h / 2, moved(h / 2, second))
+        fourth = slope(k + h, moved(h, third))
+        state = moved(
+            h / 6, tuple(a + 2 * b + 2 * c + d for a, b, c, d in zip(first, second, third, fourth, strict=True))
+        )
+    return state
 
 
 def prior_log_density(schedule: Schedule, x: Tensor) -> Tensor:
@@ -205,11 +225,6 @@ def prior_log_density(schedule: Schedule, x: Tensor) -> Tensor:
 def ode_nll(log_density: Tensor, size: int, eight_bit: bool) -> Tensor:
     """Nats per dimension from a log-density in nats; for dequantised pixels with the width of their bins, 1/127.5."""
     return -log_density / size + (math.log(127.5) if eight_bit else 0.0)
-
-
-def _radius(schedule: Schedule, t: float) -> Tensor:
-    alpha, sigma = schedule(torch.tensor(t, dtype=torch.float64))
-    return (alpha**2 + sigma**2).sqrt()
 
 
 def _probes(x: Tensor, noise: Noise | None, probes: int, probe: str) -> list[Tensor]:
@@ -226,6 +241,18 @@ def _probes(x: Tensor, noise: Noise | None, probes: int, probe: str) -> list[Ten
     if probe == "gaussian":
         return [noise.normal(x.shape[1:], draw=PROBE + i).to(x) for i in range(probes)]
     return [(2 * (noise.uniform(x.shape[1:], draw=PROBE + i) > 0.5) - 1).to(x) for i in range(probes)]
+
+
+def check_ode(denoiser: Denoiser) -> None:
+    """Raises ValueError if a model has no density by the ODE."""
+    _check_unclipped(denoiser)
+    ends = torch.tensor([1.0, denoiser.schedule.t_min], dtype=torch.float64)
+    if not denoiser.schedule.log_snr(ends).isfinite().all():
+        raise ValueError(
+            "likelihood=ode cannot go to t = 1 on a schedule with zero terminal SNR, where no data are left: use "
+            "likelihood=vlb"
+        )
+    denoiser.check_times(torch.linspace(1, denoiser.schedule.t_min, 50, dtype=torch.float64))
 
 
 def _check_unclipped(denoiser: Denoiser) -> None:

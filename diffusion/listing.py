@@ -39,7 +39,8 @@ def table(configs: Path = CONFIGS) -> str:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         sampler: Sampler = build(config, path.stem)
         settings = ", ".join(f"{key}={value}" for key, value in config.items() if key != "_target_") or "-"
-        row = (path.stem, str(sampler.order), "yes" if sampler.stochastic else "no", str(sampler.calls), settings)
+        calls = str(sampler.calls) if sampler.calls else "varies"
+        row = (path.stem, str(sampler.order), "yes" if sampler.stochastic else "no", calls, settings)
         rows.append((*row, source(sampler)))
     if len(rows) == 1:
         raise FileNotFoundError(f"no samplers in {configs}: run this in a checkout of the project")

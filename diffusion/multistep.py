@@ -59,6 +59,7 @@ class DPMSolverPP2MSampler(Sampler):
     """
 
     order = 2
+    from_pure_noise = True  # a first step of infinite h is DDIM's, and what was known there weighs nothing after it
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
@@ -146,6 +147,7 @@ class DPMSolverPP2MSDESampler(Sampler):
 
     order = 2
     stochastic = True
+    from_pure_noise = True  # as of DPM-Solver++(2M)
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw

@@ -59,17 +59,20 @@ class LognormalTimes(Times):
 
 
 class Weighting(ABC):
-    """The weight on the raw output's error, from log_snr (B,) and c_out^2 (B,)."""
+    """The weight on the raw output's error, from the schedule, t (B,) and c_out^2 (B,), both float64."""
 
     @abstractmethod
-    def __call__(self, log_snr: Tensor, c_out2: Tensor) -> Tensor: ...
+    def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor: ...
+
+    def check(self, schedule: Schedule) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Raises ValueError if the weight has no meaning on this schedule."""
 
 
 class SimpleWeighting(Weighting):
     """One on the raw output: L_simple for eps (Ho et al. 2020, eq. 14), EDM's weighting for EDM."""
 
-    def __call__(self, log_snr: Tensor, c_out2: Tensor) -> Tensor:
-        return torch.ones_like(log_snr)
+    def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
+        return torch.ones_like(t)
 
 
 class MinSNRWeighting(Weighting):
@@ -84,8 +87,28 @@ class MinSNRWeighting(Weighting):
             raise ValueError(f"gamma must be positive, got {gamma}")
         self.gamma = gamma
 
-    def __call__(self, log_snr: Tensor, c_out2: Tensor) -> Tensor:
-        return log_snr.exp().clamp(max=self.gamma) * c_out2
+    def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
+        return schedule.log_snr(t).exp().clamp(max=self.gamma) * c_out2
+
+
+class LikelihoodWeighting(Weighting):
+    """`g^2` on the squared error of the score, so that the loss bounds the likelihood of the reverse SDE (Song et al.
+    2021b, arXiv 2101.09258, theorem 1).
+
+    On the raw output this is `g^2 alpha_t^2 / sigma_t^4 c_out^2`: `g^2 / sigma_t^2` for eps and `g^2` for score on VE.
+    The theorem's integrand is half of that, summed over the dimensions, where a loss here is their mean.
+    """
+
+    def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
+        alpha, sigma = schedule(t)
+        return schedule.rates(t)[1] * (alpha / sigma**2) ** 2 * c_out2
+
+    def check(self, schedule: Schedule) -> None:
+        if schedule.timesteps is not None:
+            raise ValueError(
+                "objective=likelihood is for continuous time: use schedule=vp, sub_vp, variance_exploding or flow, or "
+                "objective=vlb, the likelihood of a discrete one"
+            )
 
 
 DISTANCES = {
@@ -144,7 +167,7 @@ class DenoisingObjective(nn.Module):
         denoised, aux = model.predict(x_t, t, _condition(batch))
         error = self.distance(aux["raw"], target).flatten(1).mean(1)
         log_snr = model.schedule.log_snr(t)
-        loss = self.weighting(log_snr, c_out**2).to(error.dtype) * error
+        loss = self.weighting(model.schedule, float64(t), c_out**2).to(error.dtype) * error
         return {"loss": loss + self.further(model, x0, x_t, t, denoised, aux).to(loss.dtype), "log_snr": log_snr}
 
     def check(self, model: NetworkDenoiser) -> None:
@@ -153,6 +176,7 @@ class DenoisingObjective(nn.Module):
             raise ValueError(
                 "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
             )
+        self.weighting.check(model.schedule)
 
     def further(
         self, model: NetworkDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
@@ -186,6 +210,7 @@ class HybridObjective(DenoisingObjective):
         if model.variance != "learned":
             raise ValueError("objective=hybrid trains the variance beside the mean: add denoiser.variance=learned")
         _steps(model.schedule)
+        self.weighting.check(model.schedule)
 
     def further(
         self, model: NetworkDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
@@ -225,9 +250,8 @@ class VLBObjective(nn.Module):
 
     def forward(self, model: TrainableDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""
+        self.check(model)
         x0, steps = batch["x"], len(self.counts)
-        if _steps(model.schedule) != steps:
-            raise ValueError(f"objective.timesteps={steps}, but the schedule has {model.schedule.timesteps}")
         probabilities = self.probabilities()
         u = noise.uniform(draw=TIME)
         row = torch.searchsorted(probabilities.cumsum(0), u.to(probabilities)).clamp(max=steps - 1)
@@ -240,6 +264,11 @@ class VLBObjective(nn.Module):
             self.remember(row, term.detach())
         loss = term / probabilities[row] + bits(prior_term(model.schedule, x0))
         return {"loss": loss.to(x0.dtype), "log_snr": model.schedule.log_snr(t)}
+
+    def check(self, model: NetworkDenoiser) -> None:
+        """Raises ValueError if this objective cannot train that model."""
+        if _steps(model.schedule) != len(self.counts):
+            raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
 
     def probabilities(self) -> Tensor:
         """Of each step, (T,), float64 where the device has it."""

@@ -5,6 +5,7 @@ A sampler is one `step` from t to s; the loop is written once, in `Sampler.__cal
 eps` (Song et al. 2021, arXiv 2010.02502, eq. 14).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -35,18 +36,40 @@ class Sampler(ABC):
     """Turns noise into data.
 
     `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
-    covariance; 0 where a bias stays. `calls`: of the denoiser, a step.
+    covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether a
+    step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
+    there.
     """
 
     order: int
     calls: int = 1
     stochastic: bool = False
+    from_pure_noise: bool = False
 
     @abstractmethod
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         """x_s and the history, from x_t; s and t are unequal float64 scalars above 0; draw() gives noise like x_t."""
+
+    def check(self, denoiser: Denoiser, times: Tensor) -> None:
+        """Raises ValueError, saying what would do, if these do not go together.
+
+        The loop calls it, and the scripts do before anything slow. A sampler with demands of its own adds to it.
+        """
+        if (times[:-1] == 0).any() or (times.diff() == 0).any():
+            raise ValueError("times must differ from one to the next, and only the last may be 0")
+        rising = bool((times.diff() > 0).any())
+        if self.stochastic and rising:
+            raise ValueError(
+                "the times of a stochastic sampler must fall; to invert use a deterministic one, like ddim"
+            )
+        if denoiser.schedule.log_snr(times.max()) == -math.inf and (rising or not self.from_pure_noise):
+            raise ValueError(
+                f"{type(self).__name__} cannot begin where nothing of the data is left, and nothing leads back from "
+                f"there: with a zero terminal SNR use sampler=ddpm, ddim, dpmpp_2m or dpmpp_2m_sde, with falling times"
+            )
+        denoiser.check_times(times)
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition | None = None, noise: Noise | None = None
@@ -67,14 +90,8 @@ class Sampler(ABC):
         """
         cond = cond or {}
         times = times.double().cpu()
-        if (times[:-1] == 0).any() or (times.diff() == 0).any():
-            raise ValueError("times must differ from one to the next, and only the last may be 0")
-        denoiser.check_times(times)
+        self.check(denoiser, times)
         rises = times.diff() > 0
-        if self.stochastic and rises.any():
-            raise ValueError(
-                "the times of a stochastic sampler must fall; to invert use a deterministic one, like ddim"
-            )
         history: History = ()
         for i, (t, s) in enumerate(pairwise(times)):
             if i and rises[i] != rises[i - 1]:
@@ -122,6 +139,7 @@ class DDPMSampler(Sampler):
 
     order = 1
     stochastic = True
+    from_pure_noise = True
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
@@ -138,6 +156,7 @@ class DDIMSampler(Sampler):
     """
 
     order = 1
+    from_pure_noise = True
 
     def __init__(self, eta: float = 0.0) -> None:
         if not 0 <= eta <= 1:

@@ -26,15 +26,15 @@ from diffusion.denoisers import ClippedDenoiser, Denoiser
 from diffusion.grids import Grid
 from diffusion.noise import SAMPLING, Noise
 from diffusion.samplers import Evaluation, Sampler, prior
-from diffusion.schedules import Schedule
 
 
-def sampler_and_times(config: Mapping[str, Any], schedule: Schedule) -> tuple[Sampler, Tensor]:
+def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sampler, Tensor]:
     """The sampler and the time grid that a configuration asks for, `steps: null` being every timestep.
 
     Raises:
-        ConfigError: they do not exist, or do not go with the schedule.
+        ConfigError: they do not exist, or do not go with the denoiser.
     """
+    schedule = denoiser.schedule
     for key in ("sampler", "grid"):
         if not isinstance(config.get(key), Mapping):
             raise ConfigError(f"the configuration has no {key}")
@@ -47,9 +47,11 @@ def sampler_and_times(config: Mapping[str, Any], schedule: Schedule) -> tuple[Sa
     if not isinstance(steps, int) or isinstance(steps, bool):
         raise ConfigError(f"steps must be a whole number, got {steps!r}")
     try:
-        return sampler, grid(schedule, steps)
+        times = grid(schedule, steps)
+        sampler.check(denoiser, times)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return sampler, times
 
 
 @dataclass
@@ -93,8 +95,7 @@ class Pipeline:
         if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
             raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
         denoiser = trained_denoiser(checkpoint, Path(path), weights)
-        sampler, times = sampler_and_times(config, denoiser.schedule)
-        denoiser.check_times(times)
+        sampler, times = sampler_and_times(config, denoiser)
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
             sampler=sampler,

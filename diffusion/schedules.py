@@ -71,27 +71,44 @@ class DiscreteSchedule(Schedule):
     `alpha_t^2 = prod_{j <= i} (1 - beta_j)` and `sigma_t^2 = 1 - alpha_t^2` at t = i / T; row 0 of the table is i = 1.
     The table is float64. Between its rows log_snr is interpolated linearly in t, so that samplers may use any t.
 
+    With zero terminal SNR nothing of the data is left at t = 1: `alpha_t <- (alpha_t - alpha_T) alpha_1 / (alpha_1 -
+    alpha_T)` (Lin et al. 2023, arXiv 2305.08891, algorithm 1), which keeps alpha_1. In the last interval alpha / sigma
+    then falls linearly to 0, where log_snr is -inf and the rates are infinite.
+
     Args:
         betas: beta_1..beta_T, each in (0, 1).
+        zero_terminal_snr: whether to rescale the table so.
     """
 
-    def __init__(self, betas: Tensor) -> None:
+    def __init__(self, betas: Tensor, zero_terminal_snr: bool = False) -> None:
         betas = betas.double().cpu()
         if not ((betas > 0) & (betas < 1)).all():
             raise ValueError(f"betas must lie strictly between 0 and 1, got {betas.min():.3g} to {betas.max():.3g}")
-        self.betas = betas
         self.timesteps = len(betas)
         self.t_min = 1 / self.timesteps
         log_alpha_bar = torch.log1p(-betas).cumsum(0)
+        if zero_terminal_snr:
+            if len(betas) < 2:
+                raise ValueError(
+                    "zero_terminal_snr needs timesteps of at least 2: it keeps the first and moves the last"
+                )
+            alpha = (log_alpha_bar / 2).exp()
+            log_alpha_bar = 2 * ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
+            betas = torch.cat((betas[:1], -torch.expm1(log_alpha_bar.diff())))
+        self.betas = betas
         self._log_snrs = log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
         self._on_device: dict[torch.device, Tensor] = {}
 
     def log_snr(self, t: Tensor) -> Tensor:
         table = self._table(t.device)
-        row = (float64(t) * len(table) - 1).clamp(0, len(table) - 1)
-        below = row.floor().long().clamp(max=max(len(table) - 2, 0))
-        above = (below + 1).clamp(max=len(table) - 1)
-        log_snr = torch.lerp(table[below], table[above], row - below)
+        last = len(table) - 1
+        row = float64(t) * len(table) - 1
+        row = torch.where(row < 0, 0, torch.where(row > last, last, row))  # clamp would have no derivative at the ends
+        below = row.floor().long().clamp(max=max(last - 1, 0))
+        start, end = table[below], table[(below + 1).clamp(max=last)]
+        to_zero = start + 2 * torch.log1p(below - row)
+        log_snr = torch.lerp(start, torch.where(end.isinf(), start, end), row - below)
+        log_snr = torch.where(end.isinf(), to_zero, log_snr)
         return torch.where(t > 0, log_snr, math.inf).to(t.dtype)
 
     def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -104,7 +121,15 @@ class DiscreteSchedule(Schedule):
         above = torch.searchsorted(-table, -value.contiguous()).clamp(1, max(len(table) - 1, 1))
         below, above = above - 1, above.clamp(max=len(table) - 1)
         step = (table[below] - table[above]).clamp(min=torch.finfo(table.dtype).tiny)
-        return ((below + (table[below] - value) / step + 1) / len(table)).to(log_snr.dtype)
+        part = (table[below] - value) / step
+        part = torch.where(table[above].isinf(), -torch.expm1((value - table[below]) / 2), part)
+        return ((below + part + 1) / len(table)).to(log_snr.dtype)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f and g^2, see `Schedule.rates`: `f = -g^2 / 2`, since `alpha^2 + sigma^2 = 1`."""
+        _, sigma = self(t)
+        log_snr_dot = torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))[1]
+        return sigma**2 * log_snr_dot / 2, -(sigma**2) * log_snr_dot
 
     def _table(self, device: torch.device) -> Tensor:
         if device not in self._on_device:
@@ -134,39 +159,59 @@ def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:
 class LinearSchedule(DiscreteSchedule):
     """Betas linear in i from beta_start to beta_end (Ho et al. 2020, arXiv 2006.11239, section 4)."""
 
-    def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+    ) -> None:
         _check_timesteps(timesteps)
         betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
-        super().__init__(_scaled(betas, beta_end, timesteps))
+        super().__init__(_scaled(betas, beta_end, timesteps), zero_terminal_snr)
 
 
 class QuadraticSchedule(DiscreteSchedule):
     """Betas whose square root is linear in i, as DDPM's code offers and DDIM uses (arXiv 2010.02502, appendix D)."""
 
-    def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+    ) -> None:
         _check_timesteps(timesteps)
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
-        super().__init__(_scaled(roots**2, beta_end, timesteps))
+        super().__init__(_scaled(roots**2, beta_end, timesteps), zero_terminal_snr)
 
 
 class SigmoidSchedule(DiscreteSchedule):
     """Betas along a sigmoid over [-6, 6], scaled to run from about beta_start to about beta_end (Xu et al. 2022,
     GeoDiff)."""
 
-    def __init__(self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> None:
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+    ) -> None:
         _check_timesteps(timesteps)
         curve = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
-        super().__init__(_scaled(beta_start + (beta_end - beta_start) * curve, beta_end, timesteps))
+        super().__init__(_scaled(beta_start + (beta_end - beta_start) * curve, beta_end, timesteps), zero_terminal_snr)
 
 
 class CosineSchedule(DiscreteSchedule):
     """`alpha_bar(u) = cos^2(pi/2 (u + offset) / (1 + offset))` with betas capped (Nichol & Dhariwal 2021, eq. 17)."""
 
-    def __init__(self, timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> None:
+    def __init__(
+        self, timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999, zero_terminal_snr: bool = False
+    ) -> None:
         _check_timesteps(timesteps)
         u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
         alpha_bar = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
-        super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta))
+        super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), zero_terminal_snr)
 
 
 class ContinuousCosineSchedule(Schedule):
@@ -223,6 +268,23 @@ class VarianceExplodingSchedule(Schedule):
     def inverse(self, log_snr: Tensor) -> Tensor:
         t = (-float64(log_snr) / 2 - self.log_min) / (self.log_max - self.log_min)
         return t.clamp(self.t_min, 1).to(log_snr.dtype)
+
+
+class GeometricSchedule(VarianceExplodingSchedule):
+    """NCSN's noise levels (Song & Ermon 2019, arXiv 1907.05600, section 3): `alpha_t = 1` and T of them, in a ratio.
+
+    `sigma_t = sigma_min (sigma_max / sigma_min)^((i - 1) / (T - 1))` at t = i / T. The paper's images lie in [0, 1] and
+    its levels between 1 and 0.01; in [-1, 1] that is 2 and 0.02.
+    """
+
+    def __init__(self, timesteps: int = 10, sigma_min: float = 0.02, sigma_max: float = 2.0) -> None:
+        if not 2 <= timesteps <= 1_000_000:
+            raise ValueError(f"timesteps must be from 2 to a million, got {timesteps}")
+        super().__init__(sigma_min, sigma_max)
+        # The line of log sigma through both ends, continued from t = 1 / T to t = 0.
+        self.log_min -= (self.log_max - self.log_min) / (timesteps - 1)
+        self.timesteps = timesteps
+        self.t_min = 1 / timesteps
 
 
 class LinearBetaSchedule(Schedule):

@@ -3,16 +3,26 @@
 The score is the denoiser's: `score = (alpha_t D - x_t) / sigma_t^2`.
 """
 
+import torch
 from torch import Tensor
 
 from diffusion.denoisers import Condition, Denoiser
 from diffusion.samplers import Draw, Evaluation, HeunSampler, History, Sampler
+from diffusion.schedules import expand
 
 
 def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
     """grad log p_t(x_t), shaped like x_t, from the denoiser's answer x0 there (Tweedie's formula)."""
     alpha_t, sigma_t = denoiser.schedule(t)
     return (alpha_t * x0 - x_t) / sigma_t**2
+
+
+def _norm(x: Tensor) -> Tensor:
+    return x.flatten(1).norm(dim=1)
+
+
+def _langevin(denoiser: Denoiser, x_t: Tensor, t: Tensor, x0: Tensor, size: Tensor, draw: Draw) -> Tensor:
+    return x_t + size / 2 * score(denoiser, x_t, t, x0) + size.sqrt() * draw()
 
 
 class EulerMaruyamaSampler(Sampler):
@@ -37,25 +47,31 @@ class PredictorCorrectorSampler(Sampler):
     """The reverse SDE by Euler-Maruyama, then Langevin steps at the new time (Song et al. 2021, arXiv 2011.13456,
     algorithms 2 to 5).
 
-    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr sigma_s)^2`. r is the algorithm's alpha_i, the
-    1 - beta of a noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on VE. Where a has sigma_s the
-    algorithms have `|z| / |score|` of a batch, which is about that where noise prevails; each sample's own would make
-    the step depend on the state, which biases samples of few dimensions.
+    A Langevin step is `x + a score + sqrt(2 a) z` with `a = 2 r (snr |z| / |score|)^2`, each sample with its own norms.
+    r is the algorithm's alpha_i, the 1 - beta of a noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on
+    VE.
+
+    A step that depends on the state is biased, the more the fewer dimensions there are. On Gaussian data with variances
+    from 0.01 to 1, on VE in 300 steps, the mean variance comes out 28 times too large in 2 dimensions, 1.7 times in 8,
+    1.07 in 64 and 1.03 in 1024; with the level's sigma_s in the place of `|z| / |score|` it is right to 0.02 in all.
 
     Args:
         snr: the signal-to-noise ratio of a Langevin step.
         corrections: Langevin steps after each prediction.
+        rule: "norm", as above, "level", with sigma_s, or "auto": norm, but level for samples of fewer than 32 numbers.
     """
 
     order = 0  # the Langevin steps stay as long as they are
     stochastic = True
 
-    def __init__(self, snr: float = 0.16, corrections: int = 1) -> None:
+    def __init__(self, snr: float = 0.16, corrections: int = 1, rule: str = "auto") -> None:
         if snr <= 0:
             raise ValueError(f"snr must be positive, got {snr}")
         if corrections < 1:
             raise ValueError(f"corrections must be at least 1 (without any, use euler_maruyama), got {corrections}")
-        self.snr, self.corrections = snr, corrections
+        if rule not in ("norm", "level", "auto"):
+            raise ValueError(f"rule must be norm, level or auto, got {rule!r}")
+        self.snr, self.corrections, self.rule = snr, corrections, rule
         self.calls = 1 + corrections
 
     def step(
@@ -63,9 +79,12 @@ class PredictorCorrectorSampler(Sampler):
     ) -> tuple[Tensor, History]:
         x_s, known = EulerMaruyamaSampler().step(denoiser, x_t, t, s, cond, history, draw)
         (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
-        size = 2 * (alpha_t / alpha_s * self.snr * sigma_s) ** 2
+        by_norm = self.rule == "norm" or (self.rule == "auto" and x_t[0].numel() >= 32)
         for _ in range(self.corrections):
-            x_s = x_s + size * score(denoiser, x_s, s, denoiser(x_s, s, cond)) + (2 * size).sqrt() * draw()
+            slope, z = score(denoiser, x_s, s, denoiser(x_s, s, cond)), draw()
+            length = expand(_norm(z) / _norm(slope), x_s) if by_norm else sigma_s
+            size = 2 * (alpha_t / alpha_s * self.snr * length) ** 2
+            x_s = x_s + size * slope + (2 * size).sqrt() * z
         return x_s, known
 
 
@@ -76,7 +95,7 @@ class AnnealedLangevinSampler(Sampler):
     level to level, x is scaled with it. The first level, t = 1, is the prior, and needs no steps.
 
     Args:
-        epsilon: the step size at sigma = 1; the paper's divided by its lowest sigma squared.
+        epsilon: the step size at sigma = 1; the paper's divided by its lowest sigma squared, 2e-5 / 0.01^2.
         corrections: steps at each level.
     """
 
@@ -99,8 +118,50 @@ class AnnealedLangevinSampler(Sampler):
         size = self.epsilon * sigma_s**2
         x_s = alpha_s / alpha_t * x_t
         for _ in range(self.corrections):
-            x_s = x_s + size / 2 * score(denoiser, x_s, s, denoiser(x_s, s, cond)) + size.sqrt() * draw()
+            x_s = _langevin(denoiser, x_s, s, denoiser(x_s, s, cond), size, draw)
         return x_s, known
+
+
+class LangevinSampler(Sampler):
+    """Langevin dynamics without annealing (Song & Ermon 2019, arXiv 1907.05600, eq. 4): all at the lowest noise level.
+
+    `x + a / 2 score + sqrt(a) z` with `a = epsilon sigma^2` and the score at t_min, whatever the time: the times only
+    count the steps. From the prior it falls into whichever mode is near and hardly ever changes over, so the weights of
+    modes that are far apart come out wrong, however many the steps: what annealing is for.
+
+    Args:
+        epsilon: the step size at sigma = 1; from 4 the steps diverge along directions in which the data do not vary.
+        corrections: steps for each time.
+    """
+
+    order = 0
+    stochastic = True
+
+    def __init__(self, epsilon: float = 0.2, corrections: int = 100) -> None:
+        if epsilon <= 0:
+            raise ValueError(f"epsilon must be positive, got {epsilon}")
+        if corrections < 1:
+            raise ValueError(f"corrections must be at least 1, got {corrections}")
+        self.epsilon, self.corrections = epsilon, corrections
+        self.calls = corrections
+
+    def check(self, denoiser: Denoiser, times: Tensor) -> None:
+        super().check(denoiser, times)
+        if not torch.isclose(times[times > 0][-1], times.new_tensor(denoiser.schedule.t_min)):
+            raise ValueError(
+                "sampler=langevin stays at the lowest noise level, and its times must end there: use grid=uniform"
+            )
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        low = t.new_tensor(denoiser.schedule.t_min)
+        size = self.epsilon * denoiser.schedule(low)[1] ** 2
+        known = Evaluation(low, x_t, denoiser(x_t, low, cond))
+        x_s = _langevin(denoiser, x_t, low, known.x0, size, draw)
+        for _ in range(self.corrections - 1):
+            x_s = _langevin(denoiser, x_s, low, denoiser(x_s, low, cond), size, draw)
+        return x_s, (known,)
 
 
 class ChurnSampler(Sampler):

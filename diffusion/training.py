@@ -129,6 +129,7 @@ class Run:
             seed=self.settings.seed,
             config=config,
         )
+        self.module.objective.check(self.module.denoiser)
 
     def begin_from(self, spec: str) -> None:
         """Takes over the weights of a checkpoint, the averaged ones if it has them; `spec` as in `checkpoint.find`."""

@@ -7,11 +7,21 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Denoiser, GaussianMixtureDenoiser
-from diffusion.samplers import Draw, Evaluation, History, Sampler
+from diffusion.multistep import DPMSolverPP2MSampler, DPMSolverPP3MSampler, IPNDMSampler, UniPCSampler
+from diffusion.samplers import DDIMSampler, Draw, Evaluation, HeunSampler, History, Sampler
 from diffusion.schedules import Schedule
 
-COUNTS = (32, 64, 128, 256, 512)
-WEAK_COUNTS = (16, 32, 64, 96, 128)  # each step is probed several times
+# Each deterministic sampler, and the variable of which its order is that with even steps.
+DETERMINISTIC: dict[str, tuple[Sampler, str]] = {
+    "ddim": (DDIMSampler(), "ratio"),
+    "heun": (HeunSampler(), "ratio"),
+    "dpmpp_2m": (DPMSolverPP2MSampler(), "lambda"),
+    "dpmpp_3m": (DPMSolverPP3MSampler(), "lambda"),
+    "unipc": (UniPCSampler(), "lambda"),
+    "ipndm": (IPNDMSampler(), "ratio"),
+}
+COUNTS = (64, 96, 128, 192, 256)
+WEAK_COUNTS = (12, 16, 24, 32, 48)  # each step is probed several times
 
 
 def solution(denoiser: GaussianMixtureDenoiser, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The code and commands of the documentation do what the pages say."""
 
+import importlib
 import json
 import re
 import shutil
@@ -8,6 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from diffusion.denoisers import EpsPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser
+from diffusion.grids import TrailingGrid
+from diffusion.networks.unet import UNet
+from diffusion.noise import Noise
+from diffusion.samplers import DDIMSampler, prior
+from diffusion.schedules import LinearSchedule, VPSchedule
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.M | re.S)
@@ -67,15 +76,6 @@ def test_links_and_pictures_of_a_page_exist_and_are_small(page: str) -> None:
 
 
 def test_architecture_page_code_runs() -> None:
-    import torch
-
-    from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
-    from diffusion.grids import TrailingGrid
-    from diffusion.networks.unet import UNet
-    from diffusion.noise import Noise
-    from diffusion.samplers import DDIMSampler, prior
-    from diffusion.schedules import LinearSchedule
-
     (code,) = [text for language, _, text in blocks("docs/architecture.md") if language == "python"]
     namespace = {
         "EpsPreconditioner": EpsPreconditioner,
@@ -93,3 +93,86 @@ def test_architecture_page_code_runs() -> None:
     assert isinstance(images, torch.Tensor)
     assert images.shape == (4, 1, 8, 8)
     assert images.isfinite().all()
+
+
+# --- the pages on the theory ------------------------------------------------------------------------------------------
+
+THEORY = ("forward", "reverse", "elbo", "score", "samplers")
+
+
+def stretches(lines: list[str]) -> list[list[str]]:
+    """Lines without indentation and blank ones, cut where a line is an ellipsis."""
+    found: list[list[str]] = [[]]
+    for line in filter(None, map(str.strip, lines)):
+        if line == "...":
+            found.append([])
+        else:
+            found[-1].append(line)
+    return found
+
+
+PAGES = [path.stem for path in sorted((ROOT / "docs").glob("*.md")) if path.stem not in ("architecture", "extending")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_code_of_a_page_runs_or_is_quoted_from_the_file_that_it_names(page: str) -> None:
+    namespace: dict[str, object] = {}
+    pythons = [text for language, _, text in blocks(f"docs/{page}.md") if language == "python"]
+    if page in THEORY:
+        assert any(text.startswith("# ") for text in pythons) and any("assert" in text for text in pythons)
+    for text in pythons:
+        quoted = re.match(r"# (\S+\.py)\n", text)
+        if not quoted:
+            exec(text, namespace)
+            continue
+        (source,) = stretches((ROOT / quoted[1]).read_text().splitlines())
+        at = 0
+        for stretch in stretches(text.splitlines()[1:]):
+            places = [i for i in range(at, len(source)) if source[i : i + len(stretch)] == stretch]
+            assert places, f"docs/{page}.md quotes what is not in {quoted[1]}:\n" + "\n".join(stretch)
+            at = places[0] + len(stretch)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_tests_that_a_page_names_exist(page: str) -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / f"{page}.md").read_text()))
+    assert len(named) >= (4 if page in THEORY else 0)
+    assert {name for name in named if f"def {name}(" not in tests} == set()
+
+
+DRAWN_SLOWLY = ("forward", "score", "samplers")
+PICTURES = sorted(path.name for path in (ROOT / "docs" / "images").iterdir())
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_small_and_on_a_page_that_shows_the_command_that_makes_it(name: str) -> None:
+    assert (ROOT / "docs" / "images" / name).stat().st_size < 1_000_000
+    pages = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    scripts = "|".join({name.split("_")[0].removesuffix(".png"), "model"})
+    assert any(f"images/{name}" in page and re.search(rf"python docs/pictures/({scripts})\.py", page) for page in pages)
+
+
+@pytest.mark.parametrize("page", ["reverse", *(pytest.param(x, marks=pytest.mark.slow) for x in DRAWN_SLOWLY)])
+def test_a_script_draws_the_pictures_of_its_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    importlib.import_module(page).main(tmp_path)
+    shown = re.findall(r"\(images/(\S+)\)", (ROOT / "docs" / f"{page}.md").read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(shown)
+
+
+def test_every_script_finds_what_it_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    for path in (ROOT / "docs" / "pictures").glob("*.py"):
+        importlib.import_module(path.stem)
+
+
+def test_the_bounds_terms_are_drawn_for_any_discrete_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    x0 = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(3, 4)
+    model = GaussianMixtureDenoiser(LinearSchedule(50), x0, 0.1 * torch.eye(4, dtype=torch.float64).expand(3, 4, 4))
+    figure = importlib.import_module("elbo").picture(model, x0)
+    importlib.import_module("style").save(figure, tmp_path, "elbo_terms.png")
+    assert (tmp_path / "elbo_terms.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="discrete"):
+        importlib.import_module("elbo").picture(GaussianMixtureDenoiser(VPSchedule(), x0, torch.zeros(3, 4, 4)), x0)

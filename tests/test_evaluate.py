@@ -76,9 +76,12 @@ def test_the_odes_density_is_in_bits_for_pixels_and_in_nats_for_points(folder: P
     bits, error, unit = result(figures(folder, f"ckpt={LEARNED}", "likelihood=ode", "n=8", "steps=5"))
     assert (unit, error > 0) == ("bits/dim", True)
     assert 0 < bits < 20
-    exact = result(figures(folder, f"ckpt={CLOUD}", "likelihood=ode", "probes=null"))
+    cloud = (f"ckpt={CLOUD}", "likelihood=ode", "n=32")
+    exact = result(figures(folder, *cloud, "probes=null"))
     assert exact[2] == "nats/dim"
-    estimated = result(figures(folder, f"ckpt={CLOUD}", "likelihood=ode"))
+    adaptive = result(figures(folder, *cloud, "probes=null", "tolerance=1e-5"))
+    assert adaptive[0] == pytest.approx(exact[0], abs=2e-4)
+    estimated = result(figures(folder, *cloud))
     assert estimated[0] == pytest.approx(exact[0], abs=4 * (estimated[1] + exact[1]))
 
 
@@ -117,6 +120,9 @@ def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -
         (f"ckpt={RUN} steps=51", ["steps=51 is more than the 50 timesteps"]),
         (f"ckpt={RUN} steps=0 likelihood=ode", ["steps must be at least 1"]),
         (f"ckpt={RUN} probes=0 likelihood=ode", ["probes must be at least 1"]),
+        (f"ckpt={RUN} tolerance=1e-5", ["tolerance= is of likelihood=ode"]),
+        (f"ckpt={RUN} tolerance=1e-5 likelihood=ode steps=9", ["takes the place of steps="]),
+        (f"ckpt={RUN} tolerance=1 likelihood=ode", ["tolerance must be from 1e-12 to 0.1, got 1"]),
         (f"ckpt={RUN} seed=-1", ["seed must be from 0"]),
         (f"ckpt={RUN} weights=avg", ["weights must be ema or raw"]),
         (f"ckpt={RUN} batch_size=0", ["batch_size must be at least 1"]),

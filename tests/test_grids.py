@@ -115,6 +115,12 @@ def test_impossible_numbers_of_steps_are_refused(grid: Grid, steps: int, message
         grid(CosineSchedule(50), steps)
 
 
+@pytest.mark.parametrize("grid", [LogSNRGrid(), KarrasGrid()])
+def test_even_steps_from_an_infinite_log_snr_are_refused(grid: Grid) -> None:
+    with pytest.raises(ValueError, match="zero terminal SNR: use grid=trailing"):
+        grid(CosineSchedule(50, zero_terminal_snr=True), 10)
+
+
 @pytest.mark.parametrize("rho", [0.0, -1.0])
 def test_karras_refuses_a_rho_that_is_not_positive(rho: float) -> None:
     with pytest.raises(ValueError, match="rho must be positive"):

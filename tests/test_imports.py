@@ -15,11 +15,14 @@ CORE = {
     "schedules": {"torch"},
     "noise": {"torch"},
     "denoisers": {"torch", "diffusion.schedules"},
-    "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
+    "ode": {"torch", "torchdiffeq", "diffusion.schedules", "diffusion.denoisers"},
+    "steps": {"torch", "diffusion.schedules", "diffusion.denoisers"},
+    "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.ode"},
     "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
     "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
     "stochastic": {"torch", "diffusion.denoisers", "diffusion.samplers"},
+    "adaptive": {"torch", "diffusion.denoisers", "diffusion.samplers", "diffusion.ode"},
     "grids": {"torch", "diffusion.schedules"},
 }
 

@@ -52,11 +52,11 @@ def _states(mixture: GaussianMixtureDenoiser, t: Tensor) -> Tensor:
     return alpha * x0 + sigma * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("schedule", ["linear", "sub_vp", "flow"], indirect=True)
+@pytest.mark.parametrize("schedule", ["linear", "sub_vp"], indirect=True)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_rising_times_solve_the_same_ode(name: str, gaussian: GaussianMixtureDenoiser) -> None:
     sampler, error = SAMPLERS[name]
-    times = interior(gaussian.schedule, "lambda", 200, before=0).flip(0)
+    times = interior(gaussian.schedule, "lambda", 100, before=0).flip(0)
     x = _states(gaussian, times[0])
     result = sampler.sample(gaussian, x, times)
     torch.testing.assert_close(result, solution(gaussian, x, times[0], times[-1]), rtol=error, atol=error)
@@ -68,7 +68,7 @@ def test_data_turned_into_noise_and_back_is_what_it_was(
     name: str, schedule: Schedule, mixture: GaussianMixtureDenoiser
 ) -> None:
     sampler, error = SAMPLERS[name]
-    falling = LogSNRGrid()(schedule, 400)[:-1]
+    falling = LogSNRGrid()(schedule, 120)[:-1]
     x = _states(mixture, falling[-1])
     noise = sampler.sample(mixture, x, falling.flip(0))
     assert (noise - x).abs().max() > 0.3

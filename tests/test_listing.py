@@ -37,6 +37,7 @@ def test_the_command_lists_every_sampler_that_can_be_chosen() -> None:
         ("ipndm", "4", "no", "1", "2204.13902"),
         ("predictor_corrector", "0", "yes", "2", "2011.13456"),
         ("annealed_langevin", "0", "yes", "6", "1907.05600"),
+        ("adaptive", "5", "no", "varies", "2011.13456"),
     ],
 )
 def test_its_columns_are_order_stochastic_calls_settings_and_source(

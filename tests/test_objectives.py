@@ -24,6 +24,7 @@ from diffusion.objectives import (
     TIME,
     DenoisingObjective,
     LognormalTimes,
+    LikelihoodWeighting,
     MinSNRWeighting,
     SimpleWeighting,
     Times,
@@ -64,8 +65,8 @@ class GivenNoise(Noise):
 class ImpulseWeighting(Weighting):
     """A weight that no classical loss has."""
 
-    def __call__(self, log_snr: Tensor, c_out2: Tensor) -> Tensor:
-        return torch.exp(-(log_snr**2)) * c_out2
+    def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
+        return torch.exp(-(schedule.log_snr(t) ** 2)) * c_out2
 
 
 class Linear(nn.Module):
@@ -133,7 +134,7 @@ def test_a_weight_on_the_denoised_is_that_weight_times_c_out_squared(
     model = NetworkDenoiser(Stored(raw), schedule, PRECONDITIONERS[name])
     loss = DenoisingObjective(FixedTimes(times), weighting)(model, {"x": x0}, GivenNoise(eps))["loss"]
     alpha, sigma = (c[:, None] for c in schedule(times))
-    w = weighting(schedule.log_snr(times), torch.ones_like(times))
+    w = weighting(schedule, times, torch.ones_like(times))
     expected = w * ((x0 - model(alpha * x0 + sigma * eps, times)) ** 2).mean(1)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-12)
 
@@ -150,7 +151,7 @@ def test_min_snr_on_the_raw_output_is_the_papers_table(gamma: float) -> None:
     assert (snr < gamma).any()
     for name, expected in table.items():
         c_out = PRECONDITIONERS[name](alpha, sigma).c_out
-        result = MinSNRWeighting(gamma)(schedule.log_snr(t), c_out**2)
+        result = MinSNRWeighting(gamma)(schedule, t, c_out**2)
         torch.testing.assert_close(result, expected, rtol=1e-9, atol=0)
 
 
@@ -158,8 +159,31 @@ def test_min_snr_weighs_the_denoised_alike_in_every_parameterization(schedule: S
     alpha, sigma = schedule(times)
     for precond in PRECONDITIONERS.values():
         c_out2 = precond(alpha, sigma).c_out ** 2
-        implied = MinSNRWeighting()(schedule.log_snr(times), c_out2) / c_out2
+        implied = MinSNRWeighting()(schedule, times, c_out2) / c_out2
         torch.testing.assert_close(implied, (alpha**2 / sigma**2).clamp(max=5), rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "sub_vp", "variance_exploding", "flow"], indirect=True)
+@pytest.mark.parametrize("name", PRECONDITIONERS)
+def test_likelihood_weighting_is_g_squared_on_the_scores_error(name: str, schedule: Schedule, times: Tensor) -> None:
+    # The error of the score is that of eps over sigma; g^2 = d sigma^2 / dt - 2 sigma^2 d log(alpha) / dt by differences.
+    x0, eps, raw = torch.randn(3, 7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    t, h = times[1:-1], 1e-6
+    alpha, sigma = (c[:, None] for c in schedule(t))
+    (alpha_above, sigma_above), (alpha_below, sigma_below) = schedule(t + h), schedule(t - h)
+    f = (alpha_above.log() - alpha_below.log()) / (2 * h)
+    g2 = (sigma_above**2 - sigma_below**2) / (2 * h) - 2 * f * sigma[:, 0] ** 2
+    model = NetworkDenoiser(Stored(raw), schedule, PRECONDITIONERS[name])
+    loss = DenoisingObjective(FixedTimes(t), LikelihoodWeighting())(model, {"x": x0}, GivenNoise(eps))["loss"]
+    x_t = alpha * x0 + sigma * eps
+    error = (x_t - alpha * model(x_t, t)) / sigma - eps
+    torch.testing.assert_close(loss, g2 / sigma[:, 0] ** 2 * (error**2).mean(1), rtol=1e-5, atol=1e-9)
+
+
+def test_likelihood_weighting_is_refused_where_time_is_discrete() -> None:
+    model = NetworkDenoiser(Stored(torch.zeros(1)), LinearSchedule(), EpsPreconditioner())
+    with pytest.raises(ValueError, match=r"objective=likelihood is for continuous time.*objective=vlb"):
+        DenoisingObjective(UniformTimes(), LikelihoodWeighting()).check(model)
 
 
 def test_edms_weighting_is_one_on_the_raw_output() -> None:
@@ -168,7 +192,7 @@ def test_edms_weighting_is_one_on_the_raw_output() -> None:
     alpha, sigma = schedule(t)
     lambda_ = (sigma**2 + 0.49) / (sigma * 0.7) ** 2  # table 1, "loss weighting"
     c_out = PRECONDITIONERS["edm"](alpha, sigma).c_out
-    torch.testing.assert_close(lambda_ * c_out**2, SimpleWeighting()(schedule.log_snr(t), c_out**2))
+    torch.testing.assert_close(lambda_ * c_out**2, SimpleWeighting()(schedule, t, c_out**2))
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 7, 1000])

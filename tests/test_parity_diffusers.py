@@ -36,7 +36,7 @@ NAMES = {
     "sigmoid": SigmoidSchedule,
     "scaled_linear": QuadraticSchedule,
 }
-TIMESTEPS = 200
+TIMESTEPS = 100
 SETTINGS = {"num_train_timesteps": TIMESTEPS, "timestep_spacing": "trailing"}
 
 

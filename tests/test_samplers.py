@@ -5,20 +5,17 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_samplers import DETERMINISTIC as VARIABLES
 from helpers_samplers import marginal, order, propagate, solution, weak_order
 from torch import Tensor
 
 from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.multistep import (
-    DPMSolverPP2MSampler,
     DPMSolverPP2MSDESampler,
-    DPMSolverPP3MSampler,
-    IPNDMSampler,
-    UniPCSampler,
 )
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, HeunSampler, Sampler, prior
+from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, Sampler, prior
 from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule, LinearSchedule, Schedule
 from diffusion.stochastic import (
     AnnealedLangevinSampler,
@@ -27,14 +24,7 @@ from diffusion.stochastic import (
     PredictorCorrectorSampler,
 )
 
-DETERMINISTIC: dict[str, Sampler] = {
-    "ddim": DDIMSampler(),
-    "heun": HeunSampler(),
-    "dpmpp_2m": DPMSolverPP2MSampler(),
-    "dpmpp_3m": DPMSolverPP3MSampler(),
-    "unipc": UniPCSampler(),
-    "ipndm": IPNDMSampler(),
-}
+DETERMINISTIC = {name: sampler for name, (sampler, _) in VARIABLES.items()}
 STOCHASTIC: dict[str, tuple[Sampler, str]] = {
     "ddpm_beta": (DDPMSampler(), "beta"),
     "ddpm_beta_tilde": (DDPMSampler(), "beta_tilde"),
@@ -72,6 +62,7 @@ def test_one_step_gives_the_denoised_prior(
     torch.testing.assert_close(sampler.sample(mixture, x, _tensor(1, 0)), mixture(x, _tensor(1)[0]), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "variance_exploding", "sub_vp"], indirect=True)
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_the_loop_yields_every_state(sampler: Sampler, schedule: Schedule, mixture: GaussianMixtureDenoiser) -> None:
     noise = Noise(1, torch.arange(3))
@@ -97,6 +88,7 @@ def test_the_state_keeps_its_dtype(sampler: Sampler) -> None:
     assert result.dtype == torch.float32
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "variance_exploding", "sub_vp"], indirect=True)
 @pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 def test_an_image_depends_on_its_index_alone(
     sampler: Sampler, schedule: Schedule, mixture: GaussianMixtureDenoiser
@@ -186,8 +178,8 @@ def test_gaussian_data_is_propagated_as_derived_by_conditioning(
         denoised_mean, slope = m + gain * (mean - alpha * m), alpha_s * gain + direction * (1 - alpha * gain)
         mean = alpha_s * denoised_mean + direction * (mean - alpha * denoised_mean)
         var = slope**2 * var + step_var
-        torch.testing.assert_close(basis.T @ actual_mean, mean, rtol=1e-8, atol=1e-9)
-        torch.testing.assert_close(basis.T @ actual_cov @ basis, torch.diag(var), rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(basis.T @ actual_mean, mean, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(basis.T @ actual_cov @ basis, torch.diag(var), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize(
@@ -276,8 +268,10 @@ def test_dpmpp_2m_sde_propagates_gaussian_data_as_derived(
             state = matrix @ state + torch.stack((constant, torch.zeros_like(constant)))
             joint = matrix @ joint @ matrix.T
             joint[0, 0] += added * sigma[i + 1] ** 2 / sigma[i] ** 2
-            torch.testing.assert_close((basis.T @ actual[i][0])[axis], state[0], rtol=1e-9, atol=1e-10)
-            torch.testing.assert_close((basis.T @ actual[i][1] @ basis)[axis, axis], joint[0, 0], rtol=1e-9, atol=1e-10)
+            torch.testing.assert_close((basis.T @ actual[i][0])[axis], state[0], rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(
+                (basis.T @ actual[i][1] @ basis)[axis, axis], joint[0, 0], rtol=1e-10, atol=1e-10
+            )
 
 
 @pytest.mark.parametrize("schedule", ["sub_vp", "variance_exploding"], indirect=True)
@@ -312,22 +306,14 @@ def test_samplers_derive_eps_from_the_clipped_denoised() -> None:
 # --- deterministic samplers: order of convergence ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "variable", "stated"),
-    [
-        ("ddim", "ratio", 1),
-        ("heun", "ratio", 2),
-        ("dpmpp_2m", "lambda", 2),
-        ("dpmpp_3m", "lambda", 3),
-        ("unipc", "lambda", 3),
-        ("ipndm", "ratio", 4),
-    ],
-)
-def test_the_measured_order_is_the_stated_one(
-    name: str, variable: str, stated: int, gaussian: GaussianMixtureDenoiser
-) -> None:
-    sampler = DETERMINISTIC[name]
-    assert sampler.order == stated
+STATED = {"ddim": 1, "heun": 2, "dpmpp_2m": 2, "dpmpp_3m": 3, "unipc": 3, "ipndm": 4}
+
+
+@pytest.mark.parametrize("schedule", ["variance_exploding", "sub_vp"], indirect=True)
+@pytest.mark.parametrize("name", VARIABLES)
+def test_the_measured_order_is_the_stated_one(name: str, gaussian: GaussianMixtureDenoiser) -> None:
+    sampler, variable = VARIABLES[name]
+    assert sampler.order == STATED[name]
     assert order(sampler, gaussian, variable) == pytest.approx(sampler.order, abs=0.2)
 
 
@@ -335,11 +321,11 @@ def test_the_measured_order_is_the_stated_one(
 def test_many_steps_find_the_exact_end_of_the_ode(
     sampler: Sampler, schedule: Schedule, gaussian: GaussianMixtureDenoiser
 ) -> None:
-    times = LogSNRGrid()(schedule, 400)
+    times = LogSNRGrid()(schedule, 80)
     x = prior(schedule, Noise(1, torch.arange(5)), (2,)).double()
     states = list(sampler(gaussian, x, times))
     expected = solution(gaussian, x, times[0], times[-2])
-    torch.testing.assert_close(states[-2].x_t, expected, rtol=0, atol={1: 0.03}.get(sampler.order, 2e-3))
+    torch.testing.assert_close(states[-2].x_t, expected, rtol=0, atol={1: 0.08}.get(sampler.order, 5e-3))
 
 
 @pytest.mark.parametrize("sampler", DETERMINISTIC.values(), ids=DETERMINISTIC)

@@ -14,6 +14,7 @@ from diffusion.schedules import (
     CosineSchedule,
     DiscreteSchedule,
     FlowSchedule,
+    GeometricSchedule,
     LinearSchedule,
     QuadraticSchedule,
     Schedule,
@@ -171,6 +172,50 @@ def test_float32_times_hit_the_rows_of_the_table(timesteps: int) -> None:
     for approximate, exact in zip(single, double, strict=True):
         torch.testing.assert_close(approximate.double(), exact, rtol=2e-4, atol=0)
     assert (schedule.c_noise((i / timesteps).float()).round() == i - 1).all()
+
+
+@pytest.mark.parametrize("timesteps", [50, 1000])
+@pytest.mark.parametrize(("kind", "betas"), TABLES)
+def test_zero_terminal_snr_is_the_papers_algorithm(
+    kind: Callable[..., DiscreteSchedule], betas: Callable[[int], Betas], timesteps: int
+) -> None:
+    schedule = kind(timesteps, zero_terminal_snr=True)
+    root = np.sqrt(np.cumprod(1 - betas(timesteps)))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    t = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
+    alpha, sigma = schedule(t)
+    np.testing.assert_allclose(alpha.numpy(), root, rtol=1e-8, atol=0)
+    assert (alpha[-1], sigma[-1], schedule.log_snr(t)[-1]) == (0, 1, -math.inf)
+    np.testing.assert_allclose(schedule.betas[0], betas(timesteps)[0], rtol=1e-9)
+    np.testing.assert_allclose((1 - schedule.betas).cumprod(0), root**2, rtol=1e-8, atol=1e-30)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zero_terminal_snr_is_reached_along_a_line_and_its_rates_are_infinite_there(dtype: torch.dtype) -> None:
+    schedule = CosineSchedule(100, zero_terminal_snr=True)
+    t = torch.tensor([0.99, 0.9925, 0.995, 0.9975, 1.0], dtype=dtype)
+    alpha, sigma = schedule(t)
+    ratio = (alpha / sigma).double()
+    torch.testing.assert_close(ratio / ratio[0], torch.linspace(1, 0, 5).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(schedule.inverse(schedule.log_snr(t)), t, rtol=0, atol=1e-6)
+    assert schedule.inverse(torch.tensor(-math.inf)) == 1
+    f, g2 = schedule.rates(t)
+    assert f[:-1].isfinite().all() and g2[:-1].isfinite().all()
+    assert (f[-1], g2[-1]) == (-math.inf, math.inf)
+
+
+def test_zero_terminal_snr_needs_two_steps() -> None:
+    with pytest.raises(ValueError, match="zero_terminal_snr needs timesteps of at least 2"):
+        CosineSchedule(1, zero_terminal_snr=True)
+
+
+def test_geometric_levels_are_the_papers() -> None:
+    schedule = GeometricSchedule(10, 0.02, 2.0)
+    alpha, sigma = schedule(torch.arange(1, 11, dtype=torch.float64) / 10)
+    assert (alpha == 1).all()
+    assert sigma.tolist() == pytest.approx([0.02 * 100 ** (i / 9) for i in range(10)], rel=1e-12)
+    with pytest.raises(ValueError, match="timesteps must be from 2 to a million, got 1"):
+        GeometricSchedule(1)
 
 
 def test_between_rows_log_snr_is_linear_in_t() -> None:

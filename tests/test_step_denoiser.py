@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import evaluate
 import sample
 import train
-from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, StepDenoiser, posterior
+from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.likelihood import bits, ode_log_density, prior_term, variational_bound
 from diffusion.networks.heads import Heads
@@ -19,6 +19,7 @@ from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes, VLBObjective
 from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, prior
 from diffusion.schedules import ContinuousCosineSchedule, LinearSchedule
+from diffusion.steps import StepDenoiser
 
 STEPS = 40
 HALF = "knows each of its 40 steps and nothing between or across them: use steps=40 and grid=trailing"
@@ -140,7 +141,7 @@ def test_a_network_of_zeros_is_exact_for_a_standard_normal() -> None:
     model = StepDenoiser(Heads((2,), STEPS, width=4, out_channels=4).double(), LinearSchedule(STEPS))
     t, s = _time(9), _time(8)
     x_t = torch.randn(3, 2, dtype=torch.float64)
-    mean, log_var, x0 = model.transition(x_t, t, s)
+    _, log_var, x0 = model.transition(x_t, t, s)
     alpha, _ = model.schedule(t)
     torch.testing.assert_close(x0, alpha * x_t)
     torch.testing.assert_close(log_var.exp(), model.schedule.betas[8].expand(3, 2))
@@ -155,7 +156,7 @@ def test_all_steps_sample_and_invert_and_others_are_refused_in_one_line() -> Non
         x_1 = DDIMSampler().sample(model, x, full[:-1].flip(0))
         assert x_1.isfinite().all()
         clipped = ClippedDenoiser(model)
-        mean, log_var, x0 = clipped.transition(3 * x, _time(5), _time(4))
+        _, log_var, x0 = clipped.transition(3 * x, _time(5), _time(4))
         assert x0.abs().max() == 1
         torch.testing.assert_close(log_var, model.transition(3 * x, _time(5), _time(4))[1])
         for times in (TrailingGrid()(model.schedule, 20), LogSNRGrid()(model.schedule, STEPS)):

@@ -1,5 +1,6 @@
 """The reverse SDE, Langevin dynamics and churn: exact propagation of Gaussians, weak order, step sizes. Float64."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -9,14 +10,22 @@ from helpers_samplers import interior, marginal, propagate, weak_order
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import UniformGrid
+from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.noise import Noise
 from diffusion.samplers import HeunSampler, Sampler, prior
-from diffusion.schedules import Schedule
+from diffusion.schedules import (
+    FlowSchedule,
+    GeometricSchedule,
+    Schedule,
+    SubVPSchedule,
+    VarianceExplodingSchedule,
+    VPSchedule,
+)
 from diffusion.stochastic import (
     AnnealedLangevinSampler,
     ChurnSampler,
     EulerMaruyamaSampler,
+    LangevinSampler,
     PredictorCorrectorSampler,
 )
 
@@ -28,18 +37,29 @@ def _tensor(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def _rates(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """f and g^2 as the papers give them, or by differentiating the marginals by hand."""
+    beta, integral = 0.1 + 19.9 * t, 0.1 * t + 19.9 / 2 * t**2
+    match schedule:
+        case VPSchedule():
+            return -beta / 2, beta
+        case SubVPSchedule():
+            return -beta / 2, beta * (1 - (-2 * integral).exp())
+        case VarianceExplodingSchedule():
+            step = math.log(80 / 0.002)
+            return 0 * t, 2 * step * (0.002 * (step * t).exp()) ** 2
+        case FlowSchedule():
+            return -0.999 / (1 - 0.999 * t), 2 * 0.999**2 * t / (1 - 0.999 * t)
+    first, last = math.pi / 2 * 0.008 / 1.008, math.atan(math.exp(7.5))  # angles of the cosine, at log-SNR -15 the last
+    tangent = (first + (last - first) * t).tan()
+    return -(last - first) * tangent, 2 * (last - first) * tangent
+
+
 def _euler_maruyama(
     schedule: Schedule, t: Tensor, s: Tensor, m: Tensor, spread: Tensor, mean: Tensor, var: Tensor
 ) -> tuple[Tensor, Tensor]:
-    # The score of N(alpha m, v) without the denoiser, and the rates by finite differences of the marginals.
-    h = 1e-6
-    (alpha, sigma), (alpha_above, sigma_above), (alpha_below, sigma_below) = (
-        schedule(t),
-        schedule(t + h),
-        schedule(t - h),
-    )
-    f = (alpha_above - alpha_below) / (2 * h) / alpha
-    g2 = (sigma_above**2 - sigma_below**2) / (2 * h) - 2 * f * sigma**2
+    # The score of N(alpha m, v) without the denoiser.
+    (alpha, sigma), (f, g2) = schedule(t), _rates(schedule, t)
     v = alpha**2 * spread + sigma**2
     moved = mean + (s - t) * (f * mean + g2 * (mean - alpha * m) / v)
     return moved, (1 + (s - t) * (f + g2 / v)) ** 2 * var + g2 * (t - s)
@@ -84,7 +104,7 @@ def _churn(
 
 EXACT: dict[str, tuple[Sampler, Scalar]] = {
     "euler_maruyama": (EulerMaruyamaSampler(), _euler_maruyama),
-    "predictor_corrector": (PredictorCorrectorSampler(0.3, 2), _predictor_corrector),
+    "predictor_corrector": (PredictorCorrectorSampler(0.3, 2, rule="level"), _predictor_corrector),
     "annealed_langevin": (AnnealedLangevinSampler(0.3, 3), _annealed_langevin),
     "churn": (ChurnSampler(0.2, 0, 100, 1.01), _churn),
 }
@@ -98,15 +118,10 @@ def test_gaussian_data_is_propagated_as_derived(name: str, gaussian: GaussianMix
     times = interior(schedule, "lambda", 8, before=0)
     mean, cov = marginal(gaussian, times[0])
     m, expected_mean, expected_var = basis.T @ gaussian.means[0], basis.T @ mean, (basis.T @ cov @ basis).diag()
-    close = (
-        {"rtol": 1e-6, "atol": 1e-7}
-        if name in ("euler_maruyama", "predictor_corrector")
-        else {"rtol": 1e-10, "atol": 1e-10}
-    )
     for (t, s), (mean_s, cov_s) in zip(pairwise(times), propagate(sampler, gaussian, mean, cov, times), strict=True):
         expected_mean, expected_var = scalar(schedule, t, s, m, spread, expected_mean, expected_var)
-        torch.testing.assert_close(basis.T @ mean_s, expected_mean, **close)
-        torch.testing.assert_close(basis.T @ cov_s @ basis, torch.diag(expected_var), **close)
+        torch.testing.assert_close(basis.T @ mean_s, expected_mean, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(basis.T @ cov_s @ basis, torch.diag(expected_var), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("schedule", ["vp", "sub_vp"], indirect=True)
@@ -134,6 +149,7 @@ def test_without_churn_or_outside_its_levels_it_is_heun(
     torch.testing.assert_close(churned, heun, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["vp", "variance_exploding"], indirect=True)
 def test_corrections_keep_the_distribution(schedule: Schedule, gaussian: GaussianMixtureDenoiser) -> None:
     noise = Noise(0, torch.arange(2000))
@@ -144,11 +160,78 @@ def test_corrections_keep_the_distribution(schedule: Schedule, gaussian: Gaussia
     torch.testing.assert_close((x @ basis).T.cov(), torch.diag(spread), rtol=0.12, atol=0.03)
 
 
+def _corrected(rule: str, x: Tensor, z: Tensor, variance: float) -> tuple[Tensor, Tensor]:
+    """x after a prediction and one correction on VE, for N(0, variance I), and after the prediction alone."""
+    d = x.shape[1]
+    normal = GaussianMixtureDenoiser(
+        VarianceExplodingSchedule(), torch.zeros(1, d).double(), variance * torch.eye(d).double()[None]
+    )
+    t, s = _tensor(0.6, 0.59)
+    draws = iter((torch.zeros_like(z), z))
+    predicted = EulerMaruyamaSampler().step(normal, x, t, s, {}, (), lambda: torch.zeros_like(z))[0]
+    sampler = PredictorCorrectorSampler(0.16, rule=rule)
+    return sampler.step(normal, x, t, s, {}, (), lambda: next(draws))[0], predicted
+
+
+def test_the_correctors_step_is_the_papers_for_each_sample_alone() -> None:
+    x, z = torch.randn(2, 4, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    after, before = _corrected("norm", x, z, 0.3)
+    slope = -before / (0.3 + VarianceExplodingSchedule()(_tensor(0.59))[1] ** 2)
+    size = 2 * (0.16 * (z**2).sum(1) ** 0.5 / (slope**2).sum(1) ** 0.5)[:, None] ** 2
+    torch.testing.assert_close(after, before + size * slope + (2 * size) ** 0.5 * z, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(_corrected("norm", x[1:2], z[1:2], 0.3)[0], after[1:2])
+    assert torch.equal(_corrected("auto", x, z, 0.3)[0], after)
+    few = _corrected("auto", x[:, :31], z[:, :31], 0.3)[0]
+    assert torch.equal(few, _corrected("level", x[:, :31], z[:, :31], 0.3)[0])
+
+
+def test_in_many_dimensions_the_norms_say_what_the_level_does() -> None:
+    sigma = VarianceExplodingSchedule()(_tensor(0.6))[1]
+    x, z = torch.randn(2, 1, 20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    by_norm, _ = _corrected("norm", sigma * x, z, 1e-9)
+    by_level, before = _corrected("level", sigma * x, z, 1e-9)
+    assert ((by_norm - before).norm() / (by_level - before).norm()).item() == pytest.approx(1, abs=0.02)
+
+
+def _two_modes() -> GaussianMixtureDenoiser:
+    """A fifth of the data at -5, the rest at 5 (Song & Ermon 2019, section 3.2.2), levels from 10 down to 0.1."""
+    means, eye = _tensor(-5.0, 5.0)[:, None].expand(2, 2).clone(), torch.eye(2).double().expand(2, 2, 2)
+    return GaussianMixtureDenoiser(GeometricSchedule(10, 0.1, 10.0), means, eye, _tensor(0.2, 0.8))
+
+
+def test_annealing_finds_the_weights_of_modes_far_apart_and_plain_langevin_does_not() -> None:
+    denoiser, noise = _two_modes(), Noise(0, torch.arange(1000))
+    times, x = UniformGrid()(denoiser.schedule, 10), prior(denoiser.schedule, noise, (2,)).double()
+    annealed = AnnealedLangevinSampler(epsilon=0.2, corrections=30).sample(denoiser, x, times, noise=noise)
+    plain = LangevinSampler(epsilon=10.0, corrections=30).sample(denoiser, x, times, noise=noise)
+    assert (annealed[:, 0] < 0).double().mean().item() == pytest.approx(0.2, abs=0.05)
+    assert (plain[:, 0] < 0).double().mean().item() > 0.35
+    for end in (annealed, plain):  # both find the modes
+        assert ((end.abs().mean(1) - 5).abs() < 2.5).double().mean() > 0.98
+
+
+def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_time() -> None:
+    denoiser, x, z = _two_modes(), *torch.randn(2, 3, 2, dtype=torch.float64)
+    low = _tensor(0.1)[0]
+    expected = x
+    for _ in range(2):
+        gradient = torch.func.grad(lambda y: denoiser.log_prob(y, low).sum())(expected)
+        expected = expected + 0.005 * 0.5 * gradient + 0.005**0.5 * z  # sigma^2 = 0.01
+    after, known = LangevinSampler(0.5, 2).step(denoiser, x, _tensor(0.9)[0], low, {}, (), lambda: z)
+    torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-9)
+    assert known[0].t == low
+    with pytest.raises(ValueError, match=r"must end there: use grid=uniform"):
+        LangevinSampler().check(denoiser, TrailingGrid()(denoiser.schedule, 5))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: PredictorCorrectorSampler(snr=0.0), "snr must be positive, got 0"),
         (lambda: PredictorCorrectorSampler(corrections=0), "corrections must be at least 1.*euler_maruyama"),
+        (lambda: PredictorCorrectorSampler(rule="size"), "rule must be norm, level or auto, got 'size'"),
+        (lambda: LangevinSampler(epsilon=0.0), "epsilon must be positive"),
+        (lambda: LangevinSampler(corrections=0), "corrections must be at least 1"),
         (lambda: AnnealedLangevinSampler(epsilon=4.0), "epsilon must lie between 0 and 4"),
         (lambda: AnnealedLangevinSampler(corrections=0), "corrections must be at least 1"),
         (lambda: ChurnSampler(gamma=0.5), "gamma must lie in"),

@@ -1,7 +1,7 @@
-"""The pictures of the documentation, from a trained model.
+"""Pictures of a trained model: its samples beside real images, and their way from noise.
 
-    python docs/pictures.py beside lightning_logs/fashion/version_0 docs/images/fast_fashion.png
-    python docs/pictures.py gif lightning_logs/digits/version_0 docs/images/digits.gif
+    python docs/pictures/model.py beside lightning_logs/fashion/version_0 docs/images/fast_fashion.png
+    python docs/pictures/model.py gif lightning_logs/digits/version_0 docs/images/digits.gif
 
 `beside` draws samples on the left and real test images on the right; `gif` is `sample.py`'s, with more images.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from data.stream import Source
 from diffusion import media

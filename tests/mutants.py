@@ -1,0 +1,178 @@
+"""Does a test fail when the code is wrong? One-token mutants of the core, each run against its tests.
+
+    python tests/mutants.py                 60 mutants with seed 0, about half an hour on two cores
+    python tests/mutants.py 20 7            20 with seed 7
+
+Draws as many operators (comparisons too), constants (indices too) and names in the mathematical modules, changes one in
+a copy of the project, and runs the module's tests there. A survivor that docs/mutants.md does not explain as equivalent
+makes it exit with 1. Docstrings, messages, annotations, imports and default settings are left alone.
+"""
+
+import ast
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+TIMEOUT_S = 900
+KINDS = ("operator", "constant", "name")
+# The module, and the tests that should notice; the likeliest first.
+TESTS = {
+    "schedules": ("schedules", "denoisers", "likelihood", "grids"),
+    "denoisers": ("denoisers", "objectives", "likelihood"),
+    "objectives": ("objectives", "variance"),
+    "samplers": ("samplers", "inversion"),
+    "grids": ("grids",),
+    "multistep": ("samplers", "inversion", "parity_diffusers"),
+    "stochastic": ("stochastic", "samplers"),
+    "ode": ("adaptive", "likelihood"),
+    "adaptive": ("adaptive",),
+    "likelihood": ("likelihood", "variance"),
+    "guidance": ("guidance",),
+}
+OPERATORS = {
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Pow: "*", ast.FloorDiv: "*", ast.MatMult: "*",
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
+    ast.And: "or", ast.Or: "and", ast.Is: "is not", ast.IsNot: "is",
+}  # fmt: skip
+SYMBOLS = {
+    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.Pow: "**", ast.FloorDiv: "//", ast.MatMult: "@",
+    ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!=",
+    ast.And: "and", ast.Or: "or", ast.Is: "is", ast.IsNot: "is not",
+}  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    """One token, at a character of a module's text, and what takes its place."""
+
+    module: str
+    start: int
+    old: str
+    new: str
+    line: int
+
+    @property
+    def kind(self) -> str:
+        """Of which as many are drawn as of the others."""
+        return "name" if self.old.isidentifier() else "constant" if self.old[0].isdigit() else "operator"
+
+    def __str__(self) -> str:
+        text = (ROOT / f"diffusion/{self.module}.py").read_text(encoding="utf-8").splitlines()[self.line - 1].strip()
+        return f"diffusion/{self.module}.py:{self.line}  `{self.old}` -> `{self.new}`  in  `{text}`"
+
+
+def sites(module: str) -> list[Mutant]:
+    """Every one-token mutant of a module that is not text, annotation, import, default or message."""
+    source = (ROOT / f"diffusion/{module}.py").read_text(encoding="utf-8")
+    offsets = [0]
+    for text in source.splitlines(keepends=True):
+        offsets.append(offsets[-1] + len(text))
+    found: list[Mutant] = []
+
+    def at(line: int, column: int) -> int:
+        return offsets[line - 1] + len(source.splitlines()[line - 1].encode()[:column].decode())
+
+    def add(start: int, old: str, new: str) -> None:
+        assert source[start : start + len(old)] == old, (module, start, old)
+        found.append(Mutant(module, start, old, new, source.count("\n", 0, start) + 1))
+
+    def between(left: ast.expr, right: ast.expr, kind: type) -> None:
+        """The operator's symbol between two operands, past brackets and line ends."""
+        end, begin = at(left.end_lineno or 0, left.end_col_offset or 0), at(right.lineno, right.col_offset)
+        place = re.search(rf"(?<!\w){re.escape(SYMBOLS[kind])}(?!\w)", source[end:begin]) if kind in (
+            ast.And, ast.Or, ast.Is, ast.IsNot
+        ) else re.search(re.escape(SYMBOLS[kind]), source[end:begin])  # fmt: skip
+        if place:
+            add(end + place.start(), SYMBOLS[kind], OPERATORS[kind])
+
+    def visit(node: ast.AST, names: list[str]) -> None:
+        if isinstance(node, ast.Raise | ast.Import | ast.ImportFrom | ast.JoinedStr):
+            return
+        if isinstance(node, ast.FunctionDef):
+            local = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and name.id.islower()}
+            arguments = {argument.arg for argument in node.args.args if argument.arg not in ("self", "cls")}
+            stored = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
+            names = sorted(local & (arguments | stored))
+            for child in node.body:
+                visit(child, names)
+            return
+        if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+            between(node.left, node.right, type(node.op))
+        elif isinstance(node, ast.AugAssign) and type(node.op) in OPERATORS:
+            between(node.target, node.value, type(node.op))
+        elif isinstance(node, ast.BoolOp):
+            between(node.values[0], node.values[1], type(node.op))
+        elif isinstance(node, ast.Compare) and type(node.ops[0]) in OPERATORS:
+            between(node.left, node.comparators[0], type(node.ops[0]))
+        elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            add(at(node.lineno, node.col_offset), "-", "+")
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            old = ast.get_source_segment(source, node) or ""
+            add(at(node.lineno, node.col_offset), old, str(node.value + 1))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+            add(at(node.lineno, node.col_offset), str(node.value), str(not node.value))
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names and len(names) > 1:
+            others = [name for name in names if name != node.id]
+            add(at(node.lineno, node.col_offset), node.id, others[len(found) % len(others)])
+        for field, child in ast.iter_fields(node):
+            if field in ("annotation", "returns", "keywords" if isinstance(node, ast.ClassDef) else ""):
+                continue
+            for part in child if isinstance(child, list) else [child]:
+                if isinstance(part, ast.AST):
+                    visit(part, names)
+
+    visit(ast.parse(source), [])
+    return found
+
+
+def survives(mutant: Mutant) -> bool:
+    """Whether the tests pass all the same; a test run that takes too long or cannot begin has noticed."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "project"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "raw", "lightning_logs", "__pycache__"))
+        file = copy / f"diffusion/{mutant.module}.py"
+        text = file.read_text(encoding="utf-8")
+        end = mutant.start + len(mutant.old)
+        file.write_text(text[: mutant.start] + mutant.new + text[end:], encoding="utf-8")
+        for name in TESTS[mutant.module]:
+            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/test_{name}.py"]
+            try:
+                done = subprocess.run(
+                    command, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=TIMEOUT_S
+                )
+            except subprocess.TimeoutExpired:
+                return False
+            if done.returncode != 0:
+                return False
+    return True
+
+
+def main(count: int = 60, seed: int = 0) -> int:
+    """Draws and runs the mutants; the number of survivors that are not explained."""
+    modules = [name for name in TESTS if (ROOT / f"diffusion/{name}.py").exists()]
+    everything = [mutant for name in modules for mutant in sites(name)]
+    dice = random.Random(seed)
+    kinds = [[mutant for mutant in everything if mutant.kind == kind] for kind in KINDS]
+    drawn = [mutant for i, kind in enumerate(kinds) for mutant in dice.sample(kind, (count + i) // len(KINDS))]
+    page = (ROOT / "docs/mutants.md").read_text(encoding="utf-8")
+    unexplained = 0
+    with ThreadPoolExecutor(2) as pool:
+        for i, (mutant, survived) in enumerate(zip(drawn, pool.map(survives, drawn), strict=True), start=1):
+            # Line numbers move: the page names the token and its line's text.
+            known = str(mutant).split("  ", 1)[1] in page
+            unexplained += survived and not known
+            word = "killed" if not survived else "survived, equivalent" if known else "SURVIVED"
+            print(f"{i:3} {word:8}  {mutant}", flush=True)
+    print(f"{len(everything)} possible, {count} drawn with seed {seed}, {unexplained} survived without an explanation")
+    return unexplained
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])) > 0)
