@@ -6,6 +6,7 @@ Examples:
     python sample.py ckpt=cifar.ckpt n=50000 out=cifar   a folder of PNGs; the same command goes on where it stopped
     python sample.py ckpt=last sampler=ddim steps=50     another sampler, fewer steps
     python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
+    python sample.py ckpt=last n=2000 show=both frames=6 out=roll.png   the forward process above the reverse one
 """
 
 import math
@@ -57,7 +58,7 @@ class Options:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:
             raise ValueError(f"fps must be above 0 and at most 50, the most that viewers show, got {self.fps}")
-        for name, choices in {"show": ("x_t", "x0"), "weights": ("ema", "raw")}.items():
+        for name, choices in {"show": ("x_t", "x0", "both"), "weights": ("ema", "raw")}.items():
             if vars(self)[name] not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, got {vars(self)[name]!r}")
 
@@ -66,7 +67,7 @@ def main(config: "DictConfig") -> None:
     """Draws what was asked for and writes it."""
     from omegaconf import OmegaConf
 
-    from diffusion import checkpoint, media
+    from diffusion import checkpoint, media, processes
     from diffusion.build import construct
     from diffusion.devices import devices
     from diffusion.sampling import Pipeline
@@ -89,9 +90,15 @@ def main(config: "DictConfig") -> None:
     )
     out = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
+    if options.show == "both":
+        processes.check_out(out)
     numbers = list(range(options.n))
     labels = pipeline.labels(_tensor(numbers), options.label)
-    if out.suffix:
+    if options.show == "both":
+        above = noised(pipeline, contents["config"], options)
+        below = drawn(pipeline, options, numbers, places, options.frames)
+        processes.save(out, above, below, options.rows, options.fps, options.hold)
+    elif out.suffix:
         moving = out.suffix.lower() in (".gif", ".webp")
         states = drawn(pipeline, options, numbers, places, options.frames if moving else 1)
         media.save(out, states[-1], list(states), options.rows, fps=options.fps, hold=options.hold, labels=labels)
@@ -123,6 +130,21 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
     return chosen | {"eta": eta}
 
 
+def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options) -> "Tensor":
+    """Real data of the test split at the times of the states that are drawn: (frames, n, *shape)."""
+    from diffusion.build import build
+    from diffusion.media import evenly
+    from diffusion.noise import EVALUATION, Noise
+    from diffusion.processes import forward
+
+    test = build(run["dataset"]["source"], "dataset.source").load().test
+    if options.n > len(test):
+        raise ValueError(f"n={options.n}: show=both draws as many real samples, and the test split has {len(test)}")
+    numbers = _tensor(list(range(options.n)))
+    times = pipeline.times[evenly(len(pipeline.times), options.frames)]
+    return forward(pipeline.denoiser.schedule, test.get(numbers), times, Noise(options.seed, numbers, EVALUATION))
+
+
 def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: list[str], frames: int = 1) -> "Tensor":
     """So many states of the samples with these numbers, evenly spaced, with the samples last: (frames, n, *shape)."""
     from tqdm import tqdm
@@ -132,9 +154,10 @@ def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: li
 
     keep = evenly(len(pipeline.times), frames)
     batches = math.ceil(math.ceil(len(numbers) / len(places)) / options.batch_size)
+    show = "x0" if options.show == "x0" else "x_t"
     with tqdm(total=batches * len(pipeline.times), unit="step", desc="sampling", leave=False, disable=None) as bar:
         return frames_on(
-            places, pipeline, numbers, options.seed, options.label, options.batch_size, keep, options.show, bar.update
+            places, pipeline, numbers, options.seed, options.label, options.batch_size, keep, show, bar.update
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from diffusion.build import ConfigError, build, resolve
-from diffusion.denoisers import Denoiser, NetworkDenoiser
+from diffusion.denoisers import Denoiser, StepDenoiser, TrainableDenoiser
 from diffusion.schedules import Schedule
 
 ROOT = Path("lightning_logs")
@@ -131,17 +131,19 @@ def run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
-def build_denoiser(config: Mapping[str, Any]) -> NetworkDenoiser:
+def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
     """The denoiser, untrained, that a run's configuration describes."""
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
     # A learned variance is a second output beside the first; the network need not know what for.
     outputs = {}
-    if config["denoiser"].get("variance") == "learned":
+    per_step = resolve(config["denoiser"]["_target_"], "denoiser") is StepDenoiser
+    if per_step or config["denoiser"].get("variance") == "learned":
         network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
         if "out_channels" not in inspect.signature(network_class).parameters or not isinstance(shape, list):
-            raise ConfigError("denoiser.variance=learned needs a network with out_channels, such as unet or mlp")
+            name = "denoiser=step" if per_step else "denoiser.variance=learned"
+            raise ConfigError(f"{name} needs a network with out_channels, such as unet or mlp")
         outputs = {"out_channels": 2 * shape[0]}
     if config["network"].get("out_channels") is not None:
         raise ConfigError("network.out_channels is not for setting: it follows from the data and denoiser.variance")
@@ -151,12 +153,12 @@ def build_denoiser(config: Mapping[str, Any]) -> NetworkDenoiser:
     # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.
     network.to(memory_format=torch.channels_last)
     denoiser = build(config["denoiser"], "denoiser", network=network, schedule=schedule)
-    if not isinstance(denoiser, NetworkDenoiser):
+    if not isinstance(denoiser, TrainableDenoiser):
         raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
     return denoiser
 
 
-def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> NetworkDenoiser:
+def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> TrainableDenoiser:
     """The denoiser of a checkpoint: frozen, in evaluation mode, on the CPU.
 
     Args:

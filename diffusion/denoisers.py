@@ -193,12 +193,34 @@ class Denoiser(nn.Module, ABC):
         return mean, beta if self.variance == "beta" else beta_tilde
 
 
-class NetworkDenoiser(Denoiser):
+class TrainableDenoiser(Denoiser):
+    """A denoiser whose weights are those of one network, `network(x, c_noise, cond) -> F`; c_noise is (B,).
+
+    Its `num_classes` says which labels it knows.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
+        super().__init__(schedule, variance)
+        self.network = network
+        self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
+
+    def output(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
+        """F in x's dtype. The network may run in reduced precision under autocast; what follows never does."""
+        c_noise = c_noise.to(x.device, torch.float32).expand(len(x))
+        return self.network(x.to(self.dtype), c_noise, cond).to(x.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's weights."""
+        return next(self.network.parameters()).dtype
+
+
+class NetworkDenoiser(TrainableDenoiser):
     """A network behind a preconditioner.
 
     Args:
-        network: `network(x, c_noise, cond) -> F`, shaped like x; c_noise is (B,). Its `num_classes` says which labels
-            it knows. With variance "learned" F has twice x's channels; the second half is `aux["extra"]`.
+        network: F is shaped like x. With variance "learned" it has twice x's channels; the second half is
+            `aux["extra"]`.
         schedule: see `Denoiser`.
         precond: the parameterization.
         variance: see `Denoiser`.
@@ -208,22 +230,18 @@ class NetworkDenoiser(Denoiser):
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta") -> None:
-        super().__init__(schedule, variance)
+        super().__init__(network, schedule, variance)
         one = torch.ones((), dtype=torch.float64)
         if not all(c.isfinite() for c in (*precond(*schedule(one)), precond.c_noise(schedule, one))):
             raise ValueError(
                 "denoiser=eps, score and edm say nothing of the data at t = 1 on a schedule with zero terminal SNR: "
                 "use denoiser=v, x0 or flow, or schedule.zero_terminal_snr=false"
             )
-        self.network = network
         self.precond = precond
-        self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))
-        c_noise = self.precond.c_noise(self.schedule, t).to(x_t.device, torch.float32).expand(len(x_t))
-        # The network may run in reduced precision under autocast; what follows never does.
-        out = self.network((c_in * x_t).to(self.dtype), c_noise, cond).to(x_t.dtype)
+        out = self.output(c_in * x_t, self.precond.c_noise(self.schedule, t), cond)
         raw, aux = out, {"raw": out}
         if self.variance == "learned":
             if out.shape[1] != 2 * x_t.shape[1]:
@@ -234,10 +252,67 @@ class NetworkDenoiser(Denoiser):
             aux = {"raw": raw, "extra": extra}
         return c_skip * x_t + c_out * raw, aux
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the network's weights."""
-        return next(self.network.parameters()).dtype
+
+class StepDenoiser(TrainableDenoiser):
+    """A network that gives mean and variance of the step `p(x_s | x_t)` from t = i / T to s = (i - 1) / T, and of no
+    other (Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.2).
+
+    With `a` and `c` from `q(x_s | x_t, x0)`, whose mean is `a x_t + c x0`, with `r = alpha_t / alpha_s` and beta as in
+    `log_variances`, the network's halves F and h give
+
+        mean = r x_t + beta^(1/2) F
+        variance = beta_tilde + (beta - beta_tilde) e^h
+
+    The mean is written as in the authors' code: F = h = 0 is right for data from N(0, I). The variance has a floor
+    because the best one is beta-tilde plus `c^2 Var[x0 | x_t]`, never less, and one that collapsed to a point would
+    make the KL divergence infinite. Then `D = (mean - a x_t) / c`. Of the last step, to data, beta-tilde is zero, the
+    mean is D, and a Gaussian with this variance the decoder.
+
+    Args:
+        network: F and h are the halves of its output, each shaped like x.
+        schedule: a discrete one.
+    """
+
+    def __init__(self, network: nn.Module, schedule: Schedule) -> None:
+        super().__init__(network, schedule, "learned")
+        if schedule.timesteps is None:
+            raise ValueError("denoiser=step knows noising steps alone: choose a discrete schedule, such as linear")
+        self.timesteps = schedule.timesteps
+
+    def check_times(self, times: Tensor) -> None:
+        """Raises ValueError unless they are all steps of the schedule, one after the other."""
+        steps = float64(times) * self.timesteps
+        far = (steps.diff(dim=0).abs() - 1).abs() > 1e-3
+        if far.any() or ((steps - steps.round()).abs() > 1e-3).any():
+            raise ValueError(
+                f"denoiser=step knows each of its {self.timesteps} steps and nothing between or across them: use "
+                f"steps={self.timesteps} and grid=trailing"
+            )
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        wide = float64(t)
+        s = ((wide * self.timesteps).round() - 1) / self.timesteps
+        self.check_times(torch.stack((wide, s)))
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = self.schedule(wide), self.schedule(s)
+        ratio = alpha_t / alpha_s
+        beta = sigma_t**2 - (ratio * sigma_s) ** 2
+        out = self.output(x_t, self.schedule.c_noise(t), cond)
+        if out.shape[1] != 2 * x_t.shape[1]:
+            raise ValueError(f"denoiser=step needs a network with {2 * x_t.shape[1]} outputs, this has {out.shape[1]}")
+        raw, extra = out.chunk(2, dim=1)
+        # D = (mean - a x_t) / c with r - a = r (sigma_t^2 - sigma_s^2) / sigma_t^2 and c = alpha_s beta / sigma_t^2.
+        c_skip = ratio * (sigma_t**2 - sigma_s**2) / (alpha_s * beta)
+        c_out = sigma_t**2 / (alpha_s * beta.sqrt())
+        x0 = expand(c_skip.to(x_t), x_t) * x_t + expand(c_out.to(x_t), x_t) * raw
+        return x0, {"raw": raw, "extra": extra}
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The network's own mean and log-variance; raises ValueError for any s but the next."""
+        self.check_times(torch.stack((t, s)))
+        mean, floor = posterior(self.schedule, x_t, x0, t, s)
+        beta, _ = log_variances(self.schedule, t, s)
+        room = torch.log(beta.exp() - floor)
+        return mean, torch.logaddexp(expand(floor.log(), x_t).to(x_t), expand(room, x_t).to(x_t) + aux["extra"])
 
 
 class GaussianMixtureDenoiser(Denoiser):
@@ -319,9 +394,12 @@ class ClippedDenoiser(Denoiser):
         self.denoiser, self.low, self.high = denoiser, low, high
         self.num_classes = denoiser.num_classes
 
+    def check_times(self, times: Tensor) -> None:
+        self.denoiser.check_times(times)
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.denoiser.step(x_t, t, s, x0, aux)
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         x0, aux = self.denoiser.predict(x_t, t, cond)
         return x0.clamp(self.low, self.high), aux
-
-    def check_times(self, times: Tensor) -> None:
-        self.denoiser.check_times(times)

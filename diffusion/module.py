@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers import NetworkDenoiser
+from diffusion.denoisers import TrainableDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, VLBObjective
 from diffusion.optimizers import EMA, AdamW, LearningRate
@@ -53,7 +53,7 @@ class DiffusionModule(pl.LightningModule):
 
     def __init__(
         self,
-        denoiser: NetworkDenoiser,
+        denoiser: TrainableDenoiser,
         objective: DenoisingObjective | VLBObjective,
         optimizer: AdamW,
         learning_rate: LearningRate,
@@ -67,7 +67,7 @@ class DiffusionModule(pl.LightningModule):
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
         self.images_per_step, self.seed, self.config = images_per_step, seed, config
         self.averaging = ema
-        self.ema: NetworkDenoiser | None = None
+        self.ema: TrainableDenoiser | None = None
         if ema is not None:
             self.ema = copy.deepcopy(denoiser).requires_grad_(False).eval()
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
@@ -76,7 +76,7 @@ class DiffusionModule(pl.LightningModule):
         self._losses: list[Tensor] = []  # of its accumulated batches
 
     @property
-    def evaluated(self) -> NetworkDenoiser:
+    def evaluated(self) -> TrainableDenoiser:
         """The denoiser that is validated and sampled: the averaged one if there is one."""
         return self.denoiser if self.ema is None else self.ema
 
@@ -166,6 +166,6 @@ class DiffusionModule(pl.LightningModule):
         checkpoint["config"] = dict(self.config)
 
 
-def compile_network(denoiser: NetworkDenoiser) -> None:
+def compile_network(denoiser: TrainableDenoiser) -> None:
     """Compiles the network in place, which leaves its parameters' names as they are."""
     denoiser.network.compile()

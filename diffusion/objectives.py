@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, NetworkDenoiser
+from diffusion.denoisers import Condition, NetworkDenoiser, TrainableDenoiser
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
@@ -168,8 +168,9 @@ class DenoisingObjective(nn.Module):
         loss = self.weighting(model.schedule, float64(t), c_out**2).to(error.dtype) * error
         return {"loss": loss + self.further(model, x0, x_t, t, denoised, aux).to(loss.dtype), "log_snr": log_snr}
 
-    def check(self, model: NetworkDenoiser) -> None:
+    def check(self, model: TrainableDenoiser) -> None:
         """Raises ValueError if this objective cannot train that model."""
+        _behind_preconditioner(model)
         if model.variance == "learned":
             raise ValueError(
                 "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
@@ -204,7 +205,8 @@ class HybridObjective(DenoisingObjective):
             raise ValueError(f"vlb_weight must be positive, got {vlb_weight}; use objective=simple without it")
         self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
 
-    def check(self, model: NetworkDenoiser) -> None:
+    def check(self, model: TrainableDenoiser) -> None:
+        _behind_preconditioner(model)
         if model.variance != "learned":
             raise ValueError("objective=hybrid trains the variance beside the mean: add denoiser.variance=learned")
         _steps(model.schedule)
@@ -246,7 +248,7 @@ class VLBObjective(nn.Module):
         self.register_buffer("losses", torch.zeros(timesteps, history))
         self.register_buffer("counts", torch.zeros(timesteps, dtype=torch.int64))
 
-    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    def forward(self, model: TrainableDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""
         self.check(model)
         x0, steps = batch["x"], len(self.counts)
@@ -263,7 +265,7 @@ class VLBObjective(nn.Module):
         loss = term / probabilities[row] + bits(prior_term(model.schedule, x0))
         return {"loss": loss.to(x0.dtype), "log_snr": model.schedule.log_snr(t)}
 
-    def check(self, model: NetworkDenoiser) -> None:
+    def check(self, model: TrainableDenoiser) -> None:
         """Raises ValueError if this objective cannot train that model."""
         if _steps(model.schedule) != len(self.counts):
             raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
@@ -281,13 +283,21 @@ class VLBObjective(nn.Module):
     def remember(self, row: Tensor, term: Tensor) -> None:
         """Puts terms (B,) of the steps with these rows into the history, those of all ranks in the batch's order."""
         kept = self.losses.shape[1]
+        if kept == 0:
+            return
         row, term = _of_all_ranks(row), _of_all_ranks(term.to(self.losses))
-        same = row[:, None] == row
-        earlier = same.tril(-1).sum(1)  # of the same step in this batch
-        last = earlier >= same.sum(1) - kept
-        place = (self.counts[row] + earlier) % max(kept, 1)
-        self.losses[row[last], place[last]] = term[last]
-        self.counts.index_add_(0, row, torch.ones_like(row))
+        row, order = row.sort(stable=True)
+        drawn = torch.zeros_like(self.counts).index_add_(0, row, torch.ones_like(row))
+        earlier = torch.arange(len(row), device=row.device) - (drawn.cumsum(0) - drawn)[row]  # of the same step
+        last = earlier >= drawn[row] - kept
+        place = (self.counts[row] + earlier) % kept
+        self.losses[row[last], place[last]] = term[order][last]
+        self.counts += drawn
+
+
+def _behind_preconditioner(model: TrainableDenoiser) -> None:
+    if not isinstance(model, NetworkDenoiser):
+        raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
 
 
 def _steps(schedule: Schedule) -> int:

