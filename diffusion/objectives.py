@@ -141,7 +141,7 @@ class DenoisingObjective(nn.Module):
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
-    def forward(self, model: TrainableDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample.
 
         Args:
@@ -152,8 +152,6 @@ class DenoisingObjective(nn.Module):
         Returns:
             "loss" and "log_snr", each (B,).
         """
-        if not isinstance(model, NetworkDenoiser):
-            raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
         self.check(model)
         x0 = batch["x"]
         t = self.times(model.schedule, noise.uniform(draw=TIME))
@@ -170,8 +168,9 @@ class DenoisingObjective(nn.Module):
         loss = self.weighting(model.schedule, float64(t), c_out**2).to(error.dtype) * error
         return {"loss": loss + self.further(model, x0, x_t, t, denoised, aux).to(loss.dtype), "log_snr": log_snr}
 
-    def check(self, model: NetworkDenoiser) -> None:
+    def check(self, model: TrainableDenoiser) -> None:
         """Raises ValueError if this objective cannot train that model."""
+        _behind_preconditioner(model)
         if model.variance == "learned":
             raise ValueError(
                 "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
@@ -206,7 +205,8 @@ class HybridObjective(DenoisingObjective):
             raise ValueError(f"vlb_weight must be positive, got {vlb_weight}; use objective=simple without it")
         self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
 
-    def check(self, model: NetworkDenoiser) -> None:
+    def check(self, model: TrainableDenoiser) -> None:
+        _behind_preconditioner(model)
         if model.variance != "learned":
             raise ValueError("objective=hybrid trains the variance beside the mean: add denoiser.variance=learned")
         _steps(model.schedule)
@@ -265,7 +265,7 @@ class VLBObjective(nn.Module):
         loss = term / probabilities[row] + bits(prior_term(model.schedule, x0))
         return {"loss": loss.to(x0.dtype), "log_snr": model.schedule.log_snr(t)}
 
-    def check(self, model: NetworkDenoiser) -> None:
+    def check(self, model: TrainableDenoiser) -> None:
         """Raises ValueError if this objective cannot train that model."""
         if _steps(model.schedule) != len(self.counts):
             raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
@@ -293,6 +293,11 @@ class VLBObjective(nn.Module):
         place = (self.counts[row] + earlier) % kept
         self.losses[row[last], place[last]] = term[order][last]
         self.counts += drawn
+
+
+def _behind_preconditioner(model: TrainableDenoiser) -> None:
+    if not isinstance(model, NetworkDenoiser):
+        raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
 
 
 def _steps(schedule: Schedule) -> int:

@@ -36,8 +36,8 @@ class Sampler(ABC):
     """Turns noise into data.
 
     `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
-    covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether a
-    step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
+    covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether
+    a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
     there.
     """
 

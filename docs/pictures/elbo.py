@@ -42,7 +42,7 @@ def weights(schedule: Schedule, loss: str) -> tuple[Tensor, Tensor]:
     log_snr = schedule.log_snr(t)
     weight = {
         "vlb": torch.expm1(schedule.log_snr(t - 1 / steps) - log_snr) / 2,
-        "min_snr": MinSNRWeighting()(log_snr, torch.exp(-log_snr)),
+        "min_snr": MinSNRWeighting()(schedule, t, torch.exp(-log_snr)),
     }[loss]
     return t, weight / weight[len(t) // 2]
 

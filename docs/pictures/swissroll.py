@@ -54,7 +54,7 @@ def both(pipeline: Pipeline, x0: Tensor, columns: int = 6) -> Figure:
     axes = figure.subplots(2, columns)
     for row, (name, states), colour in zip(axes, rows.items(), (style.BLUE, style.VERMILLION), strict=True):
         for axis, t, state in zip(row, pipeline.times[keep], states, strict=True):
-            _axes(axis).scatter(*state.T, s=0.7, color=colour, alpha=0.5, linewidths=0)
+            _axes(axis).scatter(state[:, 0], state[:, 1], s=0.7, color=colour, alpha=0.5, linewidths=0)
             if name == "forward":
                 axis.set_title(f"$t = {t.item():g}$")
         row[0].set_ylabel(name)
@@ -73,7 +73,7 @@ def arrows(pipeline: Pipeline, x0: Tensor, sigmas: tuple[float, ...] = (1.0, 0.5
         noised = processes.forward(schedule, x0, t[None], Noise(0, torch.arange(len(x0)), EVALUATION))[0] / alpha
         with torch.no_grad():
             score = (alpha * pipeline.denoiser((alpha * grid).float(), t) - alpha * grid) / sigma**2
-        _axes(axis).scatter(*noised.T, s=0.7, color=style.GREY, alpha=0.35, linewidths=0)
+        _axes(axis).scatter(noised[:, 0], noised[:, 1], s=0.7, color=style.GREY, alpha=0.35, linewidths=0)
         axis.quiver(*grid.T, *(sigma * score).T, color=style.BLUE, scale=40, width=0.005, headwidth=4)
         axis.set_title(rf"$\sigma_t / \alpha_t = {level:g}$")
     return figure
