@@ -11,11 +11,7 @@ from torch import Tensor, nn
 import evaluate
 import sample
 import train
-<<<<<<< HEAD
 from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
-=======
-from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, StepDenoiser, posterior
->>>>>>> 41f893bcd90ae195cf7a4621c0c039b475e42148
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.likelihood import bits, ode_log_density, prior_term, variational_bound
 from diffusion.networks.heads import Heads
