@@ -7,6 +7,7 @@ python docs/pictures/swissroll.py lightning_logs/swissroll/version_0 lightning_l
 
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import style
 
 from data.stream import Source
-from diffusion import media, processes
+from diffusion import processes
 from diffusion.build import build
 from diffusion.checkpoint import find
 from diffusion.likelihood import ode_log_density, prior_log_density
@@ -28,6 +29,9 @@ from diffusion.noise import EVALUATION, Noise
 from diffusion.sampling import Pipeline
 
 LIMIT = 1.6  # half the side of a picture
+# Steps to show, of 40, data first: the spiral is lost in the first few.
+COLUMNS = (0, 1, 2, 4, 8, 40)
+FRAMES = (40, 30, 20, 14, 10, 8, 6, 5, 4, 3, 2, 1, 0)
 
 
 def model(spec: str, n: int) -> tuple[Pipeline, Tensor]:
@@ -39,24 +43,28 @@ def model(spec: str, n: int) -> tuple[Pipeline, Tensor]:
 
 def _axes(axis: Axes) -> Axes:
     axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), xticks=[], yticks=[], aspect="equal")
+    axis.spines[:].set_visible(False)
     return axis
 
 
-def both(pipeline: Pipeline, x0: Tensor, columns: int = 6) -> Figure:
-    """The forward process above, the reverse one below, at the same times."""
-    keep = media.evenly(len(pipeline.times), columns)[::-1]
+def both(pipeline: Pipeline, x0: Tensor, steps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The states of the forward and of the reverse process after so many noising steps."""
+    keep = [len(pipeline.times) - 1 - i for i in steps]
     noise = Noise(0, torch.arange(len(x0)), EVALUATION)
-    rows = {
-        "forward": processes.forward(pipeline.denoiser.schedule, x0, pipeline.times[keep], noise),
-        "reverse": pipeline.frames(len(x0), batch_size=len(x0), keep=keep),
-    }
-    figure = Figure(figsize=(style.WIDTH, 2 * style.WIDTH / columns + 0.4))
-    axes = figure.subplots(2, columns)
+    forward = processes.forward(pipeline.denoiser.schedule, x0, pipeline.times[keep], noise)
+    return forward, pipeline.frames(len(x0), batch_size=len(x0), keep=keep)
+
+
+def strip(pipeline: Pipeline, x0: Tensor) -> Figure:
+    """The forward process above, the reverse one below, at the same times."""
+    rows = dict(zip(("forward", "reverse"), both(pipeline, x0, COLUMNS), strict=True))
+    figure = Figure(figsize=(style.WIDTH, 2 * style.WIDTH / len(COLUMNS) + 0.2))
+    axes = figure.subplots(2, len(COLUMNS))
     for row, (name, states), colour in zip(axes, rows.items(), (style.BLUE, style.VERMILLION), strict=True):
-        for axis, t, state in zip(row, pipeline.times[keep], states, strict=True):
-            _axes(axis).scatter(state[:, 0], state[:, 1], s=0.7, color=colour, alpha=0.5, linewidths=0)
+        for axis, i, state in zip(row, COLUMNS, states, strict=True):
+            _axes(axis).scatter(state[:, 0], state[:, 1], s=1.5, color=colour, alpha=0.5, linewidths=0)
             if name == "forward":
-                axis.set_title(f"$t = {t.item():g}$")
+                axis.set_title(rf"$i = {i}$")
         row[0].set_ylabel(name)
     return figure
 
@@ -123,12 +131,8 @@ def density(pipeline: Pipeline, x0: Tensor, side: int = 64, steps: int = 30) -> 
 def draw(of_2015: str, modern: str, folder: Path, n: int = 2000, side: int = 64) -> None:
     """Writes all pictures to a folder."""
     pipeline, x0 = model(of_2015, n)
-    style.save(both(pipeline, x0), folder, "swissroll_processes.png")
-    keep = media.evenly(len(pipeline.times), 21)
-    above = processes.forward(
-        pipeline.denoiser.schedule, x0, pipeline.times[keep], Noise(0, torch.arange(len(x0)), EVALUATION)
-    )
-    processes.save(folder / "swissroll_processes.gif", above, pipeline.frames(len(x0), keep=keep))
+    style.save(strip(pipeline, x0), folder, "swissroll_processes.png")
+    processes.save(folder / "swissroll_processes.gif", *both(pipeline, x0[:600], FRAMES))
     pipeline, x0 = model(modern, n)
     style.save(arrows(pipeline, x0), folder, "swissroll_score.png")
     style.save(density(pipeline, x0[:500], side), folder, "swissroll_density.png")
