@@ -81,7 +81,7 @@ def test_the_step_has_the_networks_mean_and_variance_and_d_is_the_x0_that_gives_
     x_t = torch.randn(6, 2, dtype=torch.float64)
     raw, extra = model.network(x_t, torch.full((6,), i - 1.0), {}).chunk(2, dim=1)
     beta = model.schedule.betas[i - 1]
-    mean, log_var, x0 = model.transition(x_t, t, s)
+    _, log_var, x0 = model.transition(x_t, t, s)
     torch.testing.assert_close(mean, (1 - beta).sqrt() * x_t + beta.sqrt() * raw)
     abar_t, abar_s = (1 - model.schedule.betas).cumprod(0)[i - 1], torch.tensor(1.0).double()
     if i > 1:
@@ -140,7 +140,7 @@ def test_a_network_of_zeros_is_exact_for_a_standard_normal() -> None:
     model = StepDenoiser(Heads((2,), STEPS, width=4, out_channels=4).double(), LinearSchedule(STEPS))
     t, s = _time(9), _time(8)
     x_t = torch.randn(3, 2, dtype=torch.float64)
-    mean, log_var, x0 = model.transition(x_t, t, s)
+    _, log_var, x0 = model.transition(x_t, t, s)
     alpha, _ = model.schedule(t)
     torch.testing.assert_close(x0, alpha * x_t)
     torch.testing.assert_close(log_var.exp(), model.schedule.betas[8].expand(3, 2))
@@ -155,7 +155,7 @@ def test_all_steps_sample_and_invert_and_others_are_refused_in_one_line() -> Non
         x_1 = DDIMSampler().sample(model, x, full[:-1].flip(0))
         assert x_1.isfinite().all()
         clipped = ClippedDenoiser(model)
-        mean, log_var, x0 = clipped.transition(3 * x, _time(5), _time(4))
+        _, log_var, x0 = clipped.transition(3 * x, _time(5), _time(4))
         assert x0.abs().max() == 1
         torch.testing.assert_close(log_var, model.transition(3 * x, _time(5), _time(4))[1])
         for times in (TrailingGrid()(model.schedule, 20), LogSNRGrid()(model.schedule, STEPS)):
