@@ -81,7 +81,7 @@ def test_the_step_has_the_networks_mean_and_variance_and_d_is_the_x0_that_gives_
     x_t = torch.randn(6, 2, dtype=torch.float64)
     raw, extra = model.network(x_t, torch.full((6,), i - 1.0), {}).chunk(2, dim=1)
     beta = model.schedule.betas[i - 1]
-    _, log_var, x0 = model.transition(x_t, t, s)
+    mean, log_var, x0 = model.transition(x_t, t, s)
     torch.testing.assert_close(mean, (1 - beta).sqrt() * x_t + beta.sqrt() * raw)
     abar_t, abar_s = (1 - model.schedule.betas).cumprod(0)[i - 1], torch.tensor(1.0).double()
     if i > 1:
