@@ -281,3 +281,13 @@ def test_a_clipped_model_has_no_likelihood() -> None:
         ode_log_density(clipped, x, _noise(1))
     with pytest.raises(ValueError, match="without clipping"):
         variational_bound(clipped, x, TrailingGrid()(schedule, 2), _noise(1), eight_bit=True)
+
+
+def test_with_zero_terminal_snr_the_bound_has_no_prior_term_and_the_ode_is_refused() -> None:
+    schedule = CosineSchedule(100, zero_terminal_snr=True)
+    denoiser, x = _normal(schedule, 0.3, 1.0), _tensor(-0.3, 0.1, 0.9)[:, None]
+    terms = variational_bound(denoiser, x, TrailingGrid()(schedule, 100), Noise(0, torch.arange(3)), False)
+    assert (terms[:, 0] == 0).all()
+    assert terms.isfinite().all()
+    with pytest.raises(ValueError, match=r"likelihood=ode cannot go to t = 1.*use likelihood=vlb"):
+        ode_log_density(denoiser, x, probe="exact")
