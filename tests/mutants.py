@@ -9,30 +9,34 @@ makes it exit with 1. Docstrings, messages, annotations, imports and default set
 """
 
 import ast
+import contextlib
+import multiprocessing
 import os
 import random
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 900
+SERVER = multiprocessing.get_context("forkserver")
 KINDS = ("operator", "constant", "name")
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
-    "schedules": ("schedules", "denoisers", "likelihood", "grids"),
-    "denoisers": ("denoisers", "objectives", "likelihood"),
+    "schedules": ("schedules", "denoisers"),
+    "denoisers": ("denoisers", "objectives"),
     "objectives": ("objectives", "variance"),
     "samplers": ("samplers", "inversion"),
     "grids": ("grids",),
-    "multistep": ("samplers", "inversion", "parity_diffusers"),
-    "stochastic": ("stochastic", "samplers"),
-    "ode": ("adaptive", "likelihood"),
+    "multistep": ("samplers", "inversion"),
+    "stochastic": ("stochastic",),
+    "ode": ("adaptive",),
     "adaptive": ("adaptive",),
     "likelihood": ("likelihood", "variance"),
     "guidance": ("guidance",),
@@ -132,6 +136,15 @@ def sites(module: str) -> list[Mutant]:
     return found
 
 
+def run_tests(project: Path, names: tuple[str, ...]) -> None:
+    """Ends this process with pytest's exit status, for the project in that folder."""
+    os.chdir(project)
+    files = [f"tests/test_{name}.py" for name in names]
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])
+    sys.exit(int(status))
+
+
 def survives(mutant: Mutant) -> bool:
     """Whether the tests pass all the same; a test run that takes too long or cannot begin has noticed."""
     with tempfile.TemporaryDirectory() as folder:
@@ -141,21 +154,18 @@ def survives(mutant: Mutant) -> bool:
         text = file.read_text(encoding="utf-8")
         end = mutant.start + len(mutant.old)
         file.write_text(text[: mutant.start] + mutant.new + text[end:], encoding="utf-8")
-        for name in TESTS[mutant.module]:
-            command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/test_{name}.py"]
-            try:
-                done = subprocess.run(
-                    command, cwd=copy, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, timeout=TIMEOUT_S
-                )
-            except subprocess.TimeoutExpired:
-                return False
-            if done.returncode != 0:
-                return False
-    return True
+        # Forked from a server that has imported torch once, and nothing of the project.
+        process = SERVER.Process(target=run_tests, args=(copy, TESTS[mutant.module]))
+        process.start()
+        process.join(TIMEOUT_S)
+        process.kill()
+        return process.exitcode == 0
 
 
 def main(count: int = 60, seed: int = 0) -> int:
     """Draws and runs the mutants; the number of survivors that are not explained."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    SERVER.set_forkserver_preload(["torch", "torchdiffeq", "pytest"])
     modules = [name for name in TESTS if (ROOT / f"diffusion/{name}.py").exists()]
     everything = [mutant for name in modules for mutant in sites(name)]
     dice = random.Random(seed)
