@@ -27,14 +27,15 @@ ROOT = Path(__file__).parent.parent
 TIMEOUT_S = 900
 SERVER = multiprocessing.get_context("forkserver")
 KINDS = ("operator", "constant", "name")
+ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
     "schedules": ("schedules", "denoisers"),
-    "denoisers": ("denoisers", "objectives"),
+    "denoisers": ("denoisers", "step_denoiser", "objectives"),
     "objectives": ("objectives", "variance"),
-    "samplers": ("samplers", "inversion"),
+    "samplers": (ORDER, "inversion", "samplers"),
     "grids": ("grids",),
-    "multistep": ("samplers", "inversion"),
+    "multistep": (ORDER, "inversion", "samplers"),
     "stochastic": ("stochastic",),
     "ode": ("adaptive",),
     "adaptive": ("adaptive",),
@@ -139,7 +140,7 @@ def sites(module: str) -> list[Mutant]:
 def run_tests(project: Path, names: tuple[str, ...]) -> None:
     """Ends this process with pytest's exit status, for the project in that folder."""
     os.chdir(project)
-    files = [f"tests/test_{name}.py" for name in names]
+    files = ["tests/test_{}.py{}{}".format(*name.partition("::")) for name in names]
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])
     sys.exit(int(status))
