@@ -10,6 +10,7 @@ makes it exit with 1. Docstrings, messages, annotations, imports and default set
 
 import ast
 import contextlib
+import difflib
 import multiprocessing
 import os
 import random
@@ -124,8 +125,9 @@ def sites(module: str) -> list[Mutant]:
         elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
             add(at(node.lineno, node.col_offset), str(node.value), str(not node.value))
         elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in names and len(names) > 1:
-            others = [name for name in names if name != node.id]
-            add(at(node.lineno, node.col_offset), node.id, others[len(found) % len(others)])
+            # The likeliest slips: sigma_s for sigma_t.
+            nearest = difflib.get_close_matches(node.id, [name for name in names if name != node.id], n=3, cutoff=0)
+            add(at(node.lineno, node.col_offset), node.id, nearest[len(found) % len(nearest)])
         for field, child in ast.iter_fields(node):
             if field in ("annotation", "returns", "keywords" if isinstance(node, ast.ClassDef) else ""):
                 continue
