@@ -20,7 +20,7 @@ CORE = {
     "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
     "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
-    "stochastic": {"torch", "diffusion.denoisers", "diffusion.samplers"},
+    "stochastic": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
     "adaptive": {"torch", "diffusion.denoisers", "diffusion.samplers", "diffusion.ode"},
     "grids": {"torch", "diffusion.schedules"},
 }
