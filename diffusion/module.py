@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, VLBObjective
-from diffusion.optimizers import EMA, AdamW, LearningRate
+from diffusion.optimizers import EMA, AdamW, LearningRate, Muon
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
 LEVELS = (-4.0, 0.0, 4.0)
@@ -55,7 +55,7 @@ class DiffusionModule(pl.LightningModule):
         self,
         denoiser: TrainableDenoiser,
         objective: DenoisingObjective | VLBObjective,
-        optimizer: AdamW,
+        optimizer: AdamW | Muon,
         learning_rate: LearningRate,
         ema: EMA | None,
         images_per_step: int,
@@ -123,10 +123,11 @@ class DiffusionModule(pl.LightningModule):
             self.logger.log_metrics({"val/loss": total} | means, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
         # A fused optimizer unscales by itself, which our clipping for float16 would not see.
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
-        return self.optimizer(parameters, fused)
+        optimizer = self.optimizer(self.denoiser.network, fused)
+        self._peak_lrs = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -148,18 +149,19 @@ class DiffusionModule(pl.LightningModule):
             raise_on_first_rank(self.trainer, stop)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.current_lr()
+        factor = self.learning_rate_factor()
+        for group, peak in zip(optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.last_loss = torch.stack(self._losses).mean()
         self._losses.clear()
         if self.averaging is not None and self.ema is not None:
             self.averaging.update(self.ema, self.denoiser, self.global_step + 1)
 
-    def current_lr(self) -> float:
-        """The learning rate of the step that comes next."""
+    def learning_rate_factor(self) -> float:
+        """The factor on the peak learning rates in the step that comes next."""
         total = self.trainer.max_steps * self.images_per_step if self.trainer.max_steps > 0 else None
-        return self.optimizer.lr * self.learning_rate(self.global_step * self.images_per_step, total)
+        return self.learning_rate(self.global_step * self.images_per_step, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.raise_if_diverged()

@@ -316,7 +316,7 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
     with torch.random.fork_rng(devices=[]):
         denoiser = copy.deepcopy(module.denoiser).to(device).train()
         objective = copy.deepcopy(module.objective).to(device).train()
-        optimizer = module.optimizer(denoiser.parameters(), fused=False)
+        optimizer = module.optimizer(denoiser.network, fused=False)
         batch = {name: value.to(device) for name, value in batch.items()}
         noise = Noise(module.seed, batch["serial"], TRAINING)
         if module.config.get("compile"):
