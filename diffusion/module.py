@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, VLBObjective
-from diffusion.optimizers import EMA, AdamW, LearningRate, Muon
+from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
 LEVELS = (-4.0, 0.0, 4.0)
@@ -57,7 +57,7 @@ class DiffusionModule(pl.LightningModule):
         objective: DenoisingObjective | VLBObjective,
         optimizer: AdamW | Muon,
         learning_rate: LearningRate,
-        ema: EMA | None,
+        ema: EMA | PowerEMA | None,
         images_per_step: int,
         seed: int,
         config: Mapping[str, Any],
@@ -67,13 +67,18 @@ class DiffusionModule(pl.LightningModule):
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
         self.images_per_step, self.seed, self.config = images_per_step, seed, config
         self.averaging = ema
-        self.ema: TrainableDenoiser | None = None
-        if ema is not None:
-            self.ema = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
+        self.ema: TrainableDenoiser | None = copies[0] if copies else None
+        self.other_emas = nn.ModuleList(copies[1:])
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
         self.grad_norm = torch.zeros(())
         self.last_loss = torch.zeros(())  # of the last optimizer step
         self._losses: list[Tensor] = []  # of its accumulated batches
+
+    @property
+    def averages(self) -> list[nn.Module]:
+        """The averaged denoisers, in the order of `averaging.weights`."""
+        return [] if self.ema is None else [self.ema, *self.other_emas]
 
     @property
     def evaluated(self) -> TrainableDenoiser:
@@ -86,10 +91,10 @@ class DiffusionModule(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop.max_steps = steps
 
     def train(self, mode: bool = True) -> "DiffusionModule":
-        """The average stays in evaluation mode."""
+        """The averages stay in evaluation mode."""
         super().train(mode)
-        if self.ema is not None:
-            self.ema.eval()
+        for average in self.averages:
+            average.eval()
         return self
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
@@ -155,8 +160,10 @@ class DiffusionModule(pl.LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.last_loss = torch.stack(self._losses).mean()
         self._losses.clear()
-        if self.averaging is not None and self.ema is not None:
-            self.averaging.update(self.ema, self.denoiser, self.global_step + 1)
+        if self.averaging is not None:
+            with torch.no_grad():
+                for average, weight in zip(self.averages, self.averaging.weights(self.global_step + 1), strict=True):
+                    torch._foreach_lerp_(list(average.parameters()), list(self.denoiser.parameters()), weight)
 
     def learning_rate_factor(self) -> float:
         """The factor on the peak learning rates in the step that comes next."""

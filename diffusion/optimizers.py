@@ -1,4 +1,4 @@
-"""Optimizers and the learning rate's course."""
+"""Optimizers, the learning rate's course, averages of the weights."""
 
 import math
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from diffusion.muon import MuonAdamW
+from diffusion.posthoc import exponent
 
 
 class AdamW:
@@ -137,8 +138,32 @@ class EMA:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
 
-    @torch.no_grad()
-    def update(self, average: nn.Module, model: nn.Module, step: int) -> None:
-        """Moves the average towards the model after optimizer step number `step` (from 1)."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+    def weights(self, step: int) -> list[float]:
+        """What the model weighs in the average after optimizer step number `step` (from 1)."""
+        return [1 - min(self.decay, (1 + step) / (10 + step))]
+
+
+class PowerEMA:
+    """Averages of the weights by a power function, whose length grows with the training (Karras et al. 2024, EDM2,
+    arXiv 2312.02696, section 3).
+
+    At step t an average moves towards the model by `1 - beta_t`, `beta_t = (1 - 1 / t)^(gamma + 1)`, which weighs step
+    tau by tau^gamma: nothing of the initial weights is left, and no warm-up is needed.
+
+    Args:
+        sigma_rels: width of each average, the standard deviation of its weighting over t, in (0, 0.28]; the first is
+            the one that is validated and sampled.
+        snapshots: keep at most so many snapshots of them in the run's folder; 0 for none. See `diffusion.posthoc`.
+    """
+
+    def __init__(self, sigma_rels: Sequence[float] = (0.10, 0.05), snapshots: int = 16) -> None:
+        if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
+            raise ValueError(f"sigma_rels must be one or more different widths, got {list(sigma_rels)}")
+        if snapshots < 0:
+            raise ValueError(f"snapshots must not be negative, got {snapshots}")
+        self.sigma_rels, self.snapshots = list(sigma_rels), snapshots
+        self.gammas = [exponent(sigma_rel) for sigma_rel in sigma_rels]
+
+    def weights(self, step: int) -> list[float]:
+        """What the model weighs in each average after optimizer step number `step` (from 1)."""
+        return [1 - (1 - 1 / step) ** (gamma + 1) for gamma in self.gammas]
