@@ -125,7 +125,7 @@ class Run:
             objective=build(config["objective"], "objective"),
             optimizer=build(config["optimizer"], "optimizer"),
             learning_rate=build(config["learning_rate"], "learning_rate"),
-            ema=None if config.get("ema") is None else build(config["ema"], "ema"),
+            ema=None if config["ema"] is None else build(config["ema"], "ema"),
             images_per_step=self.settings.batch_size * accumulate,
             seed=self.settings.seed,
             config=config,
