@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.build import ConfigError, build, resolve
-from diffusion.denoisers import Denoiser, StepDenoiser, TrainableDenoiser
+from diffusion.denoisers import Denoiser, TrainableDenoiser
 from diffusion.posthoc import WIDEST, coefficients, exponent
 from diffusion.schedules import Schedule
+from diffusion.steps import StepDenoiser
 
 ROOT = Path("lightning_logs")
 # How far, at most, an average that is put together may be from the one that was asked for.

@@ -16,6 +16,7 @@ CORE = {
     "noise": {"torch"},
     "denoisers": {"torch", "diffusion.schedules"},
     "ode": {"torch", "torchdiffeq", "diffusion.schedules", "diffusion.denoisers"},
+    "steps": {"torch", "diffusion.schedules", "diffusion.denoisers"},
     "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.ode"},
     "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
     "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import evaluate
 import sample
 import train
-from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, StepDenoiser, posterior
+from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.likelihood import bits, ode_log_density, prior_term, variational_bound
 from diffusion.networks.heads import Heads
@@ -19,6 +19,7 @@ from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes, VLBObjective
 from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, prior
 from diffusion.schedules import ContinuousCosineSchedule, LinearSchedule
+from diffusion.steps import StepDenoiser
 
 STEPS = 40
 HALF = "knows each of its 40 steps and nothing between or across them: use steps=40 and grid=trailing"
