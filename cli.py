@@ -156,7 +156,10 @@ def composition_error(error: BaseException, config_name: str) -> str:
         return f"there is no setting {key}{near}; {known}"
     if text.startswith("Config group override"):
         groups = [argument for argument in sys.argv[1:] if argument.split("=")[0] in groups_of(config_name)]
-        return f"{' '.join(groups)}: a group is chosen by one name, and only experiment and debug can be null"
+        return (
+            f"{' '.join(groups)}: a group is chosen by one name, and only experiment and debug can be null; --help "
+            f"lists the names"
+        )
     if text.startswith("Ambiguous value"):
         name = text.split("'")[1] if "'" in text else text
         return f"{name} is several values: add --multirun to try each, or write [a,b] for a list"

@@ -37,7 +37,7 @@ class Options:
     tolerance: float | None
     probes: int | None
     seed: int
-    weights: str
+    weights: str | float
     batch_size: int
     data_dir: str | None
 
@@ -57,7 +57,7 @@ class Options:
                 )
             if not 1e-12 <= self.tolerance <= 0.1:
                 raise ValueError(f"tolerance must be from 1e-12 to 0.1, got {self.tolerance}")
-        allowed = {"likelihood": ("vlb", "ode"), "split": ("train", "val", "test"), "weights": ("ema", "raw")}
+        allowed = {"likelihood": ("vlb", "ode"), "split": ("train", "val", "test")}
         for name, choices in allowed.items():
             if vars(self)[name] not in choices:
                 raise ValueError(f"{name} must be {' or '.join(choices)}, got {vars(self)[name]!r}")

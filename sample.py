@@ -35,7 +35,7 @@ class Options:
     eta: float | None
     seed: int
     label: int | None
-    weights: str
+    weights: str | float
     clip: bool | None
     batch_size: int
     devices: int | str | list[int]
@@ -58,9 +58,8 @@ class Options:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:
             raise ValueError(f"fps must be above 0 and at most 50, the most that viewers show, got {self.fps}")
-        for name, choices in {"show": ("x_t", "x0", "both"), "weights": ("ema", "raw")}.items():
-            if vars(self)[name] not in choices:
-                raise ValueError(f"{name} must be {' or '.join(choices)}, got {vars(self)[name]!r}")
+        if self.show not in ("x_t", "x0", "both"):
+            raise ValueError(f"show must be x_t or x0 or both, got {self.show!r}")
 
 
 def main(config: "DictConfig") -> None:

@@ -31,6 +31,15 @@ class AdaptiveSampler(Sampler):
                 raise ValueError(f"{name} must be from 1e-12 to 0.1, got {value}")
         self.rtol, self.atol = rtol, atol
 
+    def check(self, denoiser: Denoiser, times: Tensor) -> None:
+        super().check(denoiser, times)
+        try:
+            denoiser.check_times((times[:-1] + times[1:]) / 2)
+        except ValueError as error:
+            raise ValueError(
+                f"sampler=adaptive asks at times between the grid's: choose another, such as ddpm ({error})"
+            ) from error
+
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
     ) -> tuple[Tensor, History]:

@@ -7,19 +7,22 @@ import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diffusion.build import ConfigError, build, resolve
 from diffusion.denoisers import Denoiser, TrainableDenoiser
+from diffusion.posthoc import WIDEST, coefficients, exponent
 from diffusion.schedules import Schedule
 from diffusion.steps import StepDenoiser
 
 ROOT = Path("lightning_logs")
+# How far, at most, an average that is put together may be from the one that was asked for.
+FARTHEST = 0.15
 # What torch's reader and unpickler raise on bytes that are no checkpoint.
 _UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 
@@ -34,12 +37,20 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, torn, from another program, or holds anything but tensors and plain values.
     """
+    checkpoint = _load(path)
+    kinds = {"config": dict, "state_dict": dict, "global_step": int}
+    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
+        raise CheckpointError(f"{path} is a file of another program: it holds no configuration of this project")
+    return checkpoint
+
+
+def _load(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings():  # torch has remarks on other programs' pickles, which are refused below
             warnings.simplefilter("ignore")
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it holds objects other than tensors and plain values, or is no checkpoint at all"
@@ -47,10 +58,6 @@ def read(path: Path) -> dict[str, Any]:
     except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
         raise CheckpointError(f"{path} cannot be read ({reason}): torn or not a checkpoint") from error
-    kinds = {"config": dict, "state_dict": dict, "global_step": int}
-    if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
-        raise CheckpointError(f"{path} is a file of another program: it holds no configuration of this project")
-    return checkpoint
 
 
 def runs(root: Path = ROOT) -> list[Path]:
@@ -159,33 +166,81 @@ def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
     return denoiser
 
 
-def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> TrainableDenoiser:
+def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str | float = "ema") -> TrainableDenoiser:
     """The denoiser of a checkpoint: frozen, in evaluation mode, on the CPU.
 
     Args:
         checkpoint: its contents, as `read` gives them.
         path: where it is, for messages.
-        weights: "ema" or "raw"; a model trained without EMA has raw weights only, which then serve for both.
+        weights: "ema" or "raw"; a model trained without EMA has raw weights only, which then serve for both. Or a
+            number, sigma_rel of the average to make from the snapshots of a run with `ema=power`.
     """
-    if weights not in ("ema", "raw"):
-        raise ConfigError(f"weights must be ema or raw, got {weights!r}")
+    if weights not in ("ema", "raw") and not (isinstance(weights, float) and 0 < weights <= WIDEST):
+        raise ConfigError(
+            f"weights must be ema or raw, or the width of an average, above 0 and at most {WIDEST}, got {weights!r}"
+        )
     denoiser = build_denoiser(checkpoint["config"])
     load_weights(denoiser, checkpoint, path, weights)
     return denoiser.eval().requires_grad_(False)
 
 
-def load_weights(denoiser: Denoiser, checkpoint: Mapping[str, Any], path: Path, weights: str = "ema") -> None:
+def load_weights(denoiser: Denoiser, checkpoint: Mapping[str, Any], path: Path, weights: str | float = "ema") -> None:
     """Puts a checkpoint's weights into a denoiser.
 
     Raises:
         CheckpointError: they have other names or shapes.
     """
     state = checkpoint["state_dict"]
-    prefix = "ema." if weights == "ema" and any(key.startswith("ema.") for key in state) else "denoiser."
+    averaged = weights != "raw" and any(key.startswith("ema.") for key in state)
+    chosen = _part(state, "ema." if averaged else "denoiser.")
+    if isinstance(weights, float):
+        chosen |= _average(checkpoint, path, weights, [name for name, _ in denoiser.named_parameters()])
     try:
-        denoiser.load_state_dict(
-            {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-        )
+        denoiser.load_state_dict(chosen)
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:2])
         raise CheckpointError(f"the weights in {path} do not fit this network: {reason}") from error
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _average(checkpoint: Mapping[str, Any], path: Path, sigma_rel: float, names: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters averaged over this width, from the checkpoint's own averages and the snapshots taken before it."""
+    config, step = checkpoint["config"].get("ema"), checkpoint["global_step"]
+    widths = config.get("sigma_rels") if isinstance(config, Mapping) else None
+    if not isinstance(widths, list):
+        raise CheckpointError(
+            f"weights={sigma_rel} is an average whose width is chosen after training, which needs a run with "
+            f"ema=power; {path} has weights=ema and weights=raw alone"
+        )
+    gammas, wanted = [exponent(width) for width in widths], exponent(sigma_rel)
+    prefixes = ["ema.", *(f"other_emas.{i}." for i in range(len(widths) - 1))]
+    own = [_part(checkpoint["state_dict"], prefix) for prefix in prefixes]
+    folder = run_folder(path) / "averages"
+    before = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal() and int(file.stem) < step)
+    steps = [taken for taken in [*before, step] for _ in widths]
+    c, error = coefficients(steps, gammas * (len(before) + 1), step, wanted)
+    if error > FARTHEST:
+        raise CheckpointError(
+            f"weights={sigma_rel} is out of reach: the averages {widths} in the checkpoint and the {len(before)} "
+            f"snapshots of them in {folder} miss it by {100 * error:.0f} %, more than {100 * FARTHEST:.0f} %"
+        )
+    parts = [part for taken in before for part in _snapshot(folder / f"{taken}.pt", own, names)] + own
+    sums = {name: sum(c_i * part[name].double() for c_i, part in zip(c, parts, strict=True)) for name in names}
+    return {name: value.to(own[0][name].dtype) for name, value in sums.items()}
+
+
+def _snapshot(file: Path, own: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The averages in a snapshot, which have to be those of the checkpoint's network."""
+    found = _load(file)
+    averages = found.get("averages") if isinstance(found, dict) else None
+    shapes = [{name: part[name].shape for name in names} for part in own]
+    if not isinstance(averages, list) or shapes != [
+        {name: value.shape for name, value in part.items() if isinstance(value, Tensor)}
+        for part in averages
+        if isinstance(part, dict)
+    ]:
+        raise CheckpointError(f"{file} holds no averages of this checkpoint's weights")
+    return averages

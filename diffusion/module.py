@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, VLBObjective
-from diffusion.optimizers import EMA, AdamW, LearningRate
+from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
 LEVELS = (-4.0, 0.0, 4.0)
@@ -55,9 +55,9 @@ class DiffusionModule(pl.LightningModule):
         self,
         denoiser: TrainableDenoiser,
         objective: DenoisingObjective | VLBObjective,
-        optimizer: AdamW,
+        optimizer: AdamW | Muon,
         learning_rate: LearningRate,
-        ema: EMA | None,
+        ema: EMA | PowerEMA | None,
         images_per_step: int,
         seed: int,
         config: Mapping[str, Any],
@@ -67,13 +67,18 @@ class DiffusionModule(pl.LightningModule):
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
         self.images_per_step, self.seed, self.config = images_per_step, seed, config
         self.averaging = ema
-        self.ema: TrainableDenoiser | None = None
-        if ema is not None:
-            self.ema = copy.deepcopy(denoiser).requires_grad_(False).eval()
+        copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
+        self.ema: TrainableDenoiser | None = copies[0] if copies else None
+        self.other_emas = nn.ModuleList(copies[1:])
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
         self.grad_norm = torch.zeros(())
         self.last_loss = torch.zeros(())  # of the last optimizer step
         self._losses: list[Tensor] = []  # of its accumulated batches
+
+    @property
+    def averages(self) -> list[nn.Module]:
+        """The averaged denoisers, in the order of `averaging.weights`."""
+        return [] if self.ema is None else [self.ema, *self.other_emas]
 
     @property
     def evaluated(self) -> TrainableDenoiser:
@@ -86,10 +91,10 @@ class DiffusionModule(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop.max_steps = steps
 
     def train(self, mode: bool = True) -> "DiffusionModule":
-        """The average stays in evaluation mode."""
+        """The averages stay in evaluation mode."""
         super().train(mode)
-        if self.ema is not None:
-            self.ema.eval()
+        for average in self.averages:
+            average.eval()
         return self
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
@@ -123,10 +128,11 @@ class DiffusionModule(pl.LightningModule):
             self.logger.log_metrics({"val/loss": total} | means, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [p for p in self.denoiser.parameters() if p.requires_grad]
         # A fused optimizer unscales by itself, which our clipping for float16 would not see.
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
-        return self.optimizer(parameters, fused)
+        optimizer = self.optimizer(self.denoiser.network, fused)
+        self._peak_lrs = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -148,18 +154,21 @@ class DiffusionModule(pl.LightningModule):
             raise_on_first_rank(self.trainer, stop)
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        for group in optimizer.param_groups:
-            group["lr"] = self.current_lr()
+        factor = self.learning_rate_factor()
+        for group, peak in zip(optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.last_loss = torch.stack(self._losses).mean()
         self._losses.clear()
-        if self.averaging is not None and self.ema is not None:
-            self.averaging.update(self.ema, self.denoiser, self.global_step + 1)
+        if self.averaging is not None:
+            with torch.no_grad():
+                for average, weight in zip(self.averages, self.averaging.weights(self.global_step + 1), strict=True):
+                    torch._foreach_lerp_(list(average.parameters()), list(self.denoiser.parameters()), weight)
 
-    def current_lr(self) -> float:
-        """The learning rate of the step that comes next."""
+    def learning_rate_factor(self) -> float:
+        """The factor on the peak learning rates in the step that comes next."""
         total = self.trainer.max_steps * self.images_per_step if self.trainer.max_steps > 0 else None
-        return self.optimizer.lr * self.learning_rate(self.global_step * self.images_per_step, total)
+        return self.learning_rate(self.global_step * self.images_per_step, total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.raise_if_diverged()

@@ -1,10 +1,14 @@
-"""Optimizers and the learning rate's course."""
+"""Optimizers, the learning rate's course, averages of the weights."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from diffusion.muon import MuonAdamW
+from diffusion.posthoc import exponent
 
 
 class AdamW:
@@ -23,8 +27,70 @@ class AdamW:
             raise ValueError(f"betas must be two numbers in [0, 1), got {list(betas)}")
         self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
 
-    def __call__(self, parameters: Iterable[nn.Parameter], fused: bool) -> torch.optim.Optimizer:
+    def __call__(self, network: nn.Module, fused: bool) -> torch.optim.Optimizer:
+        """The optimizer of a network's weights; `fused` in one kernel."""
+        parameters = [p for p in network.parameters() if p.requires_grad]
         return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
+
+
+@runtime_checkable
+class HasEnds(Protocol):
+    """A network that names its layers between data and hidden features: those that read x and that write the output."""
+
+    ends: Sequence[str]
+
+
+class Muon:
+    """Muon on the hidden matrices of a network, AdamW on the rest; see `diffusion.muon.MuonAdamW`.
+
+    Hidden matrices are the weights of two or more dimensions, convolutions' among them, but for embeddings of labels
+    and the layers that the network names in `ends`.
+
+    Args:
+        lr: peak learning rate of AdamW.
+        matrix_lr: peak learning rate of Muon; both follow the same course.
+        momentum: of Muon.
+        betas: decay rates of AdamW's two moments.
+        weight_decay: decoupled, applied to all weights.
+    """
+
+    def __init__(
+        self,
+        lr: float = 2e-3,
+        matrix_lr: float = 0.02,
+        momentum: float = 0.95,
+        betas: Sequence[float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+    ) -> None:
+        if matrix_lr <= 0:
+            raise ValueError(f"matrix_lr must be positive, got {matrix_lr}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+        self.rest = AdamW(lr, betas, weight_decay)
+        self.matrix_lr, self.momentum = matrix_lr, momentum
+
+    def __call__(self, network: nn.Module, fused: bool) -> torch.optim.Optimizer:
+        """The optimizer of a network's weights, the group of the rest first; `fused` AdamW in one kernel.
+
+        Raises:
+            ValueError: the network does not say which layers are its ends.
+        """
+        if not isinstance(network, HasEnds):
+            raise ValueError(
+                f"optimizer=muon has to know which layers of {type(network).__name__} read x and write the output: "
+                f"name them in its attribute `ends`, or use optimizer=adamw"
+            )
+        outer = [network.get_submodule(name) for name in network.ends]
+        outer += [module for module in network.modules() if isinstance(module, nn.Embedding)]
+        outside = {id(p) for module in outer for p in module.parameters()}
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for p in network.parameters():
+            if p.requires_grad:
+                (matrices if p.ndim >= 2 and id(p) not in outside else rest).append(p)
+        return MuonAdamW(
+            matrices, rest, self.matrix_lr, self.rest.lr, self.momentum, self.rest.betas, self.rest.weight_decay, fused
+        )
 
 
 class LearningRate:
@@ -72,8 +138,32 @@ class EMA:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
         self.decay = decay
 
-    @torch.no_grad()
-    def update(self, average: nn.Module, model: nn.Module, step: int) -> None:
-        """Moves the average towards the model after optimizer step number `step` (from 1)."""
-        weight = 1 - min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), weight)
+    def weights(self, step: int) -> list[float]:
+        """What the model weighs in the average after optimizer step number `step` (from 1)."""
+        return [1 - min(self.decay, (1 + step) / (10 + step))]
+
+
+class PowerEMA:
+    """Averages of the weights by a power function, whose length grows with the training (Karras et al. 2024, EDM2,
+    arXiv 2312.02696, section 3).
+
+    At step t an average moves towards the model by `1 - beta_t`, `beta_t = (1 - 1 / t)^(gamma + 1)`, which weighs step
+    tau by tau^gamma: nothing of the initial weights is left, and no warm-up is needed.
+
+    Args:
+        sigma_rels: width of each average, the standard deviation of its weighting over t, in (0, 0.28]; the first is
+            the one that is validated and sampled.
+        snapshots: keep at most so many snapshots of them in the run's folder; 0 for none. See `diffusion.posthoc`.
+    """
+
+    def __init__(self, sigma_rels: Sequence[float] = (0.10, 0.05), snapshots: int = 16) -> None:
+        if not sigma_rels or len(set(sigma_rels)) < len(sigma_rels):
+            raise ValueError(f"sigma_rels must be one or more different widths, got {list(sigma_rels)}")
+        if snapshots < 0:
+            raise ValueError(f"snapshots must not be negative, got {snapshots}")
+        self.sigma_rels, self.snapshots = list(sigma_rels), snapshots
+        self.gammas = [exponent(sigma_rel) for sigma_rel in sigma_rels]
+
+    def weights(self, step: int) -> list[float]:
+        """What the model weighs in each average after optimizer step number `step` (from 1)."""
+        return [1 - (1 - 1 / step) ** (gamma + 1) for gamma in self.gammas]

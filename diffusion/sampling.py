@@ -73,21 +73,21 @@ class Pipeline:
     num_classes: int
 
     @classmethod
-    def load(cls, spec: str, weights: str = "ema", **changes: Any) -> "Pipeline":
+    def load(cls, spec: str, weights: str | float = "ema", **changes: Any) -> "Pipeline":
         """From a checkpoint: `last`, a version number, a run folder or a file; see `from_checkpoint`."""
         path, checkpoint = find(spec)
         return cls.from_checkpoint(checkpoint, str(path), weights, **changes)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Mapping[str, Any], path: str, weights: str = "ema", **changes: Any
+        cls, checkpoint: Mapping[str, Any], path: str, weights: str | float = "ema", **changes: Any
     ) -> "Pipeline":
         """From a checkpoint's contents.
 
         Args:
             checkpoint: see `diffusion.checkpoint.read`.
             path: where it is, for messages.
-            weights: "ema" or "raw".
+            weights: "ema", "raw" or a width; see `diffusion.checkpoint.trained_denoiser`.
             changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
         """
         config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}

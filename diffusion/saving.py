@@ -21,6 +21,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from diffusion.callbacks import AfterStep
 from diffusion.checkpoint import CheckpointError, read
 from diffusion.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
+from diffusion.posthoc import spacing
 
 
 class Interrupted(Exception):
@@ -62,6 +63,19 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         ) from error
 
 
+def agreed(trainer: pl.Trainer, request: int) -> int:
+    """The highest request of any rank."""
+    if trainer.world_size == 1:
+        return request
+    return int(trainer.strategy.reduce(torch.tensor(request, device=trainer.strategy.root_device), reduce_op="max"))
+
+
+def fail_together(trainer: pl.Trainer, failure: CheckpointError | None) -> None:
+    """Ends all ranks if one of them could not write."""
+    if agreed(trainer, int(failure is not None)):
+        raise_on_first_rank(trainer, failure or CheckpointError("another process could not write the checkpoint"))
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all, and reads them without trusting them."""
 
@@ -85,6 +99,38 @@ class StepTimer(Timer):
         if trainer.global_step != self._step:
             self._step = trainer.global_step
             super().on_train_batch_end(trainer, *args, **kwargs)
+
+
+class Snapshots(AfterStep):
+    """Keeps the averaged weights of some steps in `averages/`, in half precision, to choose an average's length later.
+
+    Args:
+        folder: the run's, on rank 0, which writes; None on the others.
+        most: how many to keep; see `diffusion.posthoc.spacing`.
+    """
+
+    def __init__(self, folder: Path | None, most: int) -> None:
+        super().__init__()
+        self.folder, self.most = folder, most
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        every = spacing(step, self.most)
+        if step % every:
+            return
+        module.raise_if_diverged()
+        failure = None
+        if trainer.is_global_zero and self.folder is not None:
+            averages = [{name: p.half() for name, p in average.named_parameters()} for average in module.averages]
+            snapshot = {"global_step": step, "averages": averages}
+            try:
+                write_whole(self.folder / "averages" / f"{step}.pt", lambda file: torch.save(snapshot, file))
+            except CheckpointError as error:
+                failure = error
+            else:
+                for path in (self.folder / "averages").glob("*.pt"):
+                    if path.stem.isdecimal() and int(path.stem) % every:
+                        path.unlink()
+        fail_together(trainer, failure)
 
 
 class Checkpoints(AfterStep):
@@ -113,9 +159,9 @@ class Checkpoints(AfterStep):
         """All ranks write, and read, the folder that rank 0 claimed."""
         self.folder = trainer.strategy.broadcast(self.folder)
         self._first = trainer.is_global_zero
-        if self._first:
-            for part in self._path("").parent.glob("*.part"):  # of a save that was killed
-                part.unlink()
+        if self._first and self.folder is not None:
+            for part in (*self.folder.glob("checkpoints/*.part"), *self.folder.glob("averages/*.part")):
+                part.unlink()  # of a save that was killed
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -159,7 +205,7 @@ class Checkpoints(AfterStep):
             trainer.should_stop = True  # which makes Lightning validate once more, at the end
         if self._validation_follows(trainer):
             return
-        request = self._agreed(trainer, self._signal or int(self._due(step)))
+        request = agreed(trainer, self._signal or int(self._due(step)))
         if request:
             self._save(trainer)
         if request > 1:
@@ -185,12 +231,6 @@ class Checkpoints(AfterStep):
         """Without validation the last step has not been saved yet."""
         if self._saved_step != trainer.global_step:
             self._save(trainer)
-
-    def _agreed(self, trainer: pl.Trainer, request: int) -> int:
-        """The highest request of any rank."""
-        if trainer.world_size == 1:
-            return request
-        return int(trainer.strategy.reduce(torch.tensor(request, device=trainer.strategy.root_device), reduce_op="max"))
 
     def _validation_follows(self, trainer: pl.Trainer) -> bool:
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.ready
@@ -223,7 +263,6 @@ class Checkpoints(AfterStep):
                     write_whole(self._path("last"), lambda file: shutil.copyfileobj(source, file))
             except CheckpointError as error:
                 failure = error
-        if self._agreed(trainer, int(failure is not None)):
-            raise_on_first_rank(trainer, failure or CheckpointError("another process could not write the checkpoint"))
+        fail_together(trainer, failure)
         self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         self._cost_s = self._saved_at - begun

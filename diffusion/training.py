@@ -26,8 +26,9 @@ from diffusion.checkpoint import ROOT, CheckpointError, build_denoiser, find, lo
 from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.noise import TRAINING, Noise
+from diffusion.optimizers import PowerEMA
 from diffusion.runlog import RunLogger
-from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, StepTimer
+from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Snapshots, StepTimer
 
 
 @dataclass
@@ -135,8 +136,8 @@ class Run:
         """Takes over the weights of a checkpoint, the averaged ones if it has them; `spec` as in `checkpoint.find`."""
         path, checkpoint = find(spec)
         load_weights(self.module.denoiser, checkpoint, path)
-        if self.module.ema is not None:
-            self.module.ema.load_state_dict(self.module.denoiser.state_dict())
+        for average in self.module.averages:
+            average.load_state_dict(self.module.denoiser.state_dict())
 
     def limit_steps(self, train_size: int) -> None:
         """Turns `max_epochs` into `max_steps`: the training stream has no end, and the decay has to know its length."""
@@ -172,6 +173,8 @@ class Run:
             logger = RunLogger(folder, resumed_from)
         shape = tuple(self.config["dataset"]["shape"])
         checkpoints = Checkpoints(folder, settings.checkpoint_every)
+        averaging = self.module.averaging
+        keep = averaging.snapshots if isinstance(averaging, PowerEMA) else 0
         trainer = make_trainer(
             self.config,
             logger=logger,
@@ -179,6 +182,7 @@ class Run:
                 Metrics(settings.log_every),
                 Preview(settings.preview_every, shape, settings.clip),
                 Progress(),
+                *([Snapshots(folder, keep)] if keep else []),
                 checkpoints,
             ],
         )
@@ -316,7 +320,7 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
     with torch.random.fork_rng(devices=[]):
         denoiser = copy.deepcopy(module.denoiser).to(device).train()
         objective = copy.deepcopy(module.objective).to(device).train()
-        optimizer = module.optimizer(denoiser.parameters(), fused=False)
+        optimizer = module.optimizer(denoiser.network, fused=False)
         batch = {name: value.to(device) for name, value in batch.items()}
         noise = Noise(module.seed, batch["serial"], TRAINING)
         if module.config.get("compile"):

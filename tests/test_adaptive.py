@@ -3,11 +3,11 @@
 import pytest
 import torch
 from helpers_samplers import interior, solution
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.adaptive import AdaptiveSampler
-from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
-from diffusion.grids import LogSNRGrid
+from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser, StepDenoiser
+from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.noise import Noise
 from diffusion.ode import Parts, solve
 from diffusion.samplers import prior
@@ -109,6 +109,18 @@ def test_an_image_is_the_same_in_any_batch() -> None:
     for few in index.split(19):
         alone = sampler.sample(denoiser, prior(schedule, Noise(0, few), (64,)), times)
         assert (alone - together[few]).abs().max() < 1 / 255
+
+
+def test_models_that_know_no_times_between_or_no_ratio_at_the_end_are_refused() -> None:
+    x = torch.zeros(1, 2)
+    steps = StepDenoiser(nn.Linear(2, 4), CosineSchedule(9))
+    with pytest.raises(
+        ValueError, match="asks at times between the grid's: choose another, such as ddpm .denoiser=step"
+    ):
+        AdaptiveSampler().sample(steps, x, TrailingGrid()(steps.schedule, 9))
+    empty = GaussianMixtureDenoiser(LinearSchedule(9000, zero_terminal_snr=True), x, torch.eye(2)[None])
+    with pytest.raises(ValueError, match="AdaptiveSampler cannot begin where nothing of the data is left"):
+        AdaptiveSampler().sample(empty, x, TrailingGrid()(empty.schedule, 3))
 
 
 def test_answers_that_are_not_numbers_end_in_one_line() -> None:

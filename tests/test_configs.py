@@ -17,10 +17,11 @@ from diffusion.checkpoint import build_denoiser
 from diffusion.noise import TRAINING, Noise
 from diffusion.samplers import prior
 from diffusion.sampling import sampler_and_times
+from diffusion.stochastic import AnnealedLangevinSampler
 
 ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
-SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow"]  # for any dataset
+SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow", "ncsn"]  # for any dataset
 TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 
 
@@ -64,7 +65,7 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
 def test_every_fast_experiment_trains_and_has_a_few_step_sampler(experiment: str) -> None:
     config = resolved(f"experiment={experiment}")
     assert loss_of_one_step(config).isfinite()
-    _, times = sampler_and_times(config, build(config["schedule"]))
+    _, times = sampler_and_times(config, build_denoiser(config))
     assert len(times) - 1 <= (20 if len(config["dataset"]["shape"]) == 3 else 40)  # points cost next to nothing
 
 
@@ -74,8 +75,11 @@ def test_every_sde_trains_on_any_dataset_and_its_sampler_goes_with_it(experiment
     config = resolved(f"experiment={experiment}", f"dataset={dataset}")
     assert config["dataset"]["name"] == dataset
     assert loss_of_one_step(config).isfinite()
+    if experiment == "ncsn":
+        config["sampler"]["corrections"] = 1
     denoiser = build_denoiser(config)
-    sampler, times = sampler_and_times(config | {"steps": 20}, denoiser.schedule)
+    few = {"steps": 20 if denoiser.schedule.timesteps is None else None}
+    sampler, times = sampler_and_times(config | few, denoiser)
     noise = Noise(0, torch.arange(2))
     x = prior(denoiser.schedule, noise, tuple(config["dataset"]["shape"]))
     with torch.no_grad():
@@ -112,13 +116,25 @@ def test_every_dataset_has_a_network_of_its_size(dataset: str) -> None:
 def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -> None:
     fitting = {
         "karras": ["schedule=variance_exploding"],
+        "langevin": ["grid=uniform"],
+        "likelihood": ["schedule=vp"],
         "edm": ["schedule=variance_exploding"],
         "learned": ["objective=hybrid"],
         "hybrid": ["denoiser=learned"],
     }.get(name, [])
     config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
     assert loss_of_one_step(config).isfinite()
-    sampler_and_times(config, build(config["schedule"]))
+    sampler_and_times(config, build_denoiser(config))
+
+
+def test_ncsn_visits_each_of_the_papers_levels() -> None:
+    config = resolved("experiment=ncsn", "network.widths=[8,16]")
+    sampler, times = sampler_and_times(config, denoiser := build_denoiser(config))
+    levels = denoiser.schedule(times[:-1])[1].tolist()
+    assert levels == pytest.approx([2 / 100 ** (i / 9) for i in range(10)], rel=1e-9)
+    assert isinstance(sampler, AnnealedLangevinSampler)
+    assert sampler.epsilon * 0.01**2 == pytest.approx(2e-5)  # the paper's, at its lowest sigma
+    assert sampler.corrections == 100
 
 
 @pytest.mark.parametrize("name", TUTORIALS)
@@ -140,7 +156,8 @@ def test_the_tutorials_are_as_published(name: str) -> None:
     assert config["trainer"]["gradient_clip_val"] is None
     assert config["ema"] is None
     assert config["schedule"] == {
-        "_target_": "diffusion.schedules.LinearSchedule", "timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02
+        "_target_": "diffusion.schedules.LinearSchedule", "timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
+        "zero_terminal_snr": False,
     }  # fmt: skip
     assert config["objective"]["distance"] == "l2"
     assert config["sampler"]["_target_"].endswith("DDPMSampler")

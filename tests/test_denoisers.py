@@ -172,6 +172,19 @@ def test_edm_refuses_a_deviation_that_is_not_positive(sigma_data: float) -> None
         EDMPreconditioner(sigma_data)
 
 
+@pytest.mark.parametrize("name", PRECONDITIONERS)
+def test_parameterizations_that_say_nothing_of_the_data_in_pure_noise_are_refused(name: str) -> None:
+    schedule, precond = CosineSchedule(20, zero_terminal_snr=True), PRECONDITIONERS[name]
+    network = nn.Linear(2, 2)
+    if name in ("eps", "score", "edm"):
+        with pytest.raises(
+            ValueError, match=r"denoiser=eps, score and edm.*zero terminal SNR: use denoiser=v, x0 or flow"
+        ):
+            NetworkDenoiser(network, schedule, precond)
+    else:
+        NetworkDenoiser(network, schedule, precond)
+
+
 def test_unknown_variances_are_refused_with_the_choices() -> None:
     with pytest.raises(ValueError, match="beta, beta_tilde or learned, got 'gamma'"):
         ConstantDenoiser(LinearSchedule(), torch.zeros(1), variance="gamma")

@@ -145,9 +145,9 @@ def test_with_beta_tilde_the_bound_of_a_standard_normal_keeps_half_of_eulers_con
     alpha_bar = (1 - schedule.betas).cumprod(0)
     ratio = (1 - alpha_bar[1:]) / (1 - alpha_bar[:-1])
     expected = 0.5 * (ratio - 1 - ratio.log()).sum().item()
-    gap, error = _gap(schedule, "beta_tilde", 0.0, 1.0, rows=3000)
+    gap, error = _gap(schedule, "beta_tilde", 0.0, 1.0, rows=2000)
     assert gap == pytest.approx(expected, abs=4 * error)
-    assert error < 0.03
+    assert error < 0.04
     exact, error = _gap(schedule, "beta", 0.0, 1.0, rows=1000)
     assert exact == pytest.approx(0, abs=4 * error)
     assert error < 0.06
@@ -194,15 +194,21 @@ def _points(mixture: GaussianMixtureDenoiser) -> Tensor:
     return torch.cat((mixture.means[0] + z[:16] @ factors.T, 1.5 * z[16:]))
 
 
-@pytest.mark.parametrize("settings", [{"steps": 150}, {"tolerance": 1e-6}], ids=["fixed", "adaptive"])
-def test_the_odes_density_is_the_mixtures(
-    settings: dict[str, Any], schedule: Schedule, mixture: GaussianMixtureDenoiser
-) -> None:
+def _check_density(mixture: GaussianMixtureDenoiser, **settings: Any) -> None:
     x = _points(mixture)
-    start, end = (torch.tensor(t, dtype=torch.float64) for t in (schedule.t_min, 1.0))
+    start, end = (torch.tensor(t, dtype=torch.float64) for t in (mixture.schedule.t_min, 1.0))
     x_1, change = ode_log_density(mixture, x, probe="exact", **settings)
     exact = mixture.log_prob(x, start)
     torch.testing.assert_close(mixture.log_prob(x_1, end) + change, exact, rtol=0, atol=2e-4)  # 1e-4 a dimension
+
+
+def test_the_odes_density_is_the_mixtures(mixture: GaussianMixtureDenoiser) -> None:
+    _check_density(mixture, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["vp", "sub_vp", "variance_exploding"], indirect=True)
+def test_the_odes_density_in_fixed_steps_is_the_mixtures(mixture: GaussianMixtureDenoiser) -> None:
+    _check_density(mixture, steps=150)
 
 
 def test_the_density_takes_steps_or_a_tolerance() -> None:
@@ -221,6 +227,7 @@ def test_with_the_prior_at_the_end_only_the_mismatch_is_lost() -> None:
     assert mismatch.abs().max() < 0.01
 
 
+@pytest.mark.parametrize("schedule", ["linear", "sub_vp"], indirect=True)
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinsons_estimate_is_unbiased_and_better_with_more_probes(
     probe: str, mixture: GaussianMixtureDenoiser
@@ -281,3 +288,13 @@ def test_a_clipped_model_has_no_likelihood() -> None:
         ode_log_density(clipped, x, _noise(1))
     with pytest.raises(ValueError, match="without clipping"):
         variational_bound(clipped, x, TrailingGrid()(schedule, 2), _noise(1), eight_bit=True)
+
+
+def test_with_zero_terminal_snr_the_bound_has_no_prior_term_and_the_ode_is_refused() -> None:
+    schedule = CosineSchedule(100, zero_terminal_snr=True)
+    denoiser, x = _normal(schedule, 0.3, 1.0), _tensor(-0.3, 0.1, 0.9)[:, None]
+    terms = variational_bound(denoiser, x, TrailingGrid()(schedule, 100), Noise(0, torch.arange(3)), False)
+    assert (terms[:, 0] == 0).all()
+    assert terms.isfinite().all()
+    with pytest.raises(ValueError, match=r"likelihood=ode cannot go to t = 1.*use likelihood=vlb"):
+        ode_log_density(denoiser, x, probe="exact")

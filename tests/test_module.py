@@ -14,7 +14,7 @@ from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
 from diffusion.module import DiffusionModule, TrainingDiverged
 from diffusion.noise import VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes
-from diffusion.optimizers import EMA, AdamW, LearningRate
+from diffusion.optimizers import EMA, AdamW, LearningRate, Muon
 from diffusion.schedules import LinearSchedule
 
 IMAGES, STEPS = 4, 12
@@ -24,6 +24,7 @@ class Scale(nn.Module):
     """The smallest network: one weight for each coordinate."""
 
     num_classes = 0
+    ends = ()
 
     def __init__(self) -> None:
         super().__init__()
@@ -103,6 +104,22 @@ def test_average_and_learning_rate_follow_the_optimizer_steps(accumulate: int) -
         factor = (images + 1) / 21 if images < 20 else (1 + math.cos(math.pi * (images - 20) / (total - 20))) / 2
         assert lr == pytest.approx(0.05 * factor, rel=1e-12)
     assert not torch.equal(raw, average)
+
+
+def test_every_group_of_the_optimizer_follows_the_course_from_its_own_peak() -> None:
+    lrs = []
+
+    class Lrs(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            lrs.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    plain, muon = make(0.05, 1), make(0.05, 1)
+    muon.optimizer = Muon(lr=0.05, matrix_lr=0.4)
+    fit(plain, 1, Lrs())
+    fit(muon, 1, Lrs())
+    alone, pairs = lrs[:STEPS], lrs[STEPS:]
+    assert [pair[:1] for pair in pairs] == alone
+    assert all(matrix_lr == pytest.approx(8 * lr, rel=1e-12) for lr, matrix_lr in pairs)
 
 
 def test_accumulating_equals_one_batch() -> None:

@@ -166,7 +166,7 @@ def test_min_snr_weighs_the_denoised_alike_in_every_parameterization(schedule: S
 @pytest.mark.parametrize("schedule", ["vp", "sub_vp", "variance_exploding", "flow"], indirect=True)
 @pytest.mark.parametrize("name", PRECONDITIONERS)
 def test_likelihood_weighting_is_g_squared_on_the_scores_error(name: str, schedule: Schedule, times: Tensor) -> None:
-    # The error of the score is that of eps over sigma; g^2 = d sigma^2 / dt - 2 sigma^2 d log(alpha) / dt by differences.
+    # The error of the score is that of eps over sigma; g^2 = d sigma^2 / dt - 2 f sigma^2 by differences.
     x0, eps, raw = torch.randn(3, 7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     t, h = times[1:-1], 1e-6
     alpha, sigma = (c[:, None] for c in schedule(t))

@@ -4,9 +4,11 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import helpers_kills as kills
 import pytest
+import torch
 from helpers_runs import (
     TINY,
     Run,
@@ -21,13 +23,17 @@ from helpers_runs import (
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-# Accumulation, dropout and a learning rate that never stands still: all that could go wrong at once.
+# Accumulation, dropout, a learning rate that never stands still, two averages and their snapshots, of which older ones
+# go: all that could go wrong at once.
 HARD = [
     *TINY,
     "trainer.max_steps=14",
     "trainer.accumulate_grad_batches=2",
     "network.dropout=0.3",
     "learning_rate.decay=cosine",
+    "optimizer=muon",
+    "ema=power",
+    "ema.snapshots=4",
 ]
 
 
@@ -45,6 +51,11 @@ def kill_at_random(folder: Path, chance: random.Random, steps: range, *arguments
     run.until(lambda: logged_steps(folder) >= step)
     time.sleep(chance.random() * 0.1)
     run.kill()
+
+
+def snapshots(folder: Path) -> dict[str, Any]:
+    """The averaged weights that a run keeps, by file."""
+    return {path.name: torch.load(path, weights_only=True) for path in (run_folder(folder) / "averages").iterdir()}
 
 
 def assert_unbroken(folder: Path, last_step: int) -> None:
@@ -66,6 +77,8 @@ def test_killed_at_random_moments(uninterrupted: Path, tmp_path: Path) -> None:
     kill_at_random(tmp_path, chance, range(8, 13), *HARD, "resume=auto")
     train(tmp_path, *HARD, "resume=auto")
     assert_same_result(tmp_path, uninterrupted)
+    assert same(snapshots(tmp_path), snapshots(uninterrupted))
+    assert set(snapshots(tmp_path)) == {"4.pt", "8.pt", "12.pt"}
     assert_unbroken(tmp_path, 14)
 
 

@@ -27,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for arguments in (
         TINY,
-        (*TINY, "network.num_classes=10", "lr=0.03", "learning_rate.warmup_images=0"),
+        (*TINY, "network.num_classes=10", "lr=0.03", "learning_rate.warmup_images=0", "ema=power"),
         ("dataset=moons", *TINY[3:]),
     ):
         assert call(train, folder, *arguments).code == 0
@@ -199,12 +199,18 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
         (f"ckpt={CONDITIONAL} label=10", ["label must be a whole number from 0 to 9, got 10"]),
         (f"ckpt={CONDITIONAL} label=-1", ["label must be a whole number from 0 to 9, got -1"]),
         (f"ckpt={CONDITIONAL} label=cat", ["label must be a whole number or null, got 'cat'"]),
-        (f"ckpt={RUN} weights=avg", ["weights must be ema or raw, got 'avg'"]),
+        (f"ckpt={RUN} weights=avg", ["weights must be ema or raw, or the width", "got 'avg'"]),
+        (
+            f"ckpt={RUN} weights=0.5",
+            ["or the width of an average, above 0 and at most 0.28, got 0.5"],
+        ),
+        (f"ckpt={RUN} weights=0.07", ["weights=0.07 is an average", "needs a run with ema=power"]),
         (f"ckpt={RUN} show=x1", ["show must be x_t or x0, got 'x1'"]),
         (f"ckpt={RUN} fps=0", ["fps must be above 0", "got 0"]),
         (f"ckpt={RUN} frames=0", ["frames must be at least 1"]),
         (f"ckpt={RUN} eta=1", ["eta=1 belongs to the ddim sampler: add sampler=ddim"]),
         (f"ckpt={RUN} sampler=ddim eta=3", ["eta must lie in [0, 1], got 3"]),
+        (f"ckpt={RUN} sampler=langevin steps=9", ["stays at the lowest noise level", "use grid=uniform"]),
         (f"ckpt={RUN} sampler=ddmi", ["sampler=ddmi does not exist", "ddim"]),
         (f"ckpt={RUN} sampler.eta=1", ["sampler.eta does not belong"]),
         (f"ckpt={RUN} stepz=1", ["no setting stepz (did you mean steps?)"]),

@@ -139,6 +139,42 @@ def test_each_step_has_noise_of_its_own_and_none_is_the_priors() -> None:
         torch.testing.assert_close(eps.float(), noise.normal((1,), step=step), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_from_pure_noise_a_sampler_starts_exactly_or_is_refused(name: str) -> None:
+    # Data that are one point: every step has the exact marginal, and x_1 is noise alone.
+    sampler, x0 = SAMPLERS[name], _tensor(0.3, -0.7)
+    schedule = CosineSchedule(50, zero_terminal_snr=True)
+    denoiser = GaussianMixtureDenoiser(schedule, x0[None], torch.zeros(1, 2, 2, dtype=torch.float64), variance="beta")
+    noise = Noise(0, torch.arange(3))
+    x, times = prior(schedule, noise, (2,)).double(), TrailingGrid()(schedule, 5)
+    if not sampler.from_pure_noise:
+        with pytest.raises(ValueError, match="cannot begin where nothing of the data is left.*use sampler=ddpm"):
+            next(iter(sampler(denoiser, x, times, noise=noise)))
+        return
+    states = list(sampler(denoiser, x, times, noise=noise))
+    assert all(state.x_t.isfinite().all() for state in states)
+    torch.testing.assert_close(states[-1].x_t, x0.expand(3, 2))
+    if not sampler.stochastic:
+        alpha, sigma = schedule(times[3])
+        torch.testing.assert_close(states[3].x_t, alpha * x0 + sigma * x, rtol=1e-9, atol=1e-9)
+        with pytest.raises(ValueError, match="nothing leads back from there"):
+            sampler.sample(denoiser, x, times[:-1].flip(0))
+
+
+def test_a_model_that_cannot_go_along_any_times_is_heard_through_its_wrapper_and_by_the_loop() -> None:
+    class Whole(GaussianMixtureDenoiser):
+        def check_times(self, times: Tensor) -> None:
+            if len(times) != 51:
+                raise ValueError("this model takes every step: leave out steps=")
+
+    schedule = CosineSchedule(50)
+    model = ClippedDenoiser(Whole(schedule, torch.zeros(1, 2).double(), torch.eye(2).double()[None]))
+    x = torch.zeros(1, 2).double()
+    DDIMSampler().sample(model, x, TrailingGrid()(schedule, 50))
+    with pytest.raises(ValueError, match="takes every step"):
+        DDIMSampler().sample(model, x, TrailingGrid()(schedule, 25))
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_ddim_refuses_an_eta_outside_the_unit_interval(eta: float) -> None:
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):

@@ -102,6 +102,11 @@ def test_too_few_timesteps_for_scaled_betas_are_refused(
     assert "\n" not in str(error.value)
 
 
+def test_a_largest_beta_just_below_one_is_taken() -> None:
+    assert LinearSchedule(1000, beta_end=0.9995).betas[-1] == 0.9995
+    assert LinearSchedule(500, beta_end=0.49975).betas[-1].item() == pytest.approx(0.9995, rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", [LinearSchedule, QuadraticSchedule, SigmoidSchedule, CosineSchedule])
 @pytest.mark.parametrize("timesteps", [0, -5])
 def test_no_timesteps_are_refused(kind: Callable[[int], DiscreteSchedule], timesteps: int) -> None:

@@ -19,6 +19,8 @@ class MLP(nn.Module):
         out_channels: length of its output; None is d.
     """
 
+    ends = ("first", "last")
+
     def __init__(
         self,
         shape: Sequence[int],

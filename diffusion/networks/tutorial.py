@@ -80,6 +80,7 @@ class TutorialUNet(nn.Module):
     """
 
     num_classes = 0
+    ends = ("inc.layers.0", "outc")
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()

@@ -82,6 +82,8 @@ class UNet(nn.Module):
         out_channels: channels of its output; None is C.
     """
 
+    ends = ("conv_in", "conv_out")
+
     def __init__(
         self,
         shape: Sequence[int],

@@ -24,7 +24,7 @@ from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "schedule"
 # Lines that lie on each other stay visible.
-DASHES = ("-", (0, (4, 2)), (0, (1.5, 1.5)))
+DASHES = ("-", (0, (4, 2)), "-", (0, (4, 2)), (0, (1.5, 1.5)))
 
 
 def photograph(size: int) -> Tensor:

@@ -21,7 +21,7 @@ from diffusion.grids import LogSNRGrid, UniformGrid
 from diffusion.noise import Noise
 from diffusion.samplers import DDIMSampler, Sampler
 from diffusion.schedules import FlowSchedule, Schedule, SubVPSchedule, VarianceExplodingSchedule, VPSchedule
-from diffusion.stochastic import AnnealedLangevinSampler, EulerMaruyamaSampler, score
+from diffusion.stochastic import AnnealedLangevinSampler, EulerMaruyamaSampler, LangevinSampler, score
 
 
 def field(levels: tuple[float, ...] = (0.15, 0.5, 1.0, 2.0), points: int = 13) -> Figure:
@@ -65,14 +65,12 @@ def langevin(n: int = 1000, levels: int = 20, corrections: int = 50) -> Figure:
     data = means[(torch.arange(n) >= n * weights[0]).long()] + 0.5 * noise.normal((2,), draw=1).double()
     start = 8 * noise.uniform((2,)) - 4
 
-    t, size, plain = torch.tensor(schedule.t_min, dtype=torch.float64), 0.02, start
     steps = levels * corrections
-    for step in range(1, steps + 1):
-        slope = score(mixture, plain, t, mixture(plain, t))
-        plain = plain + size / 2 * slope + size**0.5 * noise.normal((2,), step=step).double()
     # One level more: the first is where the dynamics begin, and has no steps.
     times = LogSNRGrid()(schedule, levels + 1)[:-1]
     annealed = AnnealedLangevinSampler(0.2, corrections).sample(mixture, start, times, noise=noise)
+    # Ten times the step: the data are wider than the lowest level, which is all that plain dynamics know.
+    plain = LangevinSampler(2.0, corrections).sample(mixture, start, times, noise=noise)
 
     figure = Figure(figsize=(style.WIDTH, 2.75))
     clouds = {"data": data, "start": start, f"Langevin, {steps} steps at $\\sigma = 0.1$": plain,
