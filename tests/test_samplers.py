@@ -139,6 +139,24 @@ def test_each_step_has_noise_of_its_own_and_none_is_the_priors() -> None:
         torch.testing.assert_close(eps.float(), noise.normal((1,), step=step), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_where_no_data_are_left_a_sampler_begins_rightly_or_says_that_it_cannot(name: str) -> None:
+    schedule, noise = CosineSchedule(50, zero_terminal_snr=True), Noise(0, torch.arange(3))
+    x0 = _tensor(0.3, -0.7)
+    denoiser = GaussianMixtureDenoiser(schedule, x0[None], torch.zeros(1, 2, 2, dtype=torch.float64))
+    times, x = TrailingGrid()(schedule, 5), prior(schedule, noise, (2,)).double()
+    if name.startswith(("dd", "dpmpp_2m")):
+        states = list(SAMPLERS[name](denoiser, x, times, noise=noise))
+        assert all(state.x_t.isfinite().all() for state in states)
+        torch.testing.assert_close(states[-1].x_t, x0.expand(3, 2), rtol=0, atol=1e-9)
+    else:
+        with pytest.raises(ValueError, match="cannot begin where nothing of the data is left.*use sampler=ddpm"):
+            SAMPLERS[name].sample(denoiser, x, times, noise=noise)
+    if name in ("ddim", "dpmpp_2m"):
+        with pytest.raises(ValueError, match="nothing leads back from there"):
+            SAMPLERS[name].sample(denoiser, x, times[:-1].flip(0))
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_ddim_refuses_an_eta_outside_the_unit_interval(eta: float) -> None:
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):
