@@ -1,7 +1,7 @@
 """The table of scores: samples against real data, beside two yardsticks of the same size.
 
-The yardsticks are real training images ("real": what a perfect model would get) and the judged-by real images with
-Gaussian noise of standard deviation 0.1 in the range [-1, 1] ("noise 0.1"). Images are bytes (n, C, H, W) everywhere,
+The yardsticks are real training data, what a perfect model would get, and the same with Gaussian noise of standard
+deviation 0.1 (of images in the range [-1, 1]). Images are bytes (n, C, H, W) everywhere,
 points float32 (n, 2). A score's name says by which features and from how many samples: frechet_classifier_n2000.
 """
 
@@ -30,7 +30,7 @@ from diffusion.evaluation.metrics import Score
 from diffusion.noise import EVALUATION, Noise
 
 NOISE = 0.1
-_CLASSIFIER_STEPS = 600  # of the classification accuracy score
+CLASSIFIER_STEPS = 600  # of the classification accuracy score
 _MOST_BYTES = 2**30  # of images held at a time
 
 
@@ -56,7 +56,7 @@ class Splits(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a score of the samples, of real training data, and of noisy real data."""
+    """One line of the table: a score of the samples, of real training data, and of these with noise."""
 
     name: str
     samples: Score
@@ -66,7 +66,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Reference:
-    """n real data to judge by, n others from the training set, and the former with noise.
+    """n real data to judge by, n others from the training set, and the latter with noise.
 
     Attributes:
         split: where the real ones are from.
@@ -87,9 +87,9 @@ class Reference:
 
     @property
     def noisy(self) -> Tensor:
-        """The real ones with noise of 0.1, quantised again if they are images."""
-        noise = NOISE * Noise(0, torch.arange(len(self)), EVALUATION).normal(self.real.shape[1:])
-        return quantised(dequantised(self.real) + noise) if self.real.dtype == torch.uint8 else self.real + noise
+        """The training data with noise of 0.1, quantised again if they are images."""
+        noise = NOISE * Noise(0, torch.arange(len(self)), EVALUATION).normal(self.train.shape[1:])
+        return quantised(dequantised(self.train) + noise) if self.train.dtype == torch.uint8 else self.train + noise
 
 
 def held(examples: Examples, rows: Tensor) -> Tensor:
@@ -186,10 +186,10 @@ def class_rows(
     rows = [Row(f"class_histogram_distance_n{n}", *histograms)]
     if labels is None:
         return rows
-    told = (labels, real.train_labels, real.labels)
+    told = (labels, real.train_labels, real.train_labels)
     rows.append(Row(f"class_accuracy_n{n}", *(_accuracy(g, t) for g, t in zip(guesses, told, strict=True))))
     learned = [
-        _accuracy(predicted(train_classifier(some, own, classes, _CLASSIFIER_STEPS), real.real), real.labels)
+        _accuracy(predicted(train_classifier(some, own, classes, CLASSIFIER_STEPS), real.real), real.labels)
         for some, own in zip(sets[:2], told[:2], strict=True)
     ]
     rows.append(Row(f"classification_accuracy_score_n{n}", *learned))
@@ -202,7 +202,7 @@ def _accuracy(guesses: Tensor, labels: Tensor) -> Score:
 
 def table(rows: Iterable[Row]) -> str:
     """One line a score, with 95 % intervals."""
-    cells = [["", "samples", "real training data", f"real data, noise {NOISE}"]]
+    cells = [["", "samples", "real training data", f"these with noise {NOISE}"]]
     for row in rows:
         columns = (row.samples, row.real, row.noisy)
         cells.append([row.name, *("-" if score is None else str(score) for score in columns)])
