@@ -1,28 +1,25 @@
-"""How likely data are under a trained model, in bits per dimension (nats for points).
+"""How good a model's samples are, or how likely data are under it.
 
 Examples:
-    python evaluate.py ckpt=last                         the variational bound on test data, and where it comes from
+    python evaluate.py ckpt=last                         2,000 samples against test data: a table of scores
+    python evaluate.py ckpt=last sampler=dpmpp_2m steps=10 devices=2
+    python evaluate.py samples=x.npz dataset=fashion     samples of any program; or a folder of images
+    python evaluate.py ckpt=last likelihood=vlb          the variational bound on test data, and where it comes from
     python evaluate.py ckpt=last likelihood=ode          the density of the probability-flow ODE
-    python evaluate.py ckpt=3 split=train n=1000         run version_3, its training data
-    python evaluate.py ckpt=last steps=50                the bound of sampling in 50 steps
+    python evaluate.py ckpt=3 split=val n=1000           run version_3, judged by validation data
 """
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-    from torch import Tensor
 
-    from data.stream import Examples
-    from diffusion.denoisers import Denoiser
-
-# Steps that share a line of the table: from the first number to below the next.
-BANDS = (2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001)
+    from data.stream import Splits
 
 
 @dataclass
@@ -30,20 +27,26 @@ class Options:
     """The plain values of configs/evaluate.yaml with their types and ranges."""
 
     ckpt: str | int | None
-    likelihood: str
+    samples: str | None
+    likelihood: str | None
     split: str
     n: int | None
+    extractors: str | list[str]
     steps: int | None
     tolerance: float | None
     probes: int | None
     seed: int
     weights: str | float
     batch_size: int
+    devices: int | str | list[int]
+    accelerator: str
+    out: str | None
+    cache: str | None
     data_dir: str | None
+    download: bool
+    train_classifier: bool
 
     def __post_init__(self) -> None:
-        if self.ckpt in (None, ""):
-            raise ValueError("ckpt= is missing: give last (the newest run), a version number, a run folder or a file")
         for name, lowest in {"n": 2, "steps": 1, "probes": 1, "batch_size": 1}.items():
             value = vars(self)[name]
             if value is not None and value < lowest:
@@ -57,125 +60,154 @@ class Options:
                 )
             if not 1e-12 <= self.tolerance <= 0.1:
                 raise ValueError(f"tolerance must be from 1e-12 to 0.1, got {self.tolerance}")
-        allowed = {"likelihood": ("vlb", "ode"), "split": ("train", "val", "test")}
+        allowed = {"likelihood": (None, "vlb", "ode"), "split": ("train", "val", "test")}
         for name, choices in allowed.items():
             if vars(self)[name] not in choices:
-                raise ValueError(f"{name} must be {' or '.join(choices)}, got {vars(self)[name]!r}")
+                said = " or ".join("null" if choice is None else choice for choice in choices)
+                raise ValueError(f"{name} must be {said}, got {vars(self)[name]!r}")
+        if self.likelihood and self.samples:
+            raise ValueError(f"likelihood={self.likelihood} is that of data under a model: leave samples= out")
+        if self.train_classifier and self.out is None:
+            raise ValueError("train_classifier=true needs out=, the folder to write it to")
 
 
 def main(config: "DictConfig") -> None:
-    """Computes and prints the likelihood that was asked for."""
-    import torch
+    """Does what was asked for, prints it and writes it down."""
     from omegaconf import OmegaConf
-    from tqdm import tqdm
 
     from diffusion import checkpoint
     from diffusion.build import construct
-    from diffusion.devices import devices
+    from diffusion.evaluation.extractors import names
+    from diffusion.evaluation.scores import everything
+    from diffusion.evaluation.weights import train_shipped
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    dataset, sampler, grid = (plain.pop(group, None) for group in ("dataset", "sampler", "grid"))
     options: Options = construct(Options, plain)
+    options.extractors = names(options.extractors)
+    if options.ckpt in (None, ""):
+        if dataset is None or not (options.samples or options.train_classifier):
+            raise ValueError(
+                "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
+                "or samples=... with dataset=..."
+            )
+        if options.train_classifier:
+            train_shipped(dataset, *everything(load(dataset, options).train), Path(str(options.out)))
+            return
+        score(dataset, options, None, None, {})
+        return
     path, contents = checkpoint.find(str(options.ckpt))
-    run = contents["config"]
-    place = devices("auto")[0].replace("mps", "cpu")  # densities need float64, which Apple's GPUs do not have
-    denoiser = checkpoint.trained_denoiser(contents, path, options.weights).to(place)
-    size, eight_bit = math.prod(run["dataset"]["shape"]), run["dataset"]["clip"]
-    method = bound if options.likelihood == "vlb" else density
-    compute = method(denoiser, options, size, eight_bit)
-    data = examples(run, options)
-    count = len(data) if options.n is None else min(options.n, len(data))
-    results, values = [], set()
-    for index in tqdm(torch.arange(count).split(options.batch_size), desc="evaluating", leave=False, disable=None):
-        x = data.get(index)
-        values |= set(x.unique().tolist()) if eight_bit else set()
-        cond = {"label": data.labels[index].to(place)} if denoiser.num_classes else {}
-        results.append(compute(x.to(place), index.to(place), cond).double().cpu())
-    terms = torch.cat(results) / (math.log(2) if eight_bit else 1)
-    print(f"{path} at step {contents['global_step']}, {options.weights} weights")
-    print(f"{count} samples of {run['dataset']['name']}, split {options.split}")
-    if 0 < len(values) < 256:
-        print(f"these pixels have {len(values)} different values, not 256: compare with other models of this set alone")
-    print(report(terms, options.likelihood, "bits/dim" if eight_bit else "nats/dim"))
+    dataset = contents["config"]["dataset"] if dataset is None else dataset
+    if options.likelihood is None:
+        score(dataset, options, path, contents, {"sampler": sampler, "grid": grid})
+    else:
+        likelihood(dataset, options, path, contents)
 
 
-def examples(run: dict[str, Any], options: Options) -> "Examples":
-    """The part of the run's data that was asked for."""
+def load(dataset: dict[str, Any], options: Options) -> "Splits":
+    """The data of a dataset's configuration, from where the options say."""
     from diffusion.build import build
 
-    source = dict(run["dataset"]["source"])
+    source = dict(dataset["source"])
+    name = next((name for name in ("data_dir", "path") if name in source), None)
     if options.data_dir is not None:
-        name = next((name for name in ("data_dir", "path") if name in source), None)
         if name is None:
-            raise ValueError(f"data_dir={options.data_dir}: {run['dataset']['name']} does not come from files")
+            raise ValueError(f"data_dir={options.data_dir}: {dataset['name']} does not come from files")
         source[name] = options.data_dir
-    splits = build(source, "dataset.source").load()
-    found: Examples = getattr(splits, options.split)
-    return found
+    elif name == "data_dir" and source[name] is None:
+        source[name] = "data/raw"
+    built = build(source, "dataset.source")
+    dataset["shape"] = list(built.shape)  # of a folder, known only now
+    splits: Splits = built.load()
+    return splits
 
 
-def bound(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) -> Any:
-    """A function that gives the terms of a batch's variational bounds, (B, steps + 1), in nats per dimension."""
-    from diffusion.grids import TrailingGrid
-    from diffusion.likelihood import variational_bound
-    from diffusion.noise import EVALUATION, Noise
-
-    steps = denoiser.schedule.timesteps if options.steps is None else options.steps
-    if steps is None:
-        raise ValueError("likelihood=vlb needs noising steps, and this schedule is continuous: set steps=1000, say")
-    times = TrailingGrid()(denoiser.schedule, steps)
-    denoiser.check_times(times)
-
-    def compute(x: "Tensor", index: "Tensor", cond: dict[str, "Tensor"]) -> "Tensor":
-        return variational_bound(denoiser, x, times, Noise(options.seed, index, EVALUATION), eight_bit, cond)
-
-    return compute
-
-
-def density(denoiser: "Denoiser", options: Options, size: int, eight_bit: bool) -> Any:
-    """A function that gives a batch's negative log-densities and the mismatch of the prior, (B, 2), in nats per
-    dimension."""
+def score(dataset: dict[str, Any], options: Options, path: Path | None, contents: Any, method: dict[str, Any]) -> None:
+    """The table of scores of samples, drawn or given."""
     import torch
+    from tqdm import tqdm
 
-    from diffusion.likelihood import check_ode, dequantised, ode_log_density, ode_nll, prior_log_density, prior_term
-    from diffusion.noise import EVALUATION, Noise
+    from diffusion.checkpoint import run_folder
+    from diffusion.devices import devices
+    from diffusion.evaluation.cache import Cache
+    from diffusion.evaluation.extractors import quantised
+    from diffusion.evaluation.files import read_samples
+    from diffusion.evaluation.judge import Judge
+    from diffusion.sampling import Pipeline, frames_on
 
-    check_ode(denoiser)
-    if options.probes is None and size > 256:
-        raise ValueError(f"probes=null takes a derivative for each of {size} dimensions at each step: set probes=1")
-    probes, probe = (1, "exact") if options.probes is None else (options.probes, "rademacher")
-    steps = 50 if options.steps is None and options.tolerance is None else options.steps
+    places, wanted = devices(options.devices, options.accelerator), options.n or 2000
+    settings: dict[str, Any] = {"dataset": dataset["name"], "split": options.split}
+    if options.samples is None:
+        pipeline = Pipeline.from_checkpoint(contents, str(path), options.weights, steps=options.steps, **method)
+        settings |= {
+            "checkpoint": str(path), "weights": options.weights, "seed": options.seed,
+            "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
+        }  # fmt: skip
+    splits = load(dataset, options)
+    if options.samples is not None:
+        fake, labels = read_samples(Path(options.samples), dataset["shape"], wanted)
+        wanted = len(fake)
+        settings |= {"samples": options.samples}
+    cache = Cache(None if options.cache is None else Path(options.cache))
+    judge = Judge(splits, options.split, wanted, dataset, options.extractors, cache, places[0])
+    n = len(judge)
+    if options.samples is not None:
+        fake, labels = fake[:n], None if labels is None else labels[:n]
+    else:
+        steps = math.ceil(math.ceil(n / len(places)) / options.batch_size) * len(pipeline.times)
+        with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
+            drawn = frames_on(
+                places, pipeline, range(n), options.seed, None, options.batch_size, after_step=bar.update
+            )[-1]
+        fake = quantised(drawn) if drawn.ndim == 4 else drawn
+        labels = pipeline.labels(torch.arange(n), None)
+    found = judge(fake, labels)
+    print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
+    print(f"{dataset['name']}, split {options.split}; [95 % intervals]; docs/evaluation.md says what each score sees")
+    print(found.text())
+    folder = Path(options.out) if options.out is not None else None if path is None else run_folder(path)
+    if folder is not None:
+        step = 0 if contents is None else contents["global_step"]
+        found.write(folder, settings | {"n": n, "step": step}, step)
+        print(f"written: {folder / 'metrics.json'}")
 
-    def compute(x: "Tensor", index: "Tensor", cond: dict[str, "Tensor"]) -> "Tensor":
-        noise = Noise(options.seed, index, EVALUATION)
-        x = dequantised(x.double(), noise) if eight_bit else x.double()
-        x_1, change = ode_log_density(denoiser, x, noise, steps, probes, probe, cond, options.tolerance)
-        nll = ode_nll(prior_log_density(denoiser.schedule, x_1) + change, size, eight_bit)
-        return torch.stack((nll, prior_term(denoiser.schedule, x)), dim=1)
 
-    return compute
+def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: dict[str, Any]) -> None:
+    """The likelihood of data, with its terms."""
+    from diffusion import checkpoint
+    from diffusion.devices import devices
+    from diffusion.evaluation import likelihoods
+    from diffusion.evaluation.judge import Findings
+    from diffusion.evaluation.pictures import bound_picture
 
-
-def report(terms: "Tensor", likelihood: str, unit: str) -> str:
-    """The mean over samples with its standard error; below or above it where it comes from."""
-
-    def with_error(values: "Tensor") -> str:
-        return f"{values.mean().item():.4f} +- {values.std().item() / math.sqrt(len(values)):.4f} {unit}"
-
-    if likelihood == "ode":
-        return (
-            f"probability-flow ODE: {with_error(terms[:, 0])} at the schedule's lowest noise\n"
-            f"  (the prior is off by at most {terms[:, 1].mean().item():.4f} {unit}, on average)"
+    place = devices("auto")[0].replace("mps", "cpu")  # densities need float64, which Apple's GPUs do not have
+    denoiser = checkpoint.trained_denoiser(contents, path, options.weights).to(place)
+    size, eight_bit = math.prod(dataset["shape"]), dataset["clip"]
+    if options.likelihood == "vlb":
+        times = likelihoods.bound_times(denoiser, options.steps)
+        compute = likelihoods.bound(denoiser, times, options.seed, eight_bit)
+    else:
+        compute = likelihoods.density(
+            denoiser, options.seed, size, eight_bit, options.steps, options.tolerance, options.probes
         )
-    steps = terms.shape[1] - 1
-    # Column k is the step from i = steps + 1 - k to i - 1.
-    rows = [("prior", terms[:, 0])]
-    edges = [*(edge for edge in BANDS if edge <= steps), steps + 1]
-    for low, high in reversed(list(pairwise(edges))):
-        name = f"steps {high - 1} to {low}" if high > low + 1 else f"step {low}"
-        rows.append((name, terms[:, steps + 2 - high : steps + 2 - low].sum(1)))
-    rows.append(("step 1, the decoder", terms[:, -1]))
-    lines = [f"  {name:<20} {values.mean().item():10.4f}" for name, values in rows]
-    return "\n".join([*lines, f"variational bound: {with_error(terms.sum(1))}, {steps} steps"])
+    data = getattr(load(dataset, options), options.split)
+    count = min(options.n or 256, len(data))
+    nats, values = likelihoods.evaluated(
+        compute, data, count, options.batch_size, place, labelled=denoiser.num_classes > 0
+    )
+    terms = nats / math.log(2) if eight_bit else nats
+    unit = "bits/dim" if eight_bit else "nats/dim"
+    print(f"{path} at step {contents['global_step']}, {options.weights} weights")
+    print(f"{count} samples of {dataset['name']}, split {options.split}")
+    if eight_bit and values < 256:
+        print(f"these pixels have {values} different values, not 256: compare with other models of this set alone")
+    if options.likelihood == "ode":
+        print(likelihoods.density_report(terms, unit))
+        return
+    print(likelihoods.bound_report(terms, unit))
+    folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
+    Findings(pictures={"vlb_terms": bound_picture(times, terms, unit)}).draw(folder, contents["global_step"])
+    print(f"written: {folder / 'vlb_terms.png'}")
 
 
 def entry() -> None:

@@ -1,4 +1,4 @@
-"""What happens around the training step: the log, the pictures, the bar.
+"""What happens around the training step: the log, the pictures, the scores, the bar.
 
 Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they
 draw does not advance the training's random numbers.
@@ -16,6 +16,9 @@ from tqdm import tqdm
 
 from diffusion import media
 from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.evaluation.clouds import sliced_wasserstein
+from diffusion.evaluation.extractors import RandomConvolutions, features, quantised
+from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
 from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler
@@ -109,42 +112,109 @@ class Preview(AfterStep):
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and isinstance(module.logger, RunLogger):
-            states = [state.cpu() for state in self._draw(module)]
+            states = [state.cpu() for state in drawn(module, range(self.n), self.shape, self.clip, self.steps)]
             frames = media.animation(states)
             writer = module.logger.experiment
             writer.add_image("samples", frames[-1], step, dataformats="HWC")
             module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
 
-    @torch.no_grad()
-    def _draw(self, module: DiffusionModule) -> Iterator[Tensor]:
-        denoiser = ClippedDenoiser(module.evaluated) if self.clip else module.evaluated
-        schedule = denoiser.schedule
-        training = module.training
-        module.eval()
-        noise = Noise(0, torch.arange(self.n, device=module.device), PREVIEW)
-        num_classes = module.denoiser.num_classes
-        cond = {"label": noise.index % num_classes} if num_classes else {}
-        with torch.autocast(module.device.type, enabled=False):
-            x = prior(schedule, noise, self.shape)
-            sampler, times = self._method(denoiser)
-            yield from (state.x_t for state in sampler(denoiser, x, times, cond, noise))
-        module.train(training)
 
-    def _method(self, denoiser: Denoiser) -> tuple[Sampler, Tensor]:
-        most = denoiser.schedule.timesteps or self.steps
-        few = min(self.steps, most)
-        choices: list[tuple[Sampler, Grid, int]] = [
-            (DPMSolverPP2MSampler(), LogSNRGrid(), few),
-            (DDIMSampler(), TrailingGrid(), few),
-        ]
-        for sampler, grid, steps in choices:
-            try:
-                times = grid(denoiser.schedule, steps)
-                sampler.check(denoiser, times)
-            except ValueError:
-                continue
-            return sampler, times
-        return DDPMSampler(), TrailingGrid()(denoiser.schedule, most)
+class Scores(AfterStep):
+    """Scores samples of the averaged weights against validation data: a course, not a result (few samples, 20 steps).
+
+    Images are judged by random convolutions, which know no data set; points by the sliced Wasserstein distance.
+
+    Args:
+        every: optimizer steps; also after the last one. 0 for never.
+        shape: of one sample.
+        clip: clamp the predicted data to [-1, 1].
+        n: how many samples and validation data, fewer if there are fewer.
+    """
+
+    def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 256) -> None:
+        super().__init__()
+        self.every, self.shape, self.clip, self.n = every, shape, clip, n
+        # Not a part of the Lightning module, where it would get into checkpoints.
+        self._extractor = RandomConvolutions(shape[0]).eval() if len(shape) == 3 else None
+        self._real = torch.empty(0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if not self.every or not trainer.is_global_zero:
+            return
+        if self._extractor is None and self.shape != (2,):
+            raise ValueError(f"score_every scores images and points in the plane, not data of shape {self.shape}")
+        parts: list[Tensor] = []
+        for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
+            parts.append(batch["x"])
+            if sum(map(len, parts)) >= self.n:
+                break
+        data = torch.cat(parts)[: self.n]
+        self._real = data if self._extractor is None else features(self._extractor, quantised(data))
+        if len(data) <= (width := self._real.shape[1]):
+            print(f"score_every={self.every}: no scores, as {len(data)} validation data are not more than {width}")
+            self.every = 0
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        due = self.every and (step % self.every == 0 or step == trainer.max_steps)
+        if not due or not isinstance(module.logger, RunLogger):
+            return
+        numbers = range(len(self._real))
+        fake = torch.cat([
+            list(drawn(module, numbers[first : first + 64], self.shape, self.clip, 20))[-1].cpu()
+            for first in numbers[::64]
+        ])  # fmt: skip
+        if not fake.isfinite().all():
+            return  # a gap in the curves
+        if self._extractor is None:
+            values = {"sliced_wasserstein": sliced_wasserstein(fake, self._real).value}
+        else:
+            made = features(self._extractor, quantised(fake))
+            values = {
+                "frechet_random": frechet_distance(made, self._real).value,
+                "kernel_random": kernel_distance(made, self._real).value,
+                "coverage_random": neighbour_scores(made, self._real)["coverage"].value,
+            }
+        named = {f"val_score/{name}_n{len(fake)}": value for name, value in values.items()}
+        module.logger.log_metrics(named, step=step)
+
+
+@torch.no_grad()
+def drawn(module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip: bool, steps: int) -> Iterator[Tensor]:
+    """The states x_t of the samples with these numbers on their way from fixed noise, by the averaged weights.
+
+    Labels are each class in turn. The training's own random numbers stay as they were.
+    """
+    denoiser = ClippedDenoiser(module.evaluated) if clip else module.evaluated
+    schedule = denoiser.schedule
+    training = module.training
+    module.eval()
+    noise = Noise(0, torch.tensor(numbers, device=module.device), PREVIEW)
+    num_classes = module.denoiser.num_classes
+    cond = {"label": noise.index % num_classes} if num_classes else {}
+    with torch.autocast(module.device.type, enabled=False):
+        x = prior(schedule, noise, shape)
+        sampler, times = quick_method(denoiser, steps)
+        yield from (state.x_t for state in sampler(denoiser, x, times, cond, noise))
+    module.train(training)
+
+
+def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:
+    """DPM-Solver++(2M) in so many steps, or where it cannot go DDIM, or DDPM on the whole grid."""
+    most = denoiser.schedule.timesteps or steps
+    few = min(steps, most)
+    choices: list[tuple[Sampler, Grid, int]] = [
+        (DPMSolverPP2MSampler(), LogSNRGrid(), few),
+        (DDIMSampler(), TrailingGrid(), few),
+    ]
+    for sampler, grid, count in choices:
+        try:
+            times = grid(denoiser.schedule, count)
+            sampler.check(denoiser, times)
+        except ValueError:
+            continue
+        return sampler, times
+    return DDPMSampler(), TrailingGrid()(denoiser.schedule, most)
 
 
 class Progress(AfterStep):

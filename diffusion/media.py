@@ -215,7 +215,7 @@ def save_gif(path: str | Path, frames: Sequence[Pixels], fps: float = 5, hold: i
     into one longer frame. Raises ValueError for no frames, unequal sizes, fps outside (0, 50] or hold < 1.
     """
     kind = "WEBP" if Path(path).suffix.lower() == ".webp" else "GIF"
-    with _atomic(Path(path)) as file:
+    with atomic(Path(path)) as file:
         _write_animation(file, kind, frames, fps, hold)
 
 
@@ -241,7 +241,7 @@ def tensorboard_gif(tag: str, frames: Sequence[Pixels], fps: float = 5, hold: in
 
 
 @contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name when all of it is written; a failure leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
@@ -309,7 +309,7 @@ def missing(folder: str | Path, n: int) -> list[int]:
 
 def save_picture(path: str | Path, pixels: Pixels) -> None:
     """Writes one picture (H, W, C) as a PNG; parents are created."""
-    with _atomic(Path(path)) as file:
+    with atomic(Path(path)) as file:
         _pil(pixels).save(file, "PNG")
 
 
@@ -325,7 +325,7 @@ def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
     if record.exists() and record.read_text() != text:
         raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
     if not record.exists():
-        with _atomic(record) as file:
+        with atomic(record) as file:
             file.write(text.encode())
     return folder
 
@@ -333,7 +333,7 @@ def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
 def save_folder(folder: str | Path, samples: Tensor, indices: Iterable[int]) -> None:
     """Writes images (n, C, H, W) as one PNG each, named by `indices` (n,), each whole or not at all."""
     for index, pixels in zip(indices, to_uint8(samples), strict=True):
-        with _atomic(Path(folder) / image_name(index)) as file:
+        with atomic(Path(folder) / image_name(index)) as file:
             _pil(pixels).save(file, "PNG")
 
 
@@ -368,7 +368,7 @@ def save(
             arrays = [samples.detach().float().cpu().numpy() if points else to_uint8(samples)]
             if labels is not None:
                 arrays.append(labels.detach().cpu().numpy())
-            with _atomic(path) as file:
+            with atomic(path) as file:
                 np.savez(file, *arrays)
         case _:
             save_folder(path, samples, range(len(samples)))

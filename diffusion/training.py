@@ -21,7 +21,7 @@ from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
 from diffusion.build import ConfigError, build, construct, nearest
-from diffusion.callbacks import Metrics, Preview, Progress, duration
+from diffusion.callbacks import Metrics, Preview, Progress, Scores, duration
 from diffusion.checkpoint import ROOT, CheckpointError, build_denoiser, find, load_weights
 from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
@@ -47,6 +47,7 @@ class Settings:
     log_every: int = 50
     val_every: int = 500
     preview_every: int = 500
+    score_every: int = 0
     checkpoint_every: int | None = None
     data_dir: str = "data/raw"
     download: bool = True
@@ -55,7 +56,7 @@ class Settings:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        at_least = {"preview_every": 0, "seed": 0, "workers": 0}
+        at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
         checked_below = ("devices", "lr", "budget_minutes")
         for name, value in vars(self).items():
             lowest = at_least.get(name, 1)
@@ -181,6 +182,7 @@ class Run:
             callbacks=[
                 Metrics(settings.log_every),
                 Preview(settings.preview_every, shape, settings.clip),
+                Scores(settings.score_every, shape, settings.clip),
                 Progress(),
                 *([Snapshots(folder, keep)] if keep else []),
                 checkpoints,

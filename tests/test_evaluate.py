@@ -1,15 +1,19 @@
 """`python evaluate.py` as a user sees it: the figures of known models, what is refused."""
 
+import json
 import re
 from pathlib import Path
 
+import imageio.v3 as iio
 import pytest
 import torch
 from helpers_cli import TINY, Outcome, assert_refused, call
 
 import evaluate
+import sample
 import train
 from diffusion.checkpoint import read
+from diffusion.evaluation import metrics, scores
 
 RUN, LEARNED, CLOUD = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0"))
 
@@ -44,7 +48,7 @@ def result(outcome: Outcome) -> tuple[float, float, str]:
 
 @pytest.mark.parametrize("run", [RUN, LEARNED])
 def test_the_bound_is_the_sum_of_the_table(folder: Path, run: str) -> None:
-    outcome = figures(folder, f"ckpt={run}", "n=8")
+    outcome = figures(folder, f"ckpt={run}", "likelihood=vlb", "n=8")
     rows = re.findall(r"^  (prior|steps? .*?)  +(-?[\d.]+)$", outcome.out, re.MULTILINE)
     names = [name for name, _ in rows]
     assert names == [
@@ -56,10 +60,15 @@ def test_the_bound_is_the_sum_of_the_table(folder: Path, run: str) -> None:
     assert sum(float(value) for _, value in rows) == pytest.approx(bound, abs=0.001)
     assert 0 < error < bound
     assert "17 different values" in outcome.out
+    picture = iio.imread(folder / run / "vlb_terms.png")
+    assert picture.shape[2] == 3
+    assert picture.std() > 5
 
 
 def test_a_smaller_grid_has_a_looser_bound_of_its_own(folder: Path) -> None:
-    fine, coarse = (result(figures(folder, f"ckpt={RUN}", "n=8", f"steps={steps}"))[0] for steps in (50, 5))
+    fine, coarse = (
+        result(figures(folder, f"ckpt={RUN}", "likelihood=vlb", "n=8", f"steps={steps}"))[0] for steps in (50, 5)
+    )
     assert coarse > fine
 
 
@@ -108,16 +117,63 @@ def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_samples_are_scored_whoever_drew_them_on_however_many_devices(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "REPLICATES", 10)
+    monkeypatch.setattr(scores, "CLASSIFIER_STEPS", 20)
+    base = ("sampler=ddim", "steps=4")
+    outcome = figures(folder, f"ckpt={LEARNED}", *base, "n=100", "batch_size=50", "devices=2", "accelerator=cpu")
+    lines = {line.split()[0]: line for line in outcome.out.splitlines() if "_n100" in line}
+    assert len(lines) == 16
+    assert "classes of samples" in outcome.out
+    written = json.loads((folder / LEARNED / "metrics.json").read_text())
+    assert set(lines) == set(written["scores"])
+    assert (written["n"], written["step"], written["sampler"], written["split"]) == (100, 4, "DDIMSampler", "test")
+    assert len(written["times"]) == 5
+    assert (folder / LEARNED / "neighbours.png").exists()
+    assert any((folder / LEARNED).glob("events*"))
+
+    drawn = call(sample, folder, f"ckpt={LEARNED}", *base, "n=120", "out=drawn.npz", "accelerator=cpu")
+    assert drawn.code == 0, drawn.err
+    given = figures(folder, "dataset=digits", "samples=drawn.npz", "n=100", "out=elsewhere")
+    assert "in drawn.npz" in given.out
+    again = json.loads((folder / "elsewhere" / "metrics.json").read_text())
+    assert again["scores"].keys() == written["scores"].keys()
+    for name, row in written["scores"].items():
+        # Convolutions of another batch round differently, which a sample's byte may show.
+        assert again["scores"][name]["samples"]["value"] == pytest.approx(row["samples"]["value"], rel=0.05, abs=0.05)
+        assert again["scores"][name].get("real") == row.get("real")
+
+
+def test_points_are_scored_by_their_own_two(folder: Path) -> None:
+    outcome = figures(folder, f"ckpt={CLOUD}", "n=300")
+    assert re.findall(r"^(\w+)_n300 ", outcome.out, re.MULTILINE) == ["sliced_wasserstein", "two_sample_accuracy"]
+    assert set(json.loads((folder / CLOUD / "metrics.json").read_text())["scores"]) == {
+        "sliced_wasserstein_n300",
+        "two_sample_accuracy_n300",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ("", ["ckpt= is missing", "last"]),
         ("ckpt=nowhere", ["there is no checkpoint nowhere"]),
-        (f"ckpt={RUN} likelihood=fid", ["likelihood must be vlb or ode, got 'fid'"]),
+        (f"ckpt={RUN} likelihood=fid", ["likelihood must be null or vlb or ode, got 'fid'"]),
         (f"ckpt={RUN} split=all", ["split must be train or val or test, got 'all'"]),
         (f"ckpt={RUN} n=1", ["n must be at least 2, got 1"]),
         (f"ckpt={RUN} n=x", ["n must be a whole number or null, got 'x'"]),
+        (f"ckpt={RUN} steps=51 likelihood=vlb", ["steps=51 is more than the 50 timesteps"]),
         (f"ckpt={RUN} steps=51", ["steps=51 is more than the 50 timesteps"]),
+        (f"ckpt={RUN} extractors=[fid]", ["extractor 'fid' does not exist: choose classifier, random, inception"]),
+        (f"ckpt={RUN} n=64", ["n=64 is too small for the 64 features of extractor classifier"]),
+        (f"ckpt={RUN} samples=x.npz", ["samples=x.npz: there is no such .npz file or folder of images"]),
+        (f"ckpt={RUN} samples=x.npz likelihood=ode", ["leave samples= out"]),
+        (f"ckpt={RUN} devices=0", ["devices must be at least 1"]),
+        ("samples=x.npz", ["ckpt= is missing", "or samples=... with dataset=..."]),
+        ("dataset=digits", ["ckpt= is missing"]),
+        ("dataset=digits train_classifier=true", ["needs out="]),
         (f"ckpt={RUN} steps=0 likelihood=ode", ["steps must be at least 1"]),
         (f"ckpt={RUN} probes=0 likelihood=ode", ["probes must be at least 1"]),
         (f"ckpt={RUN} tolerance=1e-5", ["tolerance= is of likelihood=ode"]),
@@ -128,7 +184,7 @@ def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -
         (f"ckpt={RUN} batch_size=0", ["batch_size must be at least 1"]),
         (f"ckpt={RUN} data_dir=elsewhere", ["digits does not come from files"]),
         (f"ckpt={RUN} likelyhood=ode", ["no setting likelyhood (did you mean likelihood?)"]),
-        (f"ckpt={CLOUD}", ["likelihood=vlb needs noising steps", "set steps="]),
+        (f"ckpt={CLOUD} likelihood=vlb", ["likelihood=vlb needs noising steps", "set steps="]),
     ],
 )
 def test_bad_input_is_refused_in_one_line(folder: Path, arguments: str, said: list[str]) -> None:

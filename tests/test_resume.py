@@ -116,8 +116,10 @@ def test_stopped_by_signals(uninterrupted: Path, tmp_path: Path) -> None:
 
 
 def test_watching_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    """Previews, validation, checkpoints and logging do not touch the training's random numbers."""
-    train(tmp_path, *HARD, "preview_every=0", "val_every=5", "checkpoint_every=null", "log_every=7")
+    """Previews, scores, validation, checkpoints and logging do not touch the training's random numbers."""
+    train(tmp_path, *HARD, "preview_every=0", "score_every=7", "val_every=5", "checkpoint_every=null", "log_every=7")
+    scores = [row["val_score/frechet_random_n180"] for row in table(tmp_path)]
+    assert [float(score) > 0 for score in scores if score] == [True] * 2
     for key in ("state_dict", "optimizer_states"):
         assert same(checkpoint(tmp_path)[key], checkpoint(uninterrupted)[key])
 

@@ -1,0 +1,143 @@
+"""All scores of one set of samples, and writing them down."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from diffusion import media
+from diffusion.evaluation import extractors as ext
+from diffusion.evaluation import scores
+from diffusion.evaluation.cache import Cache
+from diffusion.evaluation.copying import copying_row, neighbours
+from diffusion.evaluation.pictures import histogram_picture, neighbour_picture
+from diffusion.evaluation.weights import class_count, classifier
+
+NEIGHBOURS = 6  # in the picture
+
+
+@dataclass
+class Findings:
+    """What an evaluation found.
+
+    Attributes:
+        rows: of the table.
+        pictures: by the names of their files, (H, W, C).
+        shares: of the classes among samples and real data, by name.
+        extractors: the weights' digests, by name.
+    """
+
+    rows: list[scores.Row] = field(default_factory=list)
+    pictures: dict[str, media.Pixels] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
+    extractors: dict[str, str] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The table, and under it the classes where the data have any."""
+        lines = [scores.table(self.rows)]
+        for name, shares in self.shares.items():
+            lines.append(f"classes of {name:<8} " + " ".join(f"{100 * share:5.1f}" for share in shares) + "  %")
+        return "\n".join(lines)
+
+    def write(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
+        """Writes metrics.json, and what `draw` writes."""
+        record = dict(settings) | {
+            "extractors": self.extractors,
+            "scores": scores.as_plain(self.rows),
+            "classes": self.shares,
+        }
+        with media.atomic(folder / "metrics.json") as file:
+            file.write(json.dumps(record, indent=1).encode())
+        self.draw(folder, step)
+
+    def draw(self, folder: Path, step: int) -> None:
+        """Writes the pictures, and TensorBoard's curves and pictures at an optimizer step."""
+        with SummaryWriter(str(folder)) as writer:
+            for row in self.rows:
+                writer.add_scalar(f"evaluation/{row.name}", row.samples.value, step)
+            for name, pixels in self.pictures.items():
+                media.save_picture(folder / f"{name}.png", pixels)
+                writer.add_image(f"evaluation/{name}", pixels, step, dataformats="HWC")
+
+
+class Judge:
+    """Scores samples against the real data of one split; prepares all that can fail before samples are drawn.
+
+    Args:
+        splits: of the data.
+        split: "train", "val" or "test".
+        n: real data to judge by, fewer if there are fewer; as many samples are wanted (`len(judge)`).
+        dataset: the run's `dataset` configuration.
+        extractors: their names; not used for points.
+        cache: keeps features of real images and trained classifiers.
+        device: for features.
+
+    Raises:
+        ValueError: an extractor cannot be had, or n is too small for its features.
+    """
+
+    def __init__(
+        self,
+        splits: scores.Splits,
+        split: str,
+        n: int,
+        dataset: Mapping[str, Any],
+        extractors: Sequence[str],
+        cache: Cache,
+        device: str = "cpu",
+    ) -> None:
+        self.reference = scores.reference(splits, split, n)
+        self.cache, self.device = cache, device
+        self.images = len(dataset["shape"]) == 3
+        self.extractors: dict[str, nn.Module] = {}
+        if not self.images:
+            return
+        self.training, labels = scores.everything(splits.train)
+        self.classes = class_count(labels)
+        # The shares of classes need it even if it is not asked for as an extractor.
+        self.classifier = None
+        if self.classes or ext.CLASSIFIER in extractors:
+            self.classifier = classifier(dataset, self.training, labels, cache)
+        for name in extractors:
+            made = self.classifier if name == ext.CLASSIFIER else ext.untrained(name, dataset["shape"][0])
+            assert made is not None
+            d = ext.features(made, self.reference.real[:2], device).shape[1]
+            if len(self) <= d:
+                raise ValueError(
+                    f"n={len(self)} is too small for the {d} features of extractor {name}: more than {d} are needed"
+                    + ("" if n > len(self) else f"; split {split} would allow {len(getattr(splits, split))}")
+                )
+            self.extractors[name] = made
+
+    def __len__(self) -> int:
+        return len(self.reference)
+
+    def __call__(self, fake: Tensor, labels: Tensor | None = None) -> Findings:
+        """Scores samples: bytes (n, C, H, W) or points (n, 2), with the labels (n,) that they were made for."""
+        if len(fake) != len(self):
+            raise ValueError(f"{len(fake)} samples cannot be judged by {len(self)} real ones: as many are needed")
+        if not fake.isfinite().all():
+            raise ValueError("some samples are not finite: the model or its sampler diverged")
+        if not self.images:
+            return Findings(rows=scores.point_rows(fake, self.reference))
+        found = Findings(extractors={name: ext.digest(module) for name, module in self.extractors.items()})
+        for name, module in self.extractors.items():
+            found.rows += scores.feature_rows(fake, self.reference, name, module, self.cache, self.device)
+        if self.classifier is not None and self.classes:
+            self.classifier.to("cpu")
+            found.rows += scores.class_rows(fake, labels, self.reference, self.classifier)
+            for name, pixels in (("samples", fake), ("real", self.reference.real)):
+                counts = torch.bincount(ext.predicted(self.classifier, pixels), minlength=self.classes)
+                found.shares[name] = (counts / len(pixels)).tolist()
+            found.pictures["classes"] = histogram_picture(*map(np.array, found.shares.values()))
+        distances, indices = neighbours(fake, self.training, NEIGHBOURS)
+        if self.reference.split != "train":
+            found.rows.append(copying_row(distances[:, 0], self.reference.real, self.training, self.cache))
+        found.pictures["neighbours"] = neighbour_picture(fake, self.training, distances, indices)
+        return found

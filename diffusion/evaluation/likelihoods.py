@@ -1,0 +1,142 @@
+"""Likelihoods of data as they are reported: which terms, in which unit, with which error."""
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.denoisers import Denoiser
+from diffusion.evaluation.scores import Examples
+from diffusion.grids import TrailingGrid
+from diffusion.likelihood import (
+    check_ode,
+    dequantised,
+    ode_log_density,
+    ode_nll,
+    prior_log_density,
+    prior_term,
+    variational_bound,
+)
+from diffusion.noise import EVALUATION, Noise
+
+# A batch's figures in nats per dimension: x (B, *S), its numbers (B,), its condition -> (B, terms).
+Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
+# Steps that share a line of the table: from the first number to below the next.
+_BANDS = (2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001)
+
+
+def bound_times(denoiser: Denoiser, steps: int | None) -> Tensor:
+    """The time grid of a variational bound, falling from 1 to 0; `steps=None` is every timestep.
+
+    Raises:
+        ValueError: more steps than timesteps, or a continuous schedule without `steps`.
+    """
+    steps = denoiser.schedule.timesteps if steps is None else steps
+    if steps is None:
+        raise ValueError("likelihood=vlb needs noising steps, and this schedule is continuous: set steps=1000, say")
+    times = TrailingGrid()(denoiser.schedule, steps)
+    denoiser.check_times(times)
+    return times
+
+
+def bound(denoiser: Denoiser, times: Tensor, seed: int, eight_bit: bool) -> Compute:
+    """A function that gives the terms of a batch's variational bounds, (B, len(times))."""
+
+    def compute(x: Tensor, index: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        return variational_bound(denoiser, x, times, Noise(seed, index, EVALUATION), eight_bit, dict(cond))
+
+    return compute
+
+
+def density(
+    denoiser: Denoiser,
+    seed: int,
+    size: int,
+    eight_bit: bool,
+    steps: int | None = None,
+    tolerance: float | None = None,
+    probes: int | None = 1,
+) -> Compute:
+    """A function that gives a batch's negative log-densities and the mismatch of the prior, (B, 2).
+
+    Args:
+        denoiser: not a clipped one.
+        seed: of the noise.
+        size: dimensions of one sample.
+        eight_bit: whether the data are pixels, which are dequantised.
+        steps: of the solver; None is 50, unless there is a tolerance.
+        tolerance: of adaptive steps.
+        probes: of the trace's estimate; None is the exact trace.
+
+    Raises:
+        ValueError: the exact trace of many dimensions, or a model that has no density by the ODE.
+    """
+    check_ode(denoiser)
+    if probes is None and size > 256:
+        raise ValueError(f"probes=null takes a derivative for each of {size} dimensions at each step: set probes=1")
+    steps = 50 if steps is None and tolerance is None else steps
+    count, probe = (1, "exact") if probes is None else (probes, "rademacher")
+
+    def compute(x: Tensor, index: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
+        noise = Noise(seed, index, EVALUATION)
+        x = dequantised(x.double(), noise) if eight_bit else x.double()
+        x_1, change = ode_log_density(denoiser, x, noise, steps, count, probe, dict(cond), tolerance)
+        nll = ode_nll(prior_log_density(denoiser.schedule, x_1) + change, size, eight_bit)
+        return torch.stack((nll, prior_term(denoiser.schedule, x)), dim=1)
+
+    return compute
+
+
+def evaluated(
+    compute: Compute, data: Examples, count: int, batch_size: int, device: str, labelled: bool
+) -> tuple[Tensor, int]:
+    """The terms of the first `count` data, (count, terms), and how many different values these have (pixels do not vary
+    much).
+
+    Args:
+        compute: see `bound` and `density`.
+        data: whose likelihood it is.
+        count: how many of them.
+        batch_size: at a time.
+        device: to compute on.
+        labelled: whether the model is conditioned on the data's labels.
+    """
+    terms, values = [], torch.empty(0)
+    for index in tqdm(torch.arange(count).split(batch_size), desc="evaluating", leave=False, disable=None):
+        x = data.get(index)
+        values = torch.cat((values, x.flatten())).unique()
+        cond = {"label": data.labels[index].to(device)} if labelled else {}
+        terms.append(compute(x.to(device), index.to(device), cond).double().cpu())
+    return torch.cat(terms), len(values)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean over samples (n,) and its standard error."""
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def density_report(terms: Tensor, unit: str) -> str:
+    """The mean negative log-density with its standard error, and how far the prior may be off."""
+    mean, error = mean_and_error(terms[:, 0])
+    return (
+        f"probability-flow ODE: {mean:.4f} +- {error:.4f} {unit} at the schedule's lowest noise\n"
+        f"  (the prior is off by at most {terms[:, 1].mean().item():.4f} {unit}, on average)"
+    )
+
+
+def bound_report(terms: Tensor, unit: str) -> str:
+    """The mean bound with its standard error, below a table of where it comes from."""
+    steps = terms.shape[1] - 1
+    # Column k is the step from i = steps + 1 - k to i - 1.
+    rows = [("prior", terms[:, 0])]
+    edges = [*(edge for edge in _BANDS if edge <= steps), steps + 1]
+    for low, high in reversed(list(pairwise(edges))):
+        name = f"steps {high - 1} to {low}" if high > low + 1 else f"step {low}"
+        rows.append((name, terms[:, steps + 2 - high : steps + 2 - low].sum(1)))
+    rows.append(("step 1, the decoder", terms[:, -1]))
+    lines = [f"  {name:<20} {values.mean().item():10.4f}" for name, values in rows]
+    mean, error = mean_and_error(terms.sum(1))
+    return "\n".join([*lines, f"variational bound: {mean:.4f} +- {error:.4f} {unit}, {steps} steps"])

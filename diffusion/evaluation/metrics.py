@@ -1,0 +1,220 @@
+"""Distances between two sets of feature vectors, each with an interval.
+
+Features are (N, d), one row an image, and are computed with in float64. An interval is `value +- 1.96 s` with s the
+standard deviation over bootstrap replicates, in which both sets are drawn anew with replacement: it covers what other
+sets *of the same sizes* would give, not the limit of infinite sets, from which a finite set's Frechet distance is
+biased upward. Replicates are weights on the rows (how often each was drawn), so no distance is computed twice.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REPLICATES = 200
+_CHUNK = 2**22  # distances or kernel values held at a time
+_WIDE = 512  # features beyond which a Frechet distance takes seconds, so that there are a tenth of the replicates
+_Z95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Score:
+    """A value and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def from_replicates(values: Tensor) -> Score:
+    """The score whose value is values[0] and whose bootstrap replicates are the others, (1 + replicates,)."""
+    value, half = values[0].item(), _Z95 * values[1:].std().item()
+    return Score(value, value - half, value + half)
+
+
+def share(successes: float, trials: int) -> Score:
+    """A share of independent trials with Wilson's interval (Wilson 1927, J. Am. Stat. Assoc. 22, 209)."""
+    if trials < 1:
+        raise ValueError("a share needs at least one trial")
+    p, z2 = successes / trials, _Z95**2 / trials
+    half = math.sqrt(z2 * (p * (1 - p) + z2 / 4)) / (1 + z2)
+    centre = (p + z2 / 2) / (1 + z2)
+    return Score(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
+
+
+def bootstrap_weights(n: int, replicates: int, seed: int) -> Tensor:
+    """(1 + replicates, n) float64: how often each of n rows was drawn; the first line, all ones, is the set itself."""
+    # RandomState's stream is frozen: the same draws whatever the version or the machine.
+    draws = np.random.RandomState(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
+    return torch.cat((torch.ones(1, n, dtype=torch.float64), torch.from_numpy(draws).double()))
+
+
+def mean_score(values: Tensor, seed: int = 0) -> Score:
+    """The mean of one value a row, (N,), with its bootstrap interval."""
+    return from_replicates(bootstrap_weights(len(values), REPLICATES, seed) @ values.double() / len(values))
+
+
+def gaussian_frechet(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> Tensor:
+    """The squared Frechet (2-Wasserstein) distance of Gaussians, `|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`.
+
+    Means (*, d), covariances (*, d, d); Dowson and Landau 1982, J. Multivar. Anal. 12, 450; as a score of images
+    Heusel et al. 2017, arXiv 1706.08500, eq. 6.
+    """
+    values, vectors = torch.linalg.eigh(cov_x)
+    root = (vectors * values.clamp(min=0).sqrt()[..., None, :]) @ vectors.mT
+    cross = torch.linalg.eigvalsh(root @ cov_y @ root).clamp(min=0).sqrt().sum(-1)
+    traces = (cov_x + cov_y).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return ((mean_x - mean_y) ** 2).sum(-1) + traces - 2 * cross
+
+
+def frechet_distance(x: Tensor, y: Tensor, seed: int = 0) -> Score:
+    """The squared Frechet distance between the Gaussians that fit x (N, d) and y (M, d).
+
+    Raises:
+        ValueError: not more rows than features in one of them, so that its covariance has no full rank.
+    """
+    d = x.shape[1]
+    if min(len(x), len(y)) <= d:
+        raise ValueError(
+            f"n={min(len(x), len(y))} is too small for a Frechet distance of {d} features: more than {d} are needed"
+        )
+    replicates = REPLICATES if d <= _WIDE else REPLICATES // 10
+    centre = y.double().mean(0)  # keeps the digits of covariances of features far from 0
+    sides: list[Sequence[Tensor]] = []
+    for side, rows in enumerate((x, y)):
+        centred = rows.double() - centre
+        moments = [_moments(centred, w) for w in bootstrap_weights(len(rows), replicates, 2 * seed + side)]
+        sides += [torch.stack(values).split(_rows(d * d)) for values in zip(*moments, strict=True)]
+    return from_replicates(torch.cat([gaussian_frechet(*some) for some in zip(*sides, strict=True)]))
+
+
+def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of rows with weights that sum to their number."""
+    n = len(x)
+    mean = weights @ x / n
+    return mean, ((x * weights[:, None]).T @ x / n - mean[:, None] * mean) * (n / (n - 1))
+
+
+def kernel_distance(x: Tensor, y: Tensor, seed: int = 0) -> Score:
+    """The squared maximum mean discrepancy of x (N, d) and y (M, d) with the kernel `(a.b / d + 1)^3`, unbiased.
+
+    Binkowski et al. 2018, arXiv 1801.01401, section 4 ("KID"), over all pairs instead of random subsets, so that it
+    has no subset size and no randomness. It may be negative: 0 is the expectation of equal distributions.
+    """
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"a kernel distance needs at least 2 samples of each, got {len(x)} and {len(y)}")
+    x, y = x.double(), y.double()
+    w_x, w_y = (bootstrap_weights(len(rows), REPLICATES, 2 * seed + side) for side, rows in enumerate((x, y)))
+    cross = _weighted_kernel(x, y, w_x, w_y) / (w_x.sum(1) * w_y.sum(1))
+    return from_replicates(_within_mean(x, w_x) + _within_mean(y, w_y) - 2 * cross)
+
+
+def _kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def _weighted_kernel(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor) -> Tensor:
+    """`sum_ij w_x[b, i] k(x_i, y_j) w_y[b, j]`, (B,)."""
+    total = torch.zeros(len(w_x), dtype=torch.float64)
+    for rows, w in zip(_chunks(x, len(y)), w_x.split(_rows(len(y)), dim=1), strict=True):
+        total += (w @ _kernel(rows, y) * w_y).sum(1)
+    return total
+
+
+def _within_mean(x: Tensor, w: Tensor) -> Tensor:
+    """The mean kernel over pairs of different rows, (B,); a row that was drawn twice is no pair with itself."""
+    itself = ((x**2).sum(1) / x.shape[1] + 1) ** 3
+    return (_weighted_kernel(x, x, w, w) - w**2 @ itself) / (w.sum(1) ** 2 - (w**2).sum(1))
+
+
+def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0) -> dict[str, Score]:
+    """Whether fake (N, d) lies where real (M, d) is, and the reverse, by the balls that reach to a k-th neighbour.
+
+    - precision: share of fakes inside the ball of some real (k = 3); recall: of reals inside that of some fake
+      (Kynkaanniemi et al. 2019, arXiv 1904.06991, eq. 2).
+    - density: number of reals' balls (k = 5) that a fake is in, over k, 1 where both are alike; coverage: share of
+      reals whose ball has a fake in it (Naeem et al. 2020, arXiv 2002.09797, eq. 5 and 6).
+
+    Intervals are those of the mean over fakes (precision, density) or reals (recall, coverage), the balls held fixed.
+
+    Raises:
+        ValueError: fewer than 6 rows in one of them.
+    """
+    if min(len(fake), len(real)) < 6:
+        raise ValueError(
+            f"n={min(len(fake), len(real))} is too small for precision and coverage: at least 6 are needed"
+        )
+    fake, real = fake.double(), real.double()
+    third, fifth = kth_distances(real, (3, 5))
+    (third_fake,) = kth_distances(fake, (3,))
+    rows = {
+        "precision": counts_within(fake, real, third) > 0,
+        "recall": counts_within(real, fake, third_fake) > 0,
+        "density": counts_within(fake, real, fifth) / 5,
+        "coverage": nearest(real, fake)[0] <= fifth,
+    }
+    return {name: mean_score(values, seed) for name, values in rows.items()}
+
+
+def kth_distances(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
+    """Distance from each row of x (N, d) to its k-th neighbour among the others, (N,) for each k."""
+    # A row's own distance, 0, is the smallest; rows that are equal count as neighbours.
+    parts = [torch.cdist(rows, x).topk(max(ks) + 1, largest=False).values for rows in _chunks(x, len(x))]
+    sorted_distances = torch.cat(parts)
+    return [sorted_distances[:, k] for k in ks]
+
+
+def counts_within(x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
+    """How many balls around the rows of y (M, d), of radii (M,), each row of x (N, d) is in: (N,)."""
+    return torch.cat([(torch.cdist(rows, y) <= radii).sum(1) for rows in _chunks(x, len(y))])
+
+
+def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance and index of the row of y (M, d) that is nearest to each row of x (N, d): (N,), (N,)."""
+    found = [torch.cdist(rows, y).min(1) for rows in _chunks(x, len(y))]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def copying_share(fake_distances: Tensor, real_distances: Tensor, seed: int = 0) -> Score:
+    """How often a fake is nearer to the training set than a real test image is, a tie being half: 0.5 without copying.
+
+    `P(d_fake < d_real)` over all pairs, the Mann-Whitney statistic of Meehan et al. 2020, arXiv 2004.05675, section 3;
+    arguments (N,) and (M,) are distances to the nearest training image.
+    """
+    combined = torch.cat((fake_distances, real_distances)).double()
+    w_fake, w_real = (
+        bootstrap_weights(len(d), REPLICATES, 2 * seed + side)
+        for side, d in enumerate((fake_distances, real_distances))
+    )
+    # Reals farther away than each fake, by a cumulative sum over the sorted distances.
+    _, rank = combined.unique(return_inverse=True)
+    n, size = len(fake_distances), int(rank.max()) + 1
+    at = torch.zeros(len(w_real), size, dtype=torch.float64).index_add_(1, rank[n:], w_real)
+    beyond = at.sum(1, keepdim=True) - at.cumsum(1) + at / 2
+    return from_replicates((w_fake * beyond[:, rank[:n]]).sum(1) / (n * len(real_distances)))
+
+
+def histogram_distance(fake: Tensor, real: Tensor, classes: int, seed: int = 0) -> Score:
+    """The total variation distance `sum_c |p_c - q_c| / 2` of two sets of labels (N,), (M,): 0 equal, 1 disjoint."""
+    shares = [
+        bootstrap_weights(len(labels), REPLICATES, 2 * seed + side)
+        @ torch.nn.functional.one_hot(labels, classes).double()
+        / len(labels)
+        for side, labels in enumerate((fake, real))
+    ]
+    return from_replicates((shares[0] - shares[1]).abs().sum(1) / 2)
+
+
+def _rows(width: int) -> int:
+    return max(1, _CHUNK // width)
+
+
+def _chunks(x: Tensor, width: int) -> Iterator[Tensor]:
+    """Rows of x, so many that a table of them with `width` columns stays small."""
+    yield from x.split(_rows(width))

@@ -1,0 +1,69 @@
+"""Pictures of an evaluation: nearest neighbours, class histograms, the terms of a variational bound."""
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from diffusion import media
+from diffusion.media import Pixels
+
+
+def neighbour_picture(fake: Tensor, training: Tensor, distances: Tensor, indices: Tensor, rows: int = 8) -> Pixels:
+    """The samples that are nearest to the training set, one a line: the sample, a gap, its nearest training images.
+
+    Args:
+        fake: bytes (n, C, H, W).
+        training: bytes (N, C, H, W).
+        distances: of the samples to their neighbours, (n, k).
+        indices: of these, (n, k).
+        rows: lines.
+    """
+    chosen = distances[:, 0].argsort(stable=True)[:rows]
+    cells = torch.cat((fake[chosen, None], torch.full_like(fake[chosen, None], 255), training[indices[chosen]]), dim=1)
+    images = cells.flatten(0, 1).permute(0, 2, 3, 1).numpy()
+    return media.grid(media.upscale(images, 64), len(chosen))
+
+
+def histogram_picture(fake: np.ndarray, real: np.ndarray) -> Pixels:
+    """Shares of the classes (c,) of samples and of real data, side by side."""
+    figure = Figure(figsize=(6, 3), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(fake))
+    axes.bar(places - 0.2, fake, 0.4, label="samples")
+    axes.bar(places + 0.2, real, 0.4, label="real", color="0.6")
+    axes.set(xlabel="class, as the classifier sees it", ylabel="share", xticks=places)
+    axes.legend()
+    return drawn(figure)
+
+
+def bound_picture(times: Tensor, terms: Tensor, unit: str) -> Pixels:
+    """The mean terms of a variational bound over t, and their sum from t = 1 down to t.
+
+    Args:
+        times: (steps + 1,), falling from 1 to 0.
+        terms: (n, steps + 1), the prior first, then the step that starts at each time but the last.
+        unit: of the terms.
+    """
+    mean = terms.mean(0).numpy()
+    t = times[:-1].numpy()
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    each, total = figure.subplots(1, 2)
+    each.plot(t[:-1], mean[1:-1], label="KL of a step")
+    each.plot(t[-1:], mean[-1:], "o", label="decoder")
+    each.plot([1], mean[:1], "s", label="prior")
+    each.set(xlabel="t", ylabel=unit, title="terms of the bound")
+    # A term can be zero or, the decoder of continuous data, negative.
+    each.set_yscale("log" if (mean > 0).all() else "symlog", **({} if (mean > 0).all() else {"linthresh": 1e-6}))
+    each.legend()
+    total.plot(times.numpy(), mean.cumsum())
+    total.set(xlabel="t", title="their sum, from t = 1 on")
+    return drawn(figure)
+
+
+def drawn(figure: Figure) -> Pixels:
+    """A figure as pixels (H, W, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -1,0 +1,215 @@
+"""The table of scores: samples against real data, beside two yardsticks of the same size.
+
+The yardsticks are real training data, what a perfect model would get, and the same with Gaussian noise of standard
+deviation 0.1 (of images in the range [-1, 1]). Images are bytes (n, C, H, W) everywhere,
+points float32 (n, 2). A score's name says by which features and from how many samples: frechet_classifier_n2000.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.evaluation import metrics
+from diffusion.evaluation.cache import Cache, fingerprint
+from diffusion.evaluation.clouds import sliced_wasserstein, two_sample_test
+from diffusion.evaluation.extractors import (
+    INCEPTION,
+    Classifier,
+    dequantised,
+    digest,
+    features,
+    predicted,
+    quantised,
+    random_rows,
+    train_classifier,
+)
+from diffusion.evaluation.metrics import Score
+from diffusion.noise import EVALUATION, Noise
+
+NOISE = 0.1
+CLASSIFIER_STEPS = 600  # of the classification accuracy score
+_MOST_BYTES = 2**30  # of images held at a time
+
+
+class Examples(Protocol):
+    """A finite set of data: `labels` (N,) and `get(indices)` -> float32 (b, *S)."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+    def get(self, indices: Tensor) -> Tensor: ...
+
+
+class Splits(Protocol):
+    """The three parts of a data set."""
+
+    @property
+    def train(self) -> Examples: ...
+    @property
+    def val(self) -> Examples: ...
+    @property
+    def test(self) -> Examples: ...
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a score of the samples, of real training data, and of these with noise."""
+
+    name: str
+    samples: Score
+    real: Score | None = None
+    noisy: Score | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """n real data to judge by, n others from the training set, and the latter with noise.
+
+    Attributes:
+        split: where the real ones are from.
+        real: bytes (n, C, H, W), or points (n, 2).
+        labels: of the real ones, (n,).
+        train: likewise.
+        train_labels: of these.
+    """
+
+    split: str
+    real: Tensor
+    labels: Tensor
+    train: Tensor
+    train_labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    @property
+    def noisy(self) -> Tensor:
+        """The training data with noise of 0.1, quantised again if they are images."""
+        noise = NOISE * Noise(0, torch.arange(len(self)), EVALUATION).normal(self.train.shape[1:])
+        return quantised(dequantised(self.train) + noise) if self.train.dtype == torch.uint8 else self.train + noise
+
+
+def held(examples: Examples, rows: Tensor) -> Tensor:
+    """These examples: images as bytes (b, C, H, W), points as they are."""
+    parts = [examples.get(part) for part in rows.split(1000)]
+    return torch.cat([quantised(part) if part.ndim == 4 else part for part in parts])
+
+
+def everything(examples: Examples) -> tuple[Tensor, Tensor]:
+    """All examples with their labels, or as many, chosen at random, as fit into 1 GiB."""
+    size = examples.get(torch.tensor([0])).numel()
+    rows = random_rows(len(examples))[: max(1, _MOST_BYTES // size)].sort().values
+    return held(examples, rows), examples.labels[rows]
+
+
+def reference(splits: Splits, split: str, n: int) -> Reference:
+    """n real data of a split and n of the training set, chosen at random but always the same; fewer if there are fewer.
+
+    Where the split is the training set itself, the two are different halves of it.
+    """
+    chosen: Examples = getattr(splits, split)
+    others = random_rows(len(splits.train))
+    n = min(n, len(chosen), len(others) // 2 if split == "train" else len(others))
+    rows = others[-n:] if split == "train" else random_rows(len(chosen))[:n]
+    return Reference(
+        split,
+        real=held(chosen, rows),
+        labels=chosen.labels[rows],
+        train=held(splits.train, others[:n]),
+        train_labels=splits.train.labels[others[:n]],
+    )
+
+
+def feature_rows(
+    fake: Tensor, real: Reference, name: str, extractor: nn.Module, cache: Cache, device: str = "cpu", seed: int = 0
+) -> list[Row]:
+    """Frechet and kernel distance, precision, recall, density and coverage in an extractor's features.
+
+    Only Inception's are called FID and KID.
+
+    Raises:
+        ValueError: too few samples for the extractor's dimension.
+    """
+    code = digest(extractor)
+
+    def kept(pixels: Tensor) -> Tensor:
+        key = {"extractor": name, "digest": code, "pixels": fingerprint(pixels)}
+        made = cache.get("features", key, lambda: {"features": features(extractor, pixels, device).numpy()})
+        return torch.from_numpy(made["features"])
+
+    target = kept(real.real)
+    sets = [features(extractor, fake, device), kept(real.train), kept(real.noisy)]
+    frechet, kernel = ("fid", "kid") if name == INCEPTION else ("frechet", "kernel")
+    columns = [
+        {
+            frechet: metrics.frechet_distance(some, target, seed),
+            kernel: metrics.kernel_distance(some, target, seed),
+            **metrics.neighbour_scores(some, target, seed),
+        }
+        for some in sets
+    ]
+    return [Row(f"{score}_{name}_n{len(fake)}", *(column[score] for column in columns)) for score in columns[0]]
+
+
+def point_rows(fake: Tensor, real: Reference, seed: int = 0) -> list[Row]:
+    """Sliced Wasserstein distance and two-sample test of points in the plane."""
+    sets = (fake, real.train, real.noisy)
+    scores = {"sliced_wasserstein": sliced_wasserstein, "two_sample_accuracy": two_sample_test}
+    return [
+        Row(f"{name}_n{len(fake)}", *(score(some, real.real, seed) for some in sets)) for name, score in scores.items()
+    ]
+
+
+def class_rows(
+    fake: Tensor, labels: Tensor | None, real: Reference, classifier: Classifier, seed: int = 0
+) -> list[Row]:
+    """How the classifier's labels are distributed; of labelled samples also whether it agrees with them, and whether a
+    classifier trained on them alone knows real images (the classification accuracy score of Ravuri and Vinyals 2019,
+    arXiv 1905.10887).
+
+    Args:
+        fake: bytes (n, C, H, W).
+        labels: what the samples were conditioned on, (n,), or None.
+        real: to judge by.
+        classifier: of these data.
+        seed: of the bootstrap.
+    """
+    classes = classifier.head.out_features
+    sets = (fake, real.train, real.noisy)
+    guesses = [predicted(classifier, some) for some in sets]
+    target = predicted(classifier, real.real)
+    n = len(fake)
+    histograms = [metrics.histogram_distance(guess, target, classes, seed) for guess in guesses]
+    rows = [Row(f"class_histogram_distance_n{n}", *histograms)]
+    if labels is None:
+        return rows
+    told = (labels, real.train_labels, real.train_labels)
+    rows.append(Row(f"class_accuracy_n{n}", *(_accuracy(g, t) for g, t in zip(guesses, told, strict=True))))
+    learned = [
+        _accuracy(predicted(train_classifier(some, own, classes, CLASSIFIER_STEPS), real.real), real.labels)
+        for some, own in zip(sets[:2], told[:2], strict=True)
+    ]
+    rows.append(Row(f"classification_accuracy_score_n{n}", *learned))
+    return rows
+
+
+def _accuracy(guesses: Tensor, labels: Tensor) -> Score:
+    return metrics.share((guesses == labels).sum().item(), len(labels))
+
+
+def table(rows: Iterable[Row]) -> str:
+    """One line a score, with 95 % intervals."""
+    cells = [["", "samples", "real training data", f"these with noise {NOISE}"]]
+    for row in rows:
+        columns = (row.samples, row.real, row.noisy)
+        cells.append([row.name, *("-" if score is None else str(score) for score in columns)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def as_plain(rows: Iterable[Row]) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """The rows for JSON: name -> samples, real, noisy -> value, low, high."""
+    return {row.name: {key: value for key, value in asdict(row).items() if isinstance(value, dict)} for row in rows}

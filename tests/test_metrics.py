@@ -1,0 +1,210 @@
+"""Scores of feature vectors and of points, against closed forms, other libraries and cases worked by hand."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+
+from diffusion.evaluation.clouds import sliced_wasserstein, two_sample_test
+from diffusion.evaluation.metrics import (
+    Score,
+    bootstrap_weights,
+    copying_share,
+    frechet_distance,
+    gaussian_frechet,
+    histogram_distance,
+    kernel_distance,
+    mean_score,
+    neighbour_scores,
+    share,
+)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Identity(nn.Module):
+    """Features that are given as images already, (N, 3, 1, 1)."""
+
+    num_features = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+
+def test_frechet_distance_of_commuting_gaussians_is_that_of_their_axes() -> None:
+    # In a common basis it is the distance of the means and of the standard deviations along each axis.
+    rotation = torch.linalg.qr(normal(4, 4)).Q
+    a, b = torch.tensor([1.0, 2.0, 0.5, 0.0]).double(), torch.tensor([2.0, 2.0, 0.1, 3.0]).double()
+    mean = normal(4, seed=1)
+    covs = [rotation @ torch.diag(std**2) @ rotation.T for std in (a, b)]
+    exact = (mean**2).sum() + ((a - b) ** 2).sum()
+    torch.testing.assert_close(gaussian_frechet(mean, covs[0], torch.zeros(4).double(), covs[1]), exact)
+
+
+def test_frechet_distance_of_correlated_gaussians_in_the_plane_is_the_closed_form() -> None:
+    # tr (C_x C_y)^(1/2) = (tr C_x C_y + 2 sqrt(det C_x C_y))^(1/2) for 2x2 matrices.
+    x, y = torch.tensor([[2.0, 0.9], [0.9, 0.5]]).double(), torch.tensor([[1.0, -0.6], [-0.6, 3.0]]).double()
+    cross = torch.sqrt(torch.trace(x @ y) + 2 * torch.sqrt(torch.det(x) * torch.det(y)))
+    exact = torch.trace(x + y) - 2 * cross
+    torch.testing.assert_close(gaussian_frechet(torch.zeros(2), x, torch.zeros(2), y), exact)
+
+
+def test_frechet_distance_of_samples_is_torchmetrics_and_that_of_their_moments() -> None:
+    x, y = normal(50, 3), normal(60, 3, seed=1) @ torch.tensor([[1, 0.5, 0], [0, 2, 0], [0.3, 0, 1.0]]).double() + 5
+    metric = FrechetInceptionDistance(feature=Identity(), normalize=True, input_img_size=(3, 1, 1)).double()
+    metric.set_dtype(torch.float64)
+    metric.update(x[..., None, None], real=False)
+    metric.update(y[..., None, None], real=True)
+    value = frechet_distance(x, y).value
+    assert value == pytest.approx(metric.compute().item(), rel=1e-9)
+    assert value == pytest.approx(gaussian_frechet(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()).item(), rel=1e-9)
+    assert frechet_distance(y, y).value == pytest.approx(0, abs=1e-9)
+
+
+def test_kernel_distance_is_torchmetrics_over_all_pairs() -> None:
+    x, y = normal(40, 5), 1 + 0.5 * normal(40, 5, seed=1)
+    assert kernel_distance(x, y).value == pytest.approx(poly_mmd(y, x).item(), rel=1e-10)
+
+
+def test_kernel_distance_is_unbiased_and_the_biased_form_is_not() -> None:
+    sets = [(normal(12, 2, seed=2 * i), normal(12, 2, seed=2 * i + 1)) for i in range(300)]
+    values = torch.tensor([kernel_distance(x, y).value for x, y in sets[:300]])
+    error = values.std() / math.sqrt(len(values))
+    assert values.mean().abs() < 4 * error
+    diagonal = ((normal(2000, 2, seed=7) ** 2).sum(1) / 2 + 1) ** 3
+    off = (normal(2000, 2, seed=8) * normal(2000, 2, seed=9)).sum(1) / 2 + 1
+    bias_with_pairs_of_itself = 2 * (diagonal.mean() - (off**3).mean()) / 12
+    assert bias_with_pairs_of_itself > 10 * error
+
+
+def test_weights_leave_out_pairs_of_a_row_with_its_own_copy() -> None:
+    # A replicate of a set is the same sum, over pairs of different rows, of the set with rows repeated.
+    x, y = normal(6, 2), normal(5, 2, seed=1)
+    (w_x,), (w_y,) = (bootstrap_weights(len(rows), 1, side)[1:] for side, rows in enumerate((x, y)))
+    again = (kernel_distance(x, y).value, kernel_distance(x, y, seed=1).value)
+    assert again[0] == again[1]
+    weighted = {}
+    for name, rows, w in (("x", x, w_x), ("y", y, w_y)):
+        pairs = [(i, j) for i in range(len(rows)) for j in range(len(rows)) if i != j]
+        kernel = (rows @ rows.T / 2 + 1) ** 3
+        weighted[name] = sum(w[i] * w[j] * kernel[i, j] for i, j in pairs) / sum(w[i] * w[j] for i, j in pairs)
+    from diffusion.evaluation import metrics
+
+    torch.testing.assert_close(metrics._within_mean(x, w_x[None])[0], weighted["x"])
+    torch.testing.assert_close(metrics._within_mean(y, w_y[None])[0], weighted["y"])
+
+
+def test_precision_recall_density_coverage_of_points_on_a_line() -> None:
+    real = torch.arange(8.0)[:, None]
+    # Radii of third neighbours: 3 2 2 2 2 2 2 3; of fifth: 5 4 3 3 3 3 4 5.
+    fake = torch.tensor([-3.5, -2.5, 3.5, 3.6, 3.4, 3.3])[:, None]
+    scores = neighbour_scores(fake, real)
+    assert scores["precision"].value == pytest.approx(5 / 6)  # -3.5 is 3.5 from 0
+    inside = [1, 2, 7, 7, 7, 7]  # which of the balls |0| <= 5, |1| <= 4, 3, 3, 3, 3, 4, 5 each fake is in
+    by_hand = [
+        sum(abs(f - r) <= k for r, k in zip(range(8), [5, 4, 3, 3, 3, 3, 4, 5], strict=True))
+        for f in fake[:, 0].tolist()
+    ]
+    assert by_hand[:2] == inside[:2]
+    assert scores["density"].value == pytest.approx(sum(by_hand) / 5 / 6)
+    assert scores["coverage"].value == 1
+    # Third neighbours of the fakes: |-3.5 - 3.4| = 6.9, 5.9, 0.2, 0.3, 0.2, 0.3.
+    radii = [6.9, 5.9, 0.2, 0.3, 0.2, 0.3]
+    recalled = sum(
+        any(abs(f - r) <= k + 1e-6 for f, k in zip(fake[:, 0].tolist(), radii, strict=True)) for r in range(8)
+    )
+    assert scores["recall"].value == pytest.approx(recalled / 8)
+
+
+def test_a_lost_mode_costs_recall_and_coverage_and_not_precision() -> None:
+    real = torch.cat((normal(100, 2), normal(100, 2, seed=1) + 50))
+    scores = neighbour_scores(normal(200, 2, seed=2), real)
+    assert scores["precision"].value > 0.9
+    assert 0.3 < scores["recall"].value <= 0.5
+    assert 0.3 < scores["coverage"].value <= 0.5
+
+
+def test_a_far_outlier_among_the_reals_fools_precision_and_not_density() -> None:
+    real = torch.cat((normal(199, 2), torch.tensor([[1000.0, 0.0]]).double()))
+    scores = neighbour_scores(normal(200, 2, seed=2) + torch.tensor([900.0, 0.0]), real)
+    assert scores["precision"].value == 1
+    assert scores["density"].value == pytest.approx(1 / 5)
+
+
+def covers(truth: float, scores: list[Score]) -> float:
+    return sum(score.low <= truth <= score.high for score in scores) / len(scores)
+
+
+@pytest.mark.parametrize(("metric", "d"), [(frechet_distance, 4), (kernel_distance, 16), (sliced_wasserstein, 2)])
+def test_bootstrap_intervals_cover_what_other_sets_of_the_size_give(metric: Callable[..., Score], d: int) -> None:
+    scores = [metric(normal(100, d, seed=2 * i), 0.5 + 1.2 * normal(100, d, seed=2 * i + 1)) for i in range(40)]
+    truth = sum(score.value for score in scores) / len(scores)
+    assert 0.85 <= covers(truth, scores) <= 1
+    widths = [score.high - score.low for score in scores]
+    spread = torch.tensor([score.value for score in scores]).std().item()
+    assert 0.6 < sum(widths) / len(widths) / (2 * 1.96 * spread) < 1.6
+
+
+def test_intervals_of_shares_and_means_cover_the_truth() -> None:
+    draws = [torch.rand(100, generator=torch.Generator().manual_seed(i)) < 0.3 for i in range(300)]
+    assert covers(0.3, [share(draw.sum().item(), 100) for draw in draws]) > 0.92
+    assert covers(0.3, [mean_score(draw) for draw in draws]) > 0.9
+    assert share(0, 20).low == 0 < share(0, 20).high < 0.2
+    assert share(20, 20).high == 1 > share(20, 20).low > 0.8
+
+
+def test_copying_share_is_the_mann_whitney_statistic() -> None:
+    fake, real = torch.tensor([1.0, 2.0, 2.0]), torch.tensor([2.0, 3.0, 0.5, 2.0])
+    pairs = [1.0 if f < r else 0.5 if f == r else 0.0 for f in fake.tolist() for r in real.tolist()]
+    assert copying_share(fake, real).value == pytest.approx(sum(pairs) / 12)
+    assert copying_share(torch.zeros(5), real).value == 1
+
+
+def test_histogram_distance_of_disjoint_and_shifted_labels() -> None:
+    labels = torch.arange(4).repeat(5)
+    assert histogram_distance(labels, labels, 4).value == 0
+    assert histogram_distance(torch.zeros(9).long(), torch.ones(3).long(), 4).value == 1
+    assert histogram_distance(torch.zeros(9).long(), labels, 4).value == pytest.approx(0.75)
+
+
+def test_sliced_wasserstein_of_shifted_and_scaled_clouds_is_exact() -> None:
+    x = normal(500, 2)
+    shift = torch.tensor([3.0, -4.0]).double()
+    # A shift projects to |shift| cos: the mean of cos^2 over directions is 1/2.
+    assert sliced_wasserstein(x, x + shift).value == pytest.approx(5 / math.sqrt(2), rel=1e-12)
+    # Scaling moves each point by itself, whose mean square over directions is half of |x|^2.
+    assert sliced_wasserstein(x, 3 * x).value == pytest.approx(2 * math.sqrt((x**2).sum(1).mean() / 2), rel=1e-12)
+    assert sliced_wasserstein(x, x[torch.randperm(500)]).value == 0
+
+
+def test_two_sample_test_is_a_coin_for_equal_clouds_and_sure_for_distant_ones() -> None:
+    same = [two_sample_test(normal(200, 2, seed=2 * i), normal(200, 2, seed=2 * i + 1), seed=i) for i in range(60)]
+    assert covers(0.5, same) > 0.88
+    assert two_sample_test(normal(200, 2), normal(200, 2, seed=1) + 20).value == 1
+    # For N(0, 1) against N(m, 1) the best accuracy is Phi(m / 2).
+    best = 0.5 * (1 + math.erf(0.5 / math.sqrt(2)))
+    seen = two_sample_test(normal(4000, 2), normal(4000, 2, seed=1) + torch.tensor([1.0, 0.0]))
+    assert seen.low < best + 0.01
+    assert seen.value > best - 0.03
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: frechet_distance(normal(3, 3), normal(9, 3)), "n=3 is too small for a Frechet distance of 3 features"),
+        (lambda: kernel_distance(normal(1, 3), normal(9, 3)), "at least 2 samples"),
+        (lambda: neighbour_scores(normal(5, 3), normal(9, 3)), "n=5 is too small for precision"),
+        (lambda: sliced_wasserstein(normal(5, 2), normal(6, 2)), "as many points"),
+        (lambda: two_sample_test(normal(8, 2), normal(9, 2)), "as many points"),
+        (lambda: share(0, 0), "at least one trial"),
+    ],
+)
+def test_too_few_samples_are_refused(call: Callable[[], object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        call()
