@@ -177,6 +177,13 @@ def main(count: int = 60, seed: int = 0) -> int:
     page = (ROOT / "docs/mutants.md").read_text(encoding="utf-8")
     unexplained = 0
     with ThreadPoolExecutor(2) as pool:
+        # A mutant that changes nothing has to survive, or every other would count as killed.
+        unchanged = [mutant._replace(new=mutant.old) for mutant in (sites(name)[0] for name in modules)]
+        broken = [
+            mutant.module for mutant, good in zip(unchanged, pool.map(survives, unchanged), strict=True) if not good
+        ]
+        if broken:
+            sys.exit(f"error: the tests of {', '.join(broken)} fail as the code stands; make them pass first")
         for i, (mutant, survived) in enumerate(zip(drawn, pool.map(survives, drawn), strict=True), start=1):
             # Line numbers move: the page names the token and its line's text.
             known = str(mutant).split("  ", 1)[1] in page
