@@ -32,7 +32,8 @@ ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
     "schedules": ("schedules", "denoisers"),
-    "denoisers": ("denoisers", "step_denoiser", "exact", "objectives"),
+    "denoisers": ("denoisers", "exact", "objectives"),
+    "steps": ("step_denoiser",),
     "objectives": ("objectives", "variance"),
     "samplers": (ORDER, "inversion", "samplers"),
     "grids": ("grids",),

@@ -6,12 +6,13 @@ from helpers_samplers import interior, solution
 from torch import Tensor, nn
 
 from diffusion.adaptive import AdaptiveSampler
-from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser, StepDenoiser
+from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.noise import Noise
 from diffusion.ode import Parts, solve
 from diffusion.samplers import prior
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
+from diffusion.steps import StepDenoiser
 
 
 def _tensor(*values: float) -> Tensor:
