@@ -34,7 +34,7 @@ def histogram_picture(fake: np.ndarray, real: np.ndarray) -> Pixels:
     axes.bar(places - 0.2, fake, 0.4, label="samples")
     axes.bar(places + 0.2, real, 0.4, label="real", color="0.6")
     axes.set(xlabel="class, as the classifier sees it", ylabel="share", xticks=places)
-    axes.legend()
+    figure.legend(loc="outside upper center", ncols=2)
     return drawn(figure)
 
 
