@@ -10,6 +10,7 @@ Examples:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ class Options:
     probes: int | None
     seed: int
     weights: str | float
-    batch_size: int
+    batch_size: int | None
     devices: int | str | list[int]
     accelerator: str
     out: str | None
@@ -70,6 +71,10 @@ class Options:
         if self.train_classifier and self.out is None:
             raise ValueError("train_classifier=true needs out=, the folder to write it to")
 
+    def batch(self, shape: Sequence[int]) -> int:
+        """Samples at a time: points are small."""
+        return self.batch_size or (64 if len(shape) == 3 else 2000)
+
 
 def main(config: "DictConfig") -> None:
     """Does what was asked for, prints it and writes it down."""
@@ -85,15 +90,17 @@ def main(config: "DictConfig") -> None:
     dataset, sampler, grid = (plain.pop(group, None) for group in ("dataset", "sampler", "grid"))
     options: Options = construct(Options, plain)
     options.extractors = names(options.extractors)
+    if options.train_classifier:
+        if dataset is None:
+            raise ValueError("train_classifier=true needs dataset=..., the data to train it on")
+        train_shipped(dataset, *everything(load(dataset, options).train), Path(str(options.out)))
+        return
     if options.ckpt in (None, ""):
-        if dataset is None or not (options.samples or options.train_classifier):
+        if dataset is None or options.samples is None:
             raise ValueError(
                 "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
                 "or samples=... with dataset=..."
             )
-        if options.train_classifier:
-            train_shipped(dataset, *everything(load(dataset, options).train), Path(str(options.out)))
-            return
         score(dataset, options, None, None, {})
         return
     path, contents = checkpoint.find(str(options.ckpt))
@@ -154,11 +161,10 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
     if options.samples is not None:
         fake, labels = fake[:n], None if labels is None else labels[:n]
     else:
-        steps = math.ceil(math.ceil(n / len(places)) / options.batch_size) * len(pipeline.times)
+        batch = options.batch(pipeline.shape)
+        steps = math.ceil(math.ceil(n / len(places)) / batch) * len(pipeline.times)
         with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
-            drawn = frames_on(
-                places, pipeline, range(n), options.seed, None, options.batch_size, after_step=bar.update
-            )[-1]
+            drawn = frames_on(places, pipeline, range(n), options.seed, None, batch, after_step=bar.update)[-1]
         fake = quantised(drawn) if drawn.ndim == 4 else drawn
         labels = pipeline.labels(torch.arange(n), None)
     found = judge(fake, labels)
@@ -193,7 +199,7 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     data = getattr(load(dataset, options), options.split)
     count = min(options.n or 256, len(data))
     nats, values = likelihoods.evaluated(
-        compute, data, count, options.batch_size, place, labelled=denoiser.num_classes > 0
+        compute, data, count, options.batch(dataset["shape"]), place, labelled=denoiser.num_classes > 0
     )
     terms = nats / math.log(2) if eight_bit else nats
     unit = "bits/dim" if eight_bit else "nats/dim"
