@@ -8,7 +8,10 @@ Coefficients are computed in float64 where the device has it and returned in the
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +25,14 @@ def expand(coefficient: Tensor, x: Tensor) -> Tensor:
 def float64(t: Tensor) -> Tensor:
     """t in float64, or in float32 on devices that have nothing wider (Apple's MPS)."""
     return t if t.device.type == "mps" else t.double()
+
+
+def _with_derivative(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
+    """function(t) and its derivative, of a function that acts on each element alone."""
+    with warnings.catch_warnings():  # torch's first use of forward differentiation warns of torch's own scripts
+        warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+        value, derivative = torch.func.jvp(function, (t,), (torch.ones_like(t),))[:2]
+    return value, derivative
 
 
 class Schedule(ABC):
@@ -59,9 +70,8 @@ class Schedule(ABC):
 
         `f = d log(alpha) / dt` and `g^2 = d sigma^2 / dt - 2 f sigma^2 = -sigma^2 d log_snr / dt`, both shaped like t.
         """
-        one = torch.ones_like(t)
-        (alpha, sigma), (alpha_dot, _) = torch.func.jvp(self, (t,), (one,))[:2]
-        log_snr_dot = torch.func.jvp(self.log_snr, (t,), (one,))[1]
+        (alpha, sigma), (alpha_dot, _) = _with_derivative(self, t)
+        _, log_snr_dot = _with_derivative(self.log_snr, t)
         return alpha_dot / alpha, -(sigma**2) * log_snr_dot
 
 
@@ -128,7 +138,7 @@ class DiscreteSchedule(Schedule):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """f and g^2, see `Schedule.rates`: `f = -g^2 / 2`, since `alpha^2 + sigma^2 = 1`."""
         _, sigma = self(t)
-        log_snr_dot = torch.func.jvp(self.log_snr, (t,), (torch.ones_like(t),))[1]
+        _, log_snr_dot = _with_derivative(self.log_snr, t)
         return sigma**2 * log_snr_dot / 2, -(sigma**2) * log_snr_dot
 
     def _table(self, device: torch.device) -> Tensor:
