@@ -7,10 +7,12 @@ Examples:
     python sample.py ckpt=last sampler=ddim steps=50     another sampler, fewer steps
     python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
     python sample.py ckpt=last n=2000 show=both frames=6 out=roll.png   the forward process above the reverse one
+    python sample.py ckpt=last label=3 guidance=2        a class, drawn more typically; label=all is one row a class
+    python sample.py ckpt=last init=a.png mask=m.png     the white part of the mask anew; resample=10 fits it in better
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +31,12 @@ class Options:
 
     ckpt: str | int | None
     out: str | None
-    n: int
+    n: int | None
     rows: int | None
     steps: int | None
     eta: float | None
     seed: int
-    label: int | None
+    label: int | str | list[int] | None
     weights: str | float
     clip: bool | None
     batch_size: int
@@ -52,7 +54,7 @@ class Options:
             value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.rows is not None and self.rows > self.n:
+        if self.rows is not None and self.n is not None and self.rows > self.n:
             raise ValueError(f"rows={self.rows} is more than the n={self.n} samples")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
@@ -60,6 +62,8 @@ class Options:
             raise ValueError(f"fps must be above 0 and at most 50, the most that viewers show, got {self.fps}")
         if self.show not in ("x_t", "x0", "both"):
             raise ValueError(f"show must be x_t or x0 or both, got {self.show!r}")
+        if isinstance(self.label, str) and self.label != "all":
+            raise ValueError(f"label must be a whole number, a list of them, or all, got {self.label!r}")
 
 
 def main(config: "DictConfig") -> None:
@@ -70,9 +74,11 @@ def main(config: "DictConfig") -> None:
     from diffusion.build import construct
     from diffusion.devices import devices
     from diffusion.sampling import Pipeline
+    from diffusion.steering import Steering
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     sampler, grid = plain.pop("sampler", None), plain.pop("grid", None)
+    steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})
     options: Options = construct(Options, plain)
     places = devices(options.devices, options.accelerator)
     if options.out is not None:
@@ -82,6 +88,7 @@ def main(config: "DictConfig") -> None:
         contents,
         str(path),
         options.weights,
+        steering,
         sampler=with_eta(sampler, contents["config"].get("sampler"), options.eta),
         grid=grid,
         steps=options.steps,
@@ -91,10 +98,13 @@ def main(config: "DictConfig") -> None:
     media.check_out(out, pipeline.shape)
     if options.show == "both":
         processes.check_out(out)
+    settle_labels(options, pipeline.num_classes)
+    assert options.n is not None
     numbers = list(range(options.n))
+    assert not isinstance(options.label, str)
     labels = pipeline.labels(_tensor(numbers), options.label)
     if options.show == "both":
-        above = noised(pipeline, contents["config"], options)
+        above = noised(pipeline, contents["config"], options, options.n)
         below = drawn(pipeline, options, numbers, places, options.frames)
         processes.save(out, above, below, options.rows, options.fps, options.hold)
     elif out.suffix:
@@ -104,8 +114,8 @@ def main(config: "DictConfig") -> None:
     else:
         settings = {
             "checkpoint": str(path), "step": contents["global_step"], "weights": options.weights, "seed": options.seed,
-            "label": options.label, "clip": options.clip, "sampler": type(pipeline.sampler).__name__,
-            **vars(pipeline.sampler), "times": pipeline.times.tolist(),
+            "label": options.label, "clip": options.clip, **sampler_settings(pipeline.sampler),
+            "times": pipeline.times.tolist(), **steering.given(),
         }  # fmt: skip
         numbers = media.missing(media.claim(out, settings), options.n)
         # A batch at a time, so that a run that is cut off can go on where it stopped.
@@ -129,7 +139,7 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
     return chosen | {"eta": eta}
 
 
-def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options) -> "Tensor":
+def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) -> "Tensor":
     """Real data of the test split at the times of the states that are drawn: (frames, n, *shape)."""
     from diffusion.build import build
     from diffusion.media import evenly
@@ -137,11 +147,31 @@ def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options) -> "Tens
     from diffusion.processes import forward
 
     test = build(run["dataset"]["source"], "dataset.source").load().test
-    if options.n > len(test):
-        raise ValueError(f"n={options.n}: show=both draws as many real samples, and the test split has {len(test)}")
-    numbers = _tensor(list(range(options.n)))
+    if n > len(test):
+        raise ValueError(f"n={n}: show=both draws as many real samples, and the test split has {len(test)}")
+    numbers = _tensor(list(range(n)))
     times = pipeline.times[evenly(len(pipeline.times), options.frames)]
     return forward(pipeline.denoiser.schedule, test.get(numbers), times, Noise(options.seed, numbers, EVALUATION))
+
+
+def settle_labels(options: Options, num_classes: int) -> None:
+    """Fills in how many there are to draw; `label=all` becomes a list with one row of the grid for each class."""
+    rows = num_classes if options.label == "all" else 1
+    if rows == 0:
+        raise ValueError("label=all: this model has no classes; train one with experiment=conditional_digits, say")
+    if options.n is None:
+        options.n = 9 if options.label != "all" else 8 * rows
+    if options.label == "all":
+        if options.n % rows:
+            raise ValueError(f"label=all draws one row for each of {rows} classes: n={options.n} is no multiple")
+        options.label = [k * rows // options.n for k in range(options.n)]
+        options.rows = rows if options.rows is None else options.rows
+
+
+def sampler_settings(sampler: Any) -> dict[str, Any]:
+    """What a folder of images remembers of the sampler; of a sampler in a sampler, what is inside."""
+    inner = vars(sampler).get("sampler", sampler)
+    return {"sampler": type(inner).__name__, **vars(inner)}
 
 
 def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: list[str], frames: int = 1) -> "Tensor":
@@ -151,6 +181,7 @@ def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: li
     from diffusion.media import evenly
     from diffusion.sampling import frames_on
 
+    assert not isinstance(options.label, str)
     keep = evenly(len(pipeline.times), frames)
     batches = math.ceil(math.ceil(len(numbers) / len(places)) / options.batch_size)
     show = "x0" if options.show == "x0" else "x_t"

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 Result = tuple[dict[str, Any], str, float | None, str]
 RESULTS: list[Result] = []
 
+# What a finished run is good for.
+SAMPLE = "sample:               python sample.py ckpt={}"
+USES = {"NoisyClassifier": "steer a model by it:  python sample.py ckpt=... classifier={} label=3 guidance=2"}
+
 
 def main(config: "DictConfig") -> float | None:
     """One run, or one of a sweep, which goes on past those that fail; returns the final validation loss."""
@@ -48,6 +52,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
 
     from diffusion import training
     from diffusion.checkpoint import run_folder
+    from diffusion.denoisers import Denoiser
     from diffusion.sampling import sampler_and_times
     from diffusion.saving import Interrupted
 
@@ -59,11 +64,12 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         raise ValueError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
     datamodule = data_module(plain, settings)
     run = training.Run(plain, datamodule)
-    sampler_and_times(plain, run.module.denoiser)
+    if isinstance(run.module.denoiser, Denoiser):
+        sampler_and_times(plain, run.module.denoiser)
     if plain["init_from"] is not None and path is None:
         run.begin_from(str(plain["init_from"]))
     datamodule.setup()
-    check_labels(datamodule, run.module.denoiser.num_classes)
+    check_conditions(datamodule, run.module.denoiser)
     if settings.budget_minutes is not None and path is None:
         training.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
@@ -89,7 +95,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     if folder is not None:
         print(f"done: {folder}" + ("" if loss is None else f", validation loss {loss:.4f}"))
         print(f"  curves and pictures:  tensorboard --logdir {folder.parent.parent}")
-        print(f"  sample:               python sample.py ckpt={folder}")
+        print(f"  {USES.get(type(run.module.denoiser).__name__, SAMPLE).format(folder)}")
     return folder, loss
 
 
@@ -147,9 +153,13 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     )
 
 
-def check_labels(datamodule: "DataModule", num_classes: int) -> None:
-    """Raises ValueError if a class-conditional network has another number of classes than the data."""
+def check_conditions(datamodule: "DataModule", model: Any) -> None:
+    """Raises ValueError if the model has other classes, or vectors to be conditioned on, than the data."""
     assert datamodule.splits is not None
+    num_classes, embeddings = model.num_classes, datamodule.splits.train.embeddings
+    length = 0 if embeddings is None else embeddings.shape[1]
+    if model.embedding not in (0, length):
+        raise ValueError(f"network.embedding={model.embedding}, but the data's embeddings have the length {length}")
     found = 1 + max(int(split.labels.max()) for split in datamodule.splits)
     if num_classes and num_classes != found:
         are = f"{found} classes" if found > 1 else "no labels"

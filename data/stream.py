@@ -7,7 +7,7 @@ and any number of processes serves the same global batches.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol, TypedDict
+from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -35,10 +35,13 @@ def share(name: str, value: object, below: float) -> float:
 class Examples(ABC):
     """A finite set of examples, fetched many at a time.
 
-    `labels` is int64 (N,), zeros where there are no labels. `lazy` tells that `get` is slow enough to want workers.
+    `labels` is int64 (N,), zeros where there are no labels. `embeddings` float32 (N, d), if there are any, are vectors
+    that can condition a model in the place of labels: set the attribute. `lazy` tells that `get` is slow enough to want
+    workers.
     """
 
     labels: Tensor
+    embeddings: Tensor | None = None
     lazy: bool = False
 
     def __len__(self) -> int:
@@ -115,11 +118,12 @@ class Request(NamedTuple):
 
 
 class Batch(TypedDict):
-    """A batch: `x` float32 (b, *S), `label` int64 (b,), `serial` int64 (b,)."""
+    """A batch: `x` float32 (b, *S), `label` int64 (b,), `serial` int64 (b,); `embedding` (b, d) if there are any."""
 
     x: Tensor
     label: Tensor
     serial: Tensor
+    embedding: NotRequired[Tensor]
 
 
 def mix(*words: int) -> int:
@@ -238,8 +242,11 @@ class Batches(Dataset[Batch]):
         return len(self.examples)
 
     def __getitem__(self, request: Request) -> Batch:
-        return {
+        batch: Batch = {
             "x": self.examples.get(request.indices, request.flip),
             "label": self.examples.labels[request.indices],
             "serial": request.serials,
         }
+        if self.examples.embeddings is not None:
+            batch["embedding"] = self.examples.embeddings[request.indices]
+        return batch

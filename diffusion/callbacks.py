@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import media
+from diffusion import charts, media
+from diffusion.classifiers import NoisyClassifier, accuracy_by_level
 from diffusion.denoisers import ClippedDenoiser, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
 from diffusion.evaluation.extractors import RandomConvolutions, features, quantised
@@ -185,13 +186,15 @@ def drawn(module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip:
 
     Labels are each class in turn. The training's own random numbers stay as they were.
     """
+    assert isinstance(module.evaluated, Denoiser)
     denoiser = ClippedDenoiser(module.evaluated) if clip else module.evaluated
     schedule = denoiser.schedule
     training = module.training
     module.eval()
     noise = Noise(0, torch.tensor(numbers, device=module.device), PREVIEW)
-    num_classes = module.denoiser.num_classes
-    cond = {"label": noise.index % num_classes} if num_classes else {}
+    cond = {"label": noise.index % denoiser.num_classes} if denoiser.num_classes else {}
+    if denoiser.embedding:  # nobody said what to draw
+        cond["embedding"] = torch.zeros(len(numbers), denoiser.embedding, device=module.device)
     with torch.autocast(module.device.type, enabled=False):
         x = prior(schedule, noise, shape)
         sampler, times = quick_method(denoiser, steps)
@@ -215,6 +218,55 @@ def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:
             continue
         return sampler, times
     return DDPMSampler(), TrailingGrid()(denoiser.schedule, most)
+
+
+def watchers(module: DiffusionModule, preview_every: int, score_every: int, clip: bool) -> list[AfterStep]:
+    """What shows how a model comes on: samples and their scores, or a classifier's accuracy.
+
+    Raises:
+        ValueError: scores of a classifier, which draws nothing.
+    """
+    if isinstance(module.denoiser, NoisyClassifier):
+        if score_every:
+            raise ValueError(f"score_every={score_every} scores samples, and a classifier draws none: leave it out")
+        return [AccuracyCurve(preview_every)]
+    shape = tuple(module.config["dataset"]["shape"])
+    return [Preview(preview_every, shape, clip), Scores(score_every, shape, clip)]
+
+
+class AccuracyCurve(AfterStep):
+    """Draws a classifier's accuracy over noise levels in TensorBoard and in `accuracy.png` of the run's folder.
+
+    It is that of the first validation images, with fixed noise and the averaged weights.
+
+    Args:
+        every: optimizer steps; also after the last one. 0 for never.
+        n: how many images.
+    """
+
+    def __init__(self, every: int, n: int = 256) -> None:
+        super().__init__()
+        if every < 0:
+            raise ValueError(f"preview_every must not be negative, got {every}")
+        self.every, self.n = every, n
+
+    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
+        due = self.every and (step % self.every == 0 or step == trainer.max_steps)
+        if not due or not isinstance(module.logger, RunLogger) or not isinstance(module.evaluated, NoisyClassifier):
+            return
+        examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        index = torch.arange(min(self.n, len(examples)))
+        x, label = examples.get(index).to(module.device), examples.labels[index].to(module.device)
+        training = module.training
+        module.eval()
+        with torch.autocast(module.device.type, enabled=False):
+            levels, shares = accuracy_by_level(module.evaluated, x, label, Noise(0, index.to(module.device), PREVIEW))
+        module.train(training)
+        figure = charts.curve(
+            levels, shares, "log-SNR, from noise to data", "accuracy", 1 / module.evaluated.num_classes
+        )
+        module.logger.experiment.add_image("accuracy", figure, step, dataformats="HWC")
+        media.save_picture(module.logger.folder / "accuracy.png", figure)
 
 
 class Progress(AfterStep):

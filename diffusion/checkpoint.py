@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.build import ConfigError, build, resolve
-from diffusion.denoisers import Denoiser, TrainableDenoiser
+from diffusion.classifiers import NoisyClassifier
+from diffusion.denoisers import TrainableDenoiser
 from diffusion.posthoc import WIDEST, coefficients, exponent
 from diffusion.schedules import Schedule
 from diffusion.steps import StepDenoiser
@@ -141,6 +142,16 @@ def run_folder(checkpoint: Path) -> Path:
 
 def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
     """The denoiser, untrained, that a run's configuration describes."""
+    model = build_model(config)
+    if isinstance(model, NoisyClassifier):
+        raise ConfigError(
+            "this model is a classifier and draws nothing: name a model as ckpt=, and this as classifier="
+        )
+    return model
+
+
+def build_model(config: Mapping[str, Any]) -> TrainableDenoiser | NoisyClassifier:
+    """What a run's configuration describes, untrained: a denoiser, or a classifier of noisy data."""
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
@@ -161,7 +172,7 @@ def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
     # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.
     network.to(memory_format=torch.channels_last)
     denoiser = build(config["denoiser"], "denoiser", network=network, schedule=schedule)
-    if not isinstance(denoiser, TrainableDenoiser):
+    if not isinstance(denoiser, TrainableDenoiser | NoisyClassifier):
         raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
     return denoiser
 
@@ -184,7 +195,20 @@ def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str | f
     return denoiser.eval().requires_grad_(False)
 
 
-def load_weights(denoiser: Denoiser, checkpoint: Mapping[str, Any], path: Path, weights: str | float = "ema") -> None:
+def trained_classifier(checkpoint: Mapping[str, Any], path: Path) -> NoisyClassifier:
+    """The classifier of a checkpoint: frozen, in evaluation mode, on the CPU, with averaged weights if it has them.
+
+    Raises:
+        ConfigError: it is no classifier.
+    """
+    classifier = build_model(checkpoint["config"])
+    if not isinstance(classifier, NoisyClassifier):
+        raise ConfigError(f"{path} is no classifier: train one with python train.py experiment=classifier_digits, say")
+    load_weights(classifier, checkpoint, path)
+    return classifier.eval().requires_grad_(False)
+
+
+def load_weights(denoiser: nn.Module, checkpoint: Mapping[str, Any], path: Path, weights: str | float = "ema") -> None:
     """Puts a checkpoint's weights into a denoiser.
 
     Raises:

@@ -15,6 +15,21 @@ from diffusion.schedules import Schedule, expand, float64
 
 Condition = dict[str, Tensor]
 
+# What stands in a condition where nothing is said: networks add nothing for it.
+NO_LABEL = -1
+NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0}
+
+
+def dropped(cond: Condition, where: Tensor) -> Condition:
+    """The condition with nothing said of the samples at `where`, a bool tensor (B,).
+
+    A label becomes `NO_LABEL` and an embedding zero; whatever else there is stays.
+    """
+    return {
+        name: value.masked_fill(expand(where, value), NOTHING[name]) if name in NOTHING else value
+        for name, value in cond.items()
+    }
+
 
 class Coefficients(NamedTuple):
     """The preconditioner's coefficients at one t, or at (B,) of them."""
@@ -139,7 +154,7 @@ class Denoiser(nn.Module, ABC):
     """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
 
     x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to
-    know.
+    know: "label" (B,) int64, "embedding" (B, d).
 
     Args:
         schedule: where t stands between data and noise.
@@ -148,7 +163,8 @@ class Denoiser(nn.Module, ABC):
             3.2), or "learned", between the two where `aux["extra"]`, shaped like x_t, says: -1 is beta-tilde, 1 beta.
     """
 
-    num_classes: int = 0  # labels that cond["label"] may hold; 0 for an unconditional model
+    num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
+    embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -203,6 +219,7 @@ class TrainableDenoiser(Denoiser):
         super().__init__(schedule, variance)
         self.network = network
         self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
+        self.embedding = int(getattr(network, "embedding", 0))
 
     def output(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         """F in x's dtype. The network may run in reduced precision under autocast; what follows never does."""
@@ -330,7 +347,7 @@ class ClippedDenoiser(Denoiser):
     def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser, self.low, self.high = denoiser, low, high
-        self.num_classes = denoiser.num_classes
+        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)

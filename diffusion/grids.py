@@ -26,6 +26,39 @@ class Grid(ABC):
         """(steps,) times falling from 1."""
 
 
+def between(grid: Grid, schedule: Schedule, steps: int | None, t_start: float, t_end: float) -> Tensor:
+    """The grid's times squeezed into [t_end, t_start], (steps + 1,); from 1 to 0 they are its own.
+
+    On a discrete schedule both ends are rounded to its own times, and so are the rest if the grid's are;
+    `steps=None` is then every time between.
+
+    Raises:
+        ValueError: there are not so many times, or none at all.
+    """
+    count = schedule.timesteps
+    if count is not None:
+        t_start, t_end = round(t_start * count) / count, round(t_end * count) / count
+    if not 0 <= t_end < t_start <= 1:
+        raise ValueError(f"t_start and t_end need 0 <= t_end < t_start <= 1, got {t_start=:g} and {t_end=:g}")
+    if steps is None:
+        if count is None:
+            raise ValueError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
+        steps = round((t_start - t_end) * count)
+    if (t_start, t_end) == (1, 0):
+        return grid(schedule, steps)
+    if t_end == 0:
+        times = t_start * grid(schedule, steps)
+    else:  # without the grid's last step, which is to data
+        inside = grid(schedule, steps + 1)[:-1]
+        times = t_end + (t_start - t_end) * (inside - inside[-1]) / (1 - inside[-1])
+    if count is not None and torch.equal((grid(schedule, steps) * count).round() / count, grid(schedule, steps)):
+        times = (times * count).round() / count
+    times = torch.where(times > 0, times.clamp(min=schedule.t_min), 0)
+    if (times.diff() >= 0).any():
+        raise ValueError(f"steps={steps} is more than there are times between t_start={t_start:g} and t_end={t_end:g}")
+    return times
+
+
 class TrailingGrid(Grid):
     """Even steps in t, starting at 1 (Lin et al. 2023, arXiv 2305.08891, table 2), on a discrete schedule rounded to
     its own."""

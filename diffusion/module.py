@@ -9,9 +9,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from diffusion.classifiers import NoisyClassifier
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.noise import TRAINING, VALIDATION, Noise
-from diffusion.objectives import DenoisingObjective, VLBObjective
+from diffusion.objectives import Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
@@ -36,11 +37,12 @@ def level_names() -> list[str]:
 
 
 class DiffusionModule(pl.LightningModule):
-    """Trains a denoiser.
+    """Trains a denoiser, or a classifier of noisy data.
 
     Args:
         denoiser: what is trained.
-        objective: its loss.
+        objective: its loss, `objective(denoiser, batch, noise)` -> "loss" (B,), whatever else is to be logged, (B,),
+            and "log_snr" (B,).
         optimizer: makes the optimizer.
         learning_rate: the learning rate's course.
         ema: averages the weights, or None.
@@ -53,8 +55,8 @@ class DiffusionModule(pl.LightningModule):
 
     def __init__(
         self,
-        denoiser: TrainableDenoiser,
-        objective: DenoisingObjective | VLBObjective,
+        denoiser: TrainableDenoiser | NoisyClassifier,
+        objective: Objective,
         optimizer: AdamW | Muon,
         learning_rate: LearningRate,
         ema: EMA | PowerEMA | None,
@@ -68,7 +70,7 @@ class DiffusionModule(pl.LightningModule):
         self.images_per_step, self.seed, self.config = images_per_step, seed, config
         self.averaging = ema
         copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
-        self.ema: TrainableDenoiser | None = copies[0] if copies else None
+        self.ema: TrainableDenoiser | NoisyClassifier | None = copies[0] if copies else None
         self.other_emas = nn.ModuleList(copies[1:])
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
         self.grad_norm = torch.zeros(())
@@ -81,8 +83,8 @@ class DiffusionModule(pl.LightningModule):
         return [] if self.ema is None else [self.ema, *self.other_emas]
 
     @property
-    def evaluated(self) -> TrainableDenoiser:
-        """The denoiser that is validated and sampled: the averaged one if there is one."""
+    def evaluated(self) -> TrainableDenoiser | NoisyClassifier:
+        """The model that is validated and sampled: the averaged one if there is one."""
         return self.denoiser if self.ema is None else self.ema
 
     def setup(self, stage: str) -> None:
@@ -101,31 +103,39 @@ class DiffusionModule(pl.LightningModule):
         # Dropout draws from torch's own generator: seeded from the batch's number it is the same after a resume.
         batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         torch.manual_seed(hash((self.seed, batches_done, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
-        loss = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))["loss"].mean()
+        out = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))
+        loss: Tensor = out["loss"].mean()
         self._losses.append(loss.detach())
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._sums = torch.zeros(2, len(LEVELS) + 1, dtype=torch.float64)
+        self._sums = torch.zeros(1, len(LEVELS) + 1, dtype=torch.float64)  # the first row counts
+        self._summed: list[str] = []
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Noise and noise levels depend on the image's number alone, so that losses compare between epochs and runs."""
         out = self.objective(self.evaluated, batch, Noise(0, batch["serial"], VALIDATION))
         levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
-        loss = out["loss"].cpu().double()  # in this order: MPS has no float64
-        self._sums.index_add_(1, levels, torch.stack((loss, torch.ones_like(loss))))
+        self._summed = [name for name in out if name != "log_snr"]
+        values = torch.stack([out[name] for name in self._summed]).cpu().double()  # in this order: MPS has no float64
+        if len(self._sums) == 1:
+            self._sums = torch.zeros(1 + len(values), self._sums.shape[1], dtype=torch.float64)
+        self._sums.index_add_(1, levels, torch.cat((torch.ones_like(values[:1]), values)))
 
     def on_validation_epoch_end(self) -> None:
         """One sum over the ranks, which may have seen different numbers of images."""
-        sums, counts = self._sums
+        counts, *rows = self._sums
         if self.trainer.world_size > 1:
-            sums, counts = self.trainer.strategy.reduce(self._sums.to(self.device), reduce_op="sum").cpu()
-        names = [f"val_loss_by_level/{name}" for name in level_names()]
-        means = {name: (s / c).item() for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
-        total = (sums.sum() / counts.sum()).item()
-        self.log("val/loss", total, logger=False, rank_zero_only=True)
+            counts, *rows = self.trainer.strategy.reduce(self._sums.to(self.device), reduce_op="sum").cpu()
+        totals: dict[str, float] = {}
+        means: dict[str, float] = {}
+        for what, sums in zip(self._summed, rows, strict=True):
+            totals[f"val/{what}"] = (sums.sum() / counts.sum()).item()
+            names = [f"val_{what}_by_level/{name}" for name in level_names()]
+            means |= {name: (s / c).item() for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+        self.log("val/loss", totals["val/loss"], logger=False, rank_zero_only=True)
         if self.logger is not None and not self.trainer.sanity_checking:
-            self.logger.log_metrics({"val/loss": total} | means, step=self.global_step)
+            self.logger.log_metrics(totals | means, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # A fused optimizer unscales by itself, which our clipping for float16 would not see.
@@ -175,6 +185,6 @@ class DiffusionModule(pl.LightningModule):
         checkpoint["config"] = dict(self.config)
 
 
-def compile_network(denoiser: TrainableDenoiser) -> None:
+def compile_network(denoiser: TrainableDenoiser | NoisyClassifier) -> None:
     """Compiles the network in place, which leaves its parameters' names as they are."""
     denoiser.network.compile()

@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, NetworkDenoiser, TrainableDenoiser
+from diffusion.denoisers import Condition, NetworkDenoiser, TrainableDenoiser, dropped
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
 
 # Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
-TIME, NOISE = 0, 1
+TIME, NOISE, DROP = range(3)
 
 
 class Times(ABC):
@@ -126,7 +126,16 @@ def _condition(batch: Mapping[str, Tensor]) -> Condition:
     return {name: value for name, value in batch.items() if name not in ("x", "serial")}
 
 
-class DenoisingObjective(nn.Module):
+class Objective(nn.Module, ABC):
+    """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and whatever else is to be logged, (B,)
+    each."""
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Raises ValueError if this objective cannot train that model."""
+
+
+class DenoisingObjective(Objective):
     """The weighted denoising loss `w(t) * mean(distance(F, target))` for each sample.
 
     Args:
@@ -169,7 +178,6 @@ class DenoisingObjective(nn.Module):
         return {"loss": loss + self.further(model, x0, x_t, t, denoised, aux).to(loss.dtype), "log_snr": log_snr}
 
     def check(self, model: TrainableDenoiser) -> None:
-        """Raises ValueError if this objective cannot train that model."""
         _behind_preconditioner(model)
         if model.variance == "learned":
             raise ValueError(
@@ -222,7 +230,7 @@ class HybridObjective(DenoisingObjective):
         return self.vlb_weight * steps * bits(term)
 
 
-class VLBObjective(nn.Module):
+class VLBObjective(Objective):
     """The variational bound in bits per dimension, of which each sample estimates the sum by one term.
 
     The step i is drawn with a probability proportional to the root mean square of its last terms, and the term divided
@@ -266,7 +274,7 @@ class VLBObjective(nn.Module):
         return {"loss": loss.to(x0.dtype), "log_snr": model.schedule.log_snr(t)}
 
     def check(self, model: TrainableDenoiser) -> None:
-        """Raises ValueError if this objective cannot train that model."""
+        _denoiser(model)
         if _steps(model.schedule) != len(self.counts):
             raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
 
@@ -295,9 +303,49 @@ class VLBObjective(nn.Module):
         self.counts += drawn
 
 
-def _behind_preconditioner(model: TrainableDenoiser) -> None:
+def _denoiser(model: nn.Module) -> None:
+    if not isinstance(model, TrainableDenoiser):
+        raise ValueError("denoiser=classifier is trained by objective=classifier")
+
+
+def _behind_preconditioner(model: nn.Module) -> None:
+    _denoiser(model)
     if not isinstance(model, NetworkDenoiser):
         raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
+
+
+class ConditionDropout(Objective):
+    """Another objective, with the condition of some samples kept from the model, so that it also learns to do without
+    one (Ho & Salimans 2022, arXiv 2207.12598, algorithm 1).
+
+    Which samples these are depends on a random number of each sample's own. In validation it is told all.
+
+    Args:
+        objective: the loss.
+        share: of the samples, in (0, 1).
+    """
+
+    def __init__(self, objective: Objective, share: float) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ValueError(f"condition_dropout must be at least 0 and below 1, got {share}")
+        self.objective, self.share = objective, share
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample; see `DenoisingObjective`."""
+        self.check(model)
+        if self.training:
+            batch = dict(batch) | dropped(_condition(batch), noise.uniform(draw=DROP) < self.share)
+        out: dict[str, Tensor] = self.objective(model, batch, noise)
+        return out
+
+    def check(self, model: nn.Module) -> None:
+        if not isinstance(model, TrainableDenoiser) or max(model.num_classes, model.embedding) == 0:
+            raise ValueError(
+                f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
+                f"network.num_classes=... for a class-conditional one, or condition_dropout=0"
+            )
+        self.objective.check(model)
 
 
 def _steps(schedule: Schedule) -> int:

@@ -23,13 +23,17 @@ from torch import Tensor
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find, trained_denoiser
 from diffusion.denoisers import ClippedDenoiser, Denoiser
-from diffusion.grids import Grid
+from diffusion.grids import Grid, between
 from diffusion.noise import SAMPLING, Noise
+from diffusion.repaint import RePaintSampler
 from diffusion.samplers import Evaluation, Sampler, prior
+from diffusion.steering import Steering
 
 
 def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sampler, Tensor]:
-    """The sampler and the time grid that a configuration asks for, `steps: null` being every timestep.
+    """The sampler and the times that a configuration asks for, `steps: null` being every timestep.
+
+    They fall from 1 to 0, or from `t_start` to `t_end` where it has these.
 
     Raises:
         ConfigError: they do not exist, or do not go with the denoiser.
@@ -41,13 +45,11 @@ def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sa
     sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
     if not isinstance(sampler, Sampler) or not isinstance(grid, Grid):
         raise ConfigError("sampler must name a sampler and grid a grid of this project")
-    steps = schedule.timesteps if config.get("steps") is None else config["steps"]
-    if steps is None:
-        raise ConfigError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
-    if not isinstance(steps, int) or isinstance(steps, bool):
+    steps = config.get("steps")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
         raise ConfigError(f"steps must be a whole number, got {steps!r}")
     try:
-        times = grid(schedule, steps)
+        times = between(grid, schedule, steps, config.get("t_start", 1.0), config.get("t_end", 0.0))
         sampler.check(denoiser, times)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -64,6 +66,8 @@ class Pipeline:
         times: where it evaluates, falling from 1 to 0.
         shape: of one sample.
         num_classes: labels that the model knows, 0 if it is unconditional.
+        init: data to begin from, noised to the first time, (*shape); None begins from noise alone.
+        embedding: (N, d), of which row k modulo N conditions image k, for a model that takes them.
     """
 
     denoiser: Denoiser
@@ -71,16 +75,25 @@ class Pipeline:
     times: Tensor
     shape: tuple[int, ...]
     num_classes: int
+    init: Tensor | None = None
+    embedding: Tensor | None = None
 
     @classmethod
-    def load(cls, spec: str, weights: str | float = "ema", **changes: Any) -> "Pipeline":
+    def load(
+        cls, spec: str, weights: str | float = "ema", steering: Steering | None = None, **changes: Any
+    ) -> "Pipeline":
         """From a checkpoint: `last`, a version number, a run folder or a file; see `from_checkpoint`."""
         path, checkpoint = find(spec)
-        return cls.from_checkpoint(checkpoint, str(path), weights, **changes)
+        return cls.from_checkpoint(checkpoint, str(path), weights, steering, **changes)
 
     @classmethod
     def from_checkpoint(
-        cls, checkpoint: Mapping[str, Any], path: str, weights: str | float = "ema", **changes: Any
+        cls,
+        checkpoint: Mapping[str, Any],
+        path: str,
+        weights: str | float = "ema",
+        steering: Steering | None = None,
+        **changes: Any,
     ) -> "Pipeline":
         """From a checkpoint's contents.
 
@@ -88,24 +101,30 @@ class Pipeline:
             checkpoint: see `diffusion.checkpoint.read`.
             path: where it is, for messages.
             weights: "ema", "raw" or a width; see `diffusion.checkpoint.trained_denoiser`.
+            steering: guidance, masks and starts.
             changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
         """
+        steering = steering or Steering()
+        changes |= {"t_start": steering.t_start, "t_end": steering.t_end}
         config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
         shape = config["dataset"].get("shape") if isinstance(config.get("dataset"), Mapping) else None
         if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
             raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
-        denoiser = trained_denoiser(checkpoint, Path(path), weights)
+        denoiser = steering.around(trained_denoiser(checkpoint, Path(path), weights), config)
         sampler, times = sampler_and_times(config, denoiser)
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
-            sampler=sampler,
+            sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
             times=times,
             shape=tuple(shape),
             num_classes=denoiser.num_classes,
+            init=steering.start(tuple(shape)),
+            embedding=steering.vectors(denoiser.embedding),
         )
 
-    def labels(self, index: Tensor, label: int | None) -> Tensor | None:
-        """The labels of these images: `label` for all, or each class in turn; None for an unconditional model.
+    def labels(self, index: Tensor, label: int | Sequence[int] | None) -> Tensor | None:
+        """The labels of these images: `label` for all, item k of several for image k, round and round, or each class in
+        turn; None for an unconditional model.
 
         Raises:
             ConfigError: a label that the model does not know.
@@ -116,12 +135,13 @@ class Pipeline:
             return None
         if label is None:
             return index % self.num_classes
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < self.num_classes:
+        several = [label] if isinstance(label, int) else list(label)
+        if not several or any(isinstance(item, bool) or not 0 <= item < self.num_classes for item in several):
             raise ConfigError(f"label must be a whole number from 0 to {self.num_classes - 1}, got {label!r}")
-        return torch.full_like(index, label)
+        return torch.tensor(several, device=index.device)[index % len(several)]
 
     @torch.no_grad()
-    def states(self, index: Tensor, seed: int = 0, label: int | None = None) -> Iterator[Evaluation]:
+    def states(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Iterator[Evaluation]:
         """Every state on the way of the images with these numbers, on the index's device.
 
         Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
@@ -130,14 +150,19 @@ class Pipeline:
         noise = Noise(seed, index, SAMPLING)
         labels = self.labels(index, label)
         cond = {} if labels is None else {"label": labels}
+        if self.embedding is not None:
+            cond["embedding"] = self.embedding.to(index.device)[index % len(self.embedding)]
         with torch.autocast(index.device.type, enabled=False):
-            yield from self.sampler(denoiser, prior(denoiser.schedule, noise, self.shape), self.times, cond, noise)
+            x = prior(denoiser.schedule, noise, self.shape, self.times[0].item())
+            if self.init is not None:
+                x = x + denoiser.schedule(self.times[0])[0].item() * self.init.to(x)
+            yield from self.sampler(denoiser, x, self.times, cond, noise)
 
     def sample(
         self,
         n: int | Sequence[int],
         seed: int = 0,
-        label: int | None = None,
+        label: int | Sequence[int] | None = None,
         batch_size: int = 64,
         device: str = "cpu",
     ) -> Tensor:
@@ -148,7 +173,7 @@ class Pipeline:
         self,
         n: int | Sequence[int],
         seed: int = 0,
-        label: int | None = None,
+        label: int | Sequence[int] | None = None,
         batch_size: int = 64,
         device: str = "cpu",
         keep: Sequence[int] = (-1,),
@@ -160,7 +185,7 @@ class Pipeline:
         Args:
             n: how many samples, or the numbers of those wanted.
             seed: of the noise.
-            label: of a class-conditional model; None takes each class in turn.
+            label: of a class-conditional model, see `labels`; None takes each class in turn.
             batch_size: samples at a time.
             device: to compute on.
             keep: which states; 0 is noise and the last, `len(times) - 1` or -1, the samples.
@@ -187,7 +212,7 @@ def frames_on(
     pipeline: Pipeline,
     numbers: Sequence[int],
     seed: int = 0,
-    label: int | None = None,
+    label: int | Sequence[int] | None = None,
     batch_size: int = 64,
     keep: Sequence[int] = (-1,),
     show: str = "x_t",

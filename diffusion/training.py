@@ -21,11 +21,12 @@ from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
 from diffusion.build import ConfigError, build, construct, nearest
-from diffusion.callbacks import Metrics, Preview, Progress, Scores, duration
-from diffusion.checkpoint import ROOT, CheckpointError, build_denoiser, find, load_weights
+from diffusion.callbacks import Metrics, Progress, duration, watchers
+from diffusion.checkpoint import ROOT, CheckpointError, build_model, find, load_weights
 from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.noise import TRAINING, Noise
+from diffusion.objectives import ConditionDropout
 from diffusion.optimizers import PowerEMA
 from diffusion.runlog import RunLogger
 from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Snapshots, StepTimer
@@ -54,10 +55,11 @@ class Settings:
     workers: int | None = None
     train_images: int | None = None
     compile: bool = False
+    condition_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
-        checked_below = ("devices", "lr", "budget_minutes")
+        checked_below = ("devices", "lr", "budget_minutes", "condition_dropout")
         for name, value in vars(self).items():
             lowest = at_least.get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:
@@ -119,15 +121,17 @@ class Run:
     def __init__(self, config: dict[str, Any], datamodule: pl.LightningDataModule) -> None:
         self.config, self.datamodule = config, datamodule
         self.settings = settings(config)
-        accumulate = config["trainer"].get("accumulate_grad_batches") or 1
         torch.manual_seed(self.settings.seed)  # of the initial weights
+        denoiser, objective = build_model(config), build(config["objective"], "objective")
+        if self.settings.condition_dropout != 0:
+            objective = ConditionDropout(objective, self.settings.condition_dropout)
         self.module = DiffusionModule(
-            denoiser=build_denoiser(config),
-            objective=build(config["objective"], "objective"),
+            denoiser,
+            objective,
             optimizer=build(config["optimizer"], "optimizer"),
             learning_rate=build(config["learning_rate"], "learning_rate"),
             ema=None if config["ema"] is None else build(config["ema"], "ema"),
-            images_per_step=self.settings.batch_size * accumulate,
+            images_per_step=self.settings.batch_size * (config["trainer"].get("accumulate_grad_batches") or 1),
             seed=self.settings.seed,
             config=config,
         )
@@ -172,7 +176,6 @@ class Run:
         if folder is not None:
             (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
             logger = RunLogger(folder, resumed_from)
-        shape = tuple(self.config["dataset"]["shape"])
         checkpoints = Checkpoints(folder, settings.checkpoint_every)
         averaging = self.module.averaging
         keep = averaging.snapshots if isinstance(averaging, PowerEMA) else 0
@@ -181,8 +184,7 @@ class Run:
             logger=logger,
             callbacks=[
                 Metrics(settings.log_every),
-                Preview(settings.preview_every, shape, settings.clip),
-                Scores(settings.score_every, shape, settings.clip),
+                *watchers(self.module, settings.preview_every, settings.score_every, settings.clip),
                 Progress(),
                 *([Snapshots(folder, keep)] if keep else []),
                 checkpoints,
@@ -378,8 +380,9 @@ def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     steps = max(int(left / seconds), 1)
     run.config["trainer"]["max_steps"] = steps
     run.config["trainer"]["max_epochs"] = None
-    images = run.module.images_per_step
-    print(f"budget of {minutes:g} minutes: {steps} steps of {images} images at {seconds:.3f} s each")
+    print(
+        f"budget of {minutes:g} minutes: {steps} steps of {run.module.images_per_step} images at {seconds:.3f} s each"
+    )
 
 
 def announce(run: Run, seconds: float, world_size: int, device: str, preset: str | None) -> None:

@@ -13,7 +13,7 @@ import cli
 import train
 from diffusion import training
 from diffusion.build import build
-from diffusion.checkpoint import build_denoiser
+from diffusion.checkpoint import build_denoiser, build_model
 from diffusion.noise import TRAINING, Noise
 from diffusion.samplers import prior
 from diffusion.sampling import sampler_and_times
@@ -39,7 +39,7 @@ def _is_folder(overrides: tuple[str, ...]) -> bool:
 
 def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:
     """The loss on two random samples, with gradients in all weights."""
-    denoiser, objective = build_denoiser(config), build(config["objective"])
+    denoiser, objective = build_model(config), build(config["objective"])
     batch = {"x": torch.rand(2, *config["dataset"]["shape"]) * 2 - 1, "label": torch.zeros(2, dtype=torch.long)}
     loss: torch.Tensor = objective(denoiser, batch, Noise(0, torch.arange(2), TRAINING))["loss"].mean()
     loss.backward()
@@ -121,6 +121,7 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
         "edm": ["schedule=variance_exploding"],
         "learned": ["objective=hybrid"],
         "hybrid": ["denoiser=learned"],
+        "classifier": ["dataset=digits", "network=encoder", "denoiser=classifier", "objective=classifier"],
     }.get(name, [])
     config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
     assert loss_of_one_step(config).isfinite()
@@ -196,7 +197,7 @@ def test_every_setting_is_read_by_the_code() -> None:
     source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").glob("*.py")])
     interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
     for name in settings:
-        used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|config\.{name}\b""", source)
+        used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|get\("{name}"\)|config\.{name}\b""", source)
         assert used or f"${{{name}}}" in interpolated, f"nobody reads {name}"
 
 

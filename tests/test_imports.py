@@ -23,6 +23,8 @@ CORE = {
     "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
     "stochastic": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
     "adaptive": {"torch", "diffusion.denoisers", "diffusion.samplers", "diffusion.ode"},
+    "guidance": {"torch", "diffusion.schedules", "diffusion.denoisers"},
+    "repaint": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
     "grids": {"torch", "diffusion.schedules"},
 }
 

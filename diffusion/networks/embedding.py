@@ -1,9 +1,9 @@
-"""Embeddings of the noise level."""
+"""Embeddings of the noise level and of a class."""
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sinusoidal(position: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
@@ -22,3 +22,11 @@ def sinusoidal(position: Tensor, width: int, max_period: float = 10000.0) -> Ten
     exponent = torch.arange(width // 2, device=position.device, dtype=torch.float32) / (width // 2)
     angle = position.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
     return torch.cat((angle.sin(), angle.cos()), dim=-1)
+
+
+class LabelEmbedding(nn.Embedding):
+    """A vector for each class, and zero for a label of -1: no class."""
+
+    def forward(self, label: Tensor) -> Tensor:
+        """(B, width) from int64 labels (B,)."""
+        return super().forward(label.clamp(min=0)) * (label >= 0)[:, None]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from diffusion.networks.embedding import sinusoidal
+from diffusion.networks.embedding import LabelEmbedding, sinusoidal
 
 
 class MLP(nn.Module):
@@ -15,7 +15,8 @@ class MLP(nn.Module):
         shape: (d,), of its input.
         width: of the hidden layers.
         depth: number of residual layers.
-        num_classes: labels in cond["label"] condition the network; 0 for none.
+        num_classes: labels in cond["label"] condition the network, -1 being none; 0 for a network without classes.
+        embedding: length of the vectors in cond["embedding"] that condition the network; 0 for none.
         out_channels: length of its output; None is d.
     """
 
@@ -27,6 +28,7 @@ class MLP(nn.Module):
         width: int = 128,
         depth: int = 4,
         num_classes: int = 0,
+        embedding: int = 0,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
@@ -36,13 +38,14 @@ class MLP(nn.Module):
             )
         if width < 2 or width % 2 or depth < 1:
             raise ValueError(f"mlp needs an even width and a depth of at least 1, got {width=} and {depth=}")
-        if num_classes < 0:
-            raise ValueError(f"num_classes must not be negative, got {num_classes}")
+        if min(num_classes, embedding) < 0:
+            raise ValueError(f"num_classes and embedding must not be negative, got {num_classes=} and {embedding=}")
         if out_channels is not None and out_channels < 1:
             raise ValueError(f"out_channels must be at least 1, got {out_channels}")
-        self.num_classes = num_classes
+        self.num_classes, self.embedding = num_classes, embedding
         self.width = width
-        self.embed_label = nn.Embedding(num_classes, width) if num_classes else None
+        self.embed_label = LabelEmbedding(num_classes, width) if num_classes else None
+        self.embed_vector = nn.Linear(embedding, width, bias=False) if embedding else None  # zero says nothing
         self.embed = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.first = nn.Linear(shape[0], width)
         self.layers = nn.ModuleList(
@@ -58,6 +61,8 @@ class MLP(nn.Module):
         emb = self.embed(sinusoidal(c_noise, self.width).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])
+        if self.embed_vector is not None:
+            emb = emb + self.embed_vector(cond["embedding"].to(x.dtype))
         h = self.first(x)
         for layer in self.layers:
             h = h + layer(h + emb)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.networks.embedding import sinusoidal
+from diffusion.networks.embedding import LabelEmbedding, sinusoidal
 
 
 def _zero(module: nn.Conv2d) -> nn.Conv2d:
@@ -21,7 +21,7 @@ def _zero(module: nn.Conv2d) -> nn.Conv2d:
     return module
 
 
-def _norm(channels: int) -> nn.GroupNorm:
+def normalisation(channels: int) -> nn.GroupNorm:
     """At most 32 groups of at least 4 channels."""
     groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
@@ -33,7 +33,7 @@ class ResBlock(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm_in, self.norm_out = _norm(c_in), _norm(c_out)
+        self.norm_in, self.norm_out = normalisation(c_in), normalisation(c_out)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.modulation = nn.Linear(emb, 2 * c_out)
         self.dropout = nn.Dropout(dropout)
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         self.heads = max(channels // head_channels, 1)
         if channels % self.heads:
             raise ValueError(f"attention needs widths that are multiples of {head_channels}, got {channels}")
-        self.norm = _norm(channels)
+        self.norm = normalisation(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zero(nn.Conv2d(channels, channels, 1))
 
@@ -76,9 +76,11 @@ class UNet(nn.Module):
         blocks: residual blocks a level on the way down; one more on the way up.
         attention: levels with self-attention, counted from 0 at full resolution; -1 is the last.
         patch: side of the squares that are folded into channels first (1 for none).
-        num_classes: labels 0..num_classes-1 in cond["label"] condition the network; 0 for none.
+        num_classes: labels 0..num_classes-1 in cond["label"] condition the network, -1 being none; 0 for a network
+            without classes.
         dropout: in the residual blocks.
         head_channels: channels of an attention head.
+        embedding: length of the vectors in cond["embedding"] that condition the network; 0 for none.
         out_channels: channels of its output; None is C.
     """
 
@@ -94,23 +96,25 @@ class UNet(nn.Module):
         num_classes: int = 0,
         dropout: float = 0.0,
         head_channels: int = 32,
+        embedding: int = 0,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        channels = _check(shape, widths, blocks, attention, patch)
+        channels = check_levels("unet", shape, widths, blocks, attention, patch)
         c_out = channels if out_channels is None else out_channels
-        if num_classes < 0 or min(head_channels, c_out) < 1 or not 0 <= dropout < 1:
+        if min(num_classes, embedding) < 0 or min(head_channels, c_out) < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"unet needs num_classes >= 0, head_channels and out_channels >= 1 and dropout in [0, 1), got "
-                f"{num_classes=}, {head_channels=}, {out_channels=} and {dropout=}"
+                f"unet needs num_classes and embedding >= 0, head_channels and out_channels >= 1 and dropout in "
+                f"[0, 1), got {num_classes=}, {embedding=}, {head_channels=}, {out_channels=} and {dropout=}"
             )
-        self.num_classes = num_classes
+        self.num_classes, self.embedding = num_classes, embedding
         self.width_in = widths[0]
         emb = 4 * widths[0]
         attended = {level % len(widths) for level in attention}
 
         self.embed = nn.Sequential(nn.Linear(self.width_in, emb), nn.SiLU(), nn.Linear(emb, emb))
-        self.embed_label = nn.Embedding(num_classes, emb) if num_classes else None
+        self.embed_label = LabelEmbedding(num_classes, emb) if num_classes else None
+        self.embed_vector = nn.Linear(embedding, emb, bias=False) if embedding else None  # zero says nothing
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
         self.conv_in = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
 
@@ -144,14 +148,17 @@ class UNet(nn.Module):
                     layers.extend([upsample, nn.Conv2d(width, width, 3, padding=1)])
                 self.up.append(layers)
 
-        self.norm_out = _norm(width)
+        self.norm_out = normalisation(width)
         self.conv_out = _zero(nn.Conv2d(width, c_out * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """F, (B, out_channels, H, W), from x (B, C, H, W); c_noise (B,); cond["label"] (B,) if there are classes."""
+        """F, (B, out_channels, H, W), from x (B, C, H, W); c_noise (B,); cond["label"] (B,), cond["embedding"] (B, d)
+        if the network has them."""
         emb = self.embed(sinusoidal(c_noise, self.width_in).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])
+        if self.embed_vector is not None:
+            emb = emb + self.embed_vector(cond["embedding"].to(x.dtype))
         emb = F.silu(emb)
         h = self.conv_in(self.fold(x))
         skips = [h]
@@ -170,13 +177,15 @@ def _run(layers: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
     return h
 
 
-def _check(shape: Sequence[int], widths: Sequence[int], blocks: int, attention: Sequence[int], patch: int) -> int:
+def check_levels(
+    name: str, shape: Sequence[int], widths: Sequence[int], blocks: int, attention: Sequence[int], patch: int
+) -> int:
     """The number of channels, if the arguments make a network that such images can pass."""
     if len(shape) != 3:
-        raise ValueError(f"network=unet needs images of shape (channels, height, width), got shape {tuple(shape)}")
+        raise ValueError(f"network={name} needs images of shape (channels, height, width), got shape {tuple(shape)}")
     if not widths or min(widths) < 2 or blocks < 1 or patch < 1 or widths[0] % 2:
         raise ValueError(
-            f"unet needs widths, blocks and patch of at least 1 and an even first width, got {list(widths)}"
+            f"{name} needs widths, blocks and patch of at least 1 and an even first width, got {list(widths)}"
         )
     for level in attention:
         if not -len(widths) <= level < len(widths):
@@ -187,7 +196,7 @@ def _check(shape: Sequence[int], widths: Sequence[int], blocks: int, attention: 
     divisor = patch * 2 ** (len(widths) - 1)
     if height % divisor or width % divisor:
         raise ValueError(
-            f"an image of {height}x{width} cannot pass a unet with patch={patch} and {len(widths)} levels: height and "
-            f"width must be multiples of {divisor}; change the image size, or use fewer network.widths"
+            f"an image of {height}x{width} cannot pass network={name} with patch={patch} and {len(widths)} levels: "
+            f"height and width must be multiples of {divisor}; change the image size, or use fewer network.widths"
         )
     return channels

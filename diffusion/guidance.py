@@ -1,0 +1,205 @@
+"""Guidance: denoisers that steer another one, so that every sampler and likelihood can use them.
+
+With `score = (alpha_t D - x_t) / sigma_t^2`, adding `grad log p(y | x_t)` to the score is adding
+`sigma_t^2 / alpha_t grad log p(y | x_t)` to D. A scale w tilts each noise level's density to `p(x_t) p(y | x_t)^w`:
+w = 0 forgets y, w = 1 is p(x_t | y), and above it samples are more typical of y and less varied.
+"""
+
+import math
+from abc import ABC
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.denoisers import NOTHING, Condition, Denoiser, dropped, log_variances
+from diffusion.schedules import Schedule, expand, float64
+
+# log p(y | x), (B,) in nats up to a constant, of x (B, *S), t () or (B,), and the condition.
+LogProb = Callable[[Tensor, Tensor, Condition], Tensor]
+
+
+class Guidance(Denoiser, ABC):
+    """A denoiser around another, with its schedule and its variance.
+
+    Args:
+        denoiser: what is steered, not clipped: `ClippedDenoiser` goes outside.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser.schedule, denoiser.variance)
+        self.denoiser = denoiser
+        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+
+    def check_times(self, times: Tensor) -> None:
+        self.denoiser.check_times(times)
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.denoiser.step(x_t, t, s, x0, aux)
+
+
+class ClassifierFreeGuidance(Guidance):
+    """`D = D_uncond + w (D_cond - D_uncond)`, of one network that is asked with and without its condition (Ho &
+    Salimans 2022, arXiv 2207.12598, eq. 6, where w is called 1 + w).
+
+    Both answers come from one batch of twice the size. w = 1 is no guidance: D_cond itself, at its own cost. What else
+    the network says, such as its variance, is what it says with the condition.
+
+    Args:
+        denoiser: trained with dropped conditions.
+        scale: w.
+        interval: levels sigma / alpha between which it acts, both included; elsewhere w is 1 (Kynkäänniemi et al. 2024,
+            arXiv 2404.07724, eq. 5). A log-SNR of l is the level `exp(-l / 2)`.
+        rescale: in [0, 1], how far each sample's standard deviation is brought back to that of D_cond (Lin et al. 2023,
+            arXiv 2305.08891, eq. 15 and 16, here on D whatever the network predicts).
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, scale: float, interval: Sequence[float] | None = None, rescale: float = 0.0
+    ) -> None:
+        super().__init__(denoiser)
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance must be a finite number, got {scale}")
+        low, high = (0.0, math.inf) if interval is None else interval
+        if not 0 <= low < high:
+            raise ValueError(
+                f"guidance_interval must be two rising levels of sigma / alpha, like [0.3,5], got {interval}"
+            )
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
+        self.scale, self.low, self.high, self.rescale = scale, low, high, rescale
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        level = torch.exp(-self.schedule.log_snr(float64(t)) / 2)
+        weight = torch.where((level >= self.low) & (level <= self.high), self.scale, 1.0)
+        if (weight == 1).all():
+            return self.denoiser.predict(x_t, t, cond)
+        if not cond.keys() & NOTHING.keys():
+            raise ValueError("classifier-free guidance needs a condition: a label or an embedding")
+        nothing = dropped(cond, torch.ones(len(x_t), dtype=torch.bool, device=x_t.device))
+        both = {name: torch.cat((value, nothing[name])) for name, value in cond.items()}
+        twice_t = t if t.ndim == 0 else torch.cat((t, t))
+        x0, aux = self.denoiser.predict(torch.cat((x_t, x_t)), twice_t, both)
+        conditional, unconditional = x0.chunk(2)
+        guided = unconditional.lerp(conditional, expand(weight.to(x_t), x_t))
+        if self.rescale:
+            ratio = conditional.flatten(1).std(1) / guided.flatten(1).std(1)
+            guided = expand(1 + self.rescale * (ratio - 1), x_t) * guided
+        return guided, {name: value.chunk(2)[0] for name, value in aux.items()}
+
+
+class EnergyGuidance(Guidance):
+    """`D + w sigma_t^2 / alpha_t grad log p(y | x_t)` (Dhariwal & Nichol 2021, arXiv 2105.05233, section 4; Song et al.
+    2021, arXiv 2011.13456, eq. 14).
+
+    At w = 1, with the exact p(y | x_t), this is the exact denoiser of p(x0 | y). Any differentiable energy will do.
+
+    Args:
+        denoiser: what is steered.
+        log_prob: of x and t; a classifier's or any other energy.
+        scale: w; 0 is no guidance.
+        of: what x is: "x_t", or "x0", the answer of the denoiser, through which the gradient is then taken. That puts
+            log p(y | E[x0 | x_t]) in the place of log p(y | x_t), and is right where the noise is low (Chung et al.
+            2023, arXiv 2209.14687, eq. 11).
+    """
+
+    def __init__(self, denoiser: Denoiser, log_prob: LogProb, scale: float = 1.0, of: str = "x_t") -> None:
+        super().__init__(denoiser)
+        if of not in ("x_t", "x0"):
+            raise ValueError(f"of must be x_t or x0, got {of!r}")
+        _check_energy(self.schedule, scale)
+        self.log_prob, self.scale, self.of = log_prob, scale, of
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        if self.scale == 0:
+            return self.denoiser.predict(x_t, t, cond)
+        answer: tuple[Tensor, dict[str, Any]] | None = None
+
+        def through(x: Tensor) -> Tensor:
+            nonlocal answer
+            answer = self.denoiser.predict(x, t, cond)
+            return self.log_prob(answer[0], t, cond)
+
+        slope = gradient(through if self.of == "x0" else lambda x: self.log_prob(x, t, cond), x_t)
+        x0, aux = self.denoiser.predict(x_t, t, cond) if answer is None else answer
+        if not slope.requires_grad:
+            x0, aux = x0.detach(), {name: value.detach() for name, value in aux.items()}
+        alpha, sigma = self.schedule(float64(t))
+        return x0 + expand((self.scale * sigma**2 / alpha).to(x_t), x_t) * slope, aux
+
+
+class MeanShiftGuidance(Guidance):
+    """Guidance of a DDPM step alone: its mean is moved by `w Sigma grad log p(y | x_t)`, and D is left (Dhariwal &
+    Nichol 2021, arXiv 2105.05233, algorithm 1).
+
+    With the variance beta this is alpha_t / alpha_s of what `EnergyGuidance` moves the mean by: the same at many steps,
+    less at few. For samplers that use `transition`, which is ddpm; others would not see it.
+
+    Args:
+        denoiser: what is steered.
+        log_prob: of x_t and t.
+        scale: w.
+    """
+
+    def __init__(self, denoiser: Denoiser, log_prob: LogProb, scale: float = 1.0) -> None:
+        super().__init__(denoiser)
+        _check_energy(self.schedule, scale)
+        self.log_prob, self.scale = log_prob, scale
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        x0, aux = self.denoiser.predict(x_t, t, cond)
+        return x0, aux | {"slope": gradient(lambda x: self.log_prob(x, t, cond), x_t)}
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.denoiser.step(x_t, t, s, x0, aux)
+        return mean + self.scale * log_var.exp() * aux["slope"], log_var
+
+
+class Inpainting(Guidance):
+    """`D' = mask D + (1 - mask) known`: what the mask leaves out is known, and comes back exactly.
+
+    In a `transition` the known part's step has the variance of `q(x_s | x_t, x0)`, so that under ddpm it is distributed
+    as the noised data are, at every level: the replacement method (Song et al. 2021, arXiv 2011.13456, appendix I.2).
+
+    Its bias: the rest is drawn given the *noised* known part, `E[x0 | x_t]`, not given the known part itself, so
+    early steps are made in ignorance of it and later ones cannot take them back. `RePaintSampler` reduces this.
+
+    Args:
+        denoiser: what is steered.
+        known: data, broadcasting against x_t.
+        mask: likewise; 1 is generated, 0 is kept.
+    """
+
+    known: Tensor
+    mask: Tensor
+
+    def __init__(self, denoiser: Denoiser, known: Tensor, mask: Tensor) -> None:
+        super().__init__(denoiser)
+        self.register_buffer("known", known)
+        self.register_buffer("mask", mask)
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        x0, aux = self.denoiser.predict(x_t, t, cond)
+        return torch.lerp(self.known.to(x0), x0, self.mask.to(x0)), aux
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.denoiser.step(x_t, t, s, x0, aux)
+        exact = expand(log_variances(self.schedule, t, s)[1], x_t).to(x_t)
+        return mean, torch.lerp(exact, log_var.to(x_t), self.mask.to(x_t))
+
+
+def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`d log_prob(x) / dx`, shaped like x; differentiable itself where x is part of a graph, as in a likelihood."""
+    further = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        x = x if further else x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(log_prob(x).sum(), x, create_graph=further)
+    return slope
+
+
+def _check_energy(schedule: Schedule, scale: float) -> None:
+    if not math.isfinite(scale):
+        raise ValueError(f"guidance must be a finite number, got {scale}")
+    if schedule(torch.ones((), dtype=torch.float64))[0] == 0:
+        raise ValueError("guidance by an energy divides by alpha, which a schedule of zero terminal SNR ends at")

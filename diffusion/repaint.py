@@ -1,0 +1,51 @@
+"""RePaint: a sampler around any other that goes back and forth at each step."""
+
+from torch import Tensor
+
+from diffusion.denoisers import Condition, Denoiser
+from diffusion.samplers import Draw, History, Sampler
+from diffusion.schedules import Schedule
+
+
+def renoised(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, z: Tensor) -> Tensor:
+    """x_t from `q(x_t | x_s)`, t > s, with the noise z: `r x_s + (sigma_t^2 - r^2 sigma_s^2)^(1/2) z`, r = alpha_t /
+    alpha_s."""
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    ratio = alpha_t / alpha_s
+    return ratio * x_s + (sigma_t**2 - (ratio * sigma_s) ** 2).sqrt() * z
+
+
+class RePaintSampler(Sampler):
+    """RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1): each step is taken, undone by fresh noise and taken
+    again, so that what an `Inpainting` generates comes to agree with what is known.
+
+    With many rounds the state at each level is one of the model's that agrees with the noised known part. The last
+    step, to data, is taken once, as in the paper. One round is the sampler itself.
+
+    Args:
+        sampler: takes the steps; a multistep method begins anew after each return.
+        rounds: the paper's U, how often each step is taken.
+    """
+
+    stochastic = True
+
+    def __init__(self, sampler: Sampler, rounds: int = 10) -> None:
+        if rounds < 1:
+            raise ValueError(f"resample must be at least 1, got {rounds}")
+        self.sampler, self.rounds = sampler, rounds
+        self.order, self.calls = sampler.order, rounds * sampler.calls
+        self.stochastic = sampler.stochastic or rounds > 1
+        self.from_pure_noise = sampler.from_pure_noise
+
+    def check(self, denoiser: Denoiser, times: Tensor) -> None:
+        super().check(denoiser, times)
+        self.sampler.check(denoiser, times)
+
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        x_s, history = self.sampler.step(denoiser, x_t, t, s, cond, history, draw)
+        for _ in range(self.rounds - 1):
+            x_t = renoised(denoiser.schedule, x_s, s, t, draw())
+            x_s, history = self.sampler.step(denoiser, x_t, t, s, cond, (), draw)
+        return x_s, history
