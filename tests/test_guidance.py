@@ -20,7 +20,7 @@ from diffusion.denoisers import (
     NetworkDenoiser,
     posterior,
 )
-from diffusion.grids import TrailingGrid
+from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting, MeanShiftGuidance
 from diffusion.likelihood import ode_log_density, variational_bound
 from diffusion.networks.mlp import MLP
@@ -148,7 +148,8 @@ def test_rescaling_gives_each_sample_the_conditional_answers_deviation(mixture: 
 def test_every_sampler_takes_guided_denoisers(name: str, mixture: GaussianMixtureDenoiser) -> None:
     # Guided by the exact classifier, or by labels, each is the same path as of the component's own denoiser.
     noise = Noise(0, torch.arange(6))
-    x, times = prior(mixture.schedule, noise, (2,)).double(), TrailingGrid()(mixture.schedule, 6)
+    grid = UniformGrid() if name == "langevin" else TrailingGrid()
+    x, times = prior(mixture.schedule, noise, (2,)).double(), grid(mixture.schedule, 6)
     expected = sampler(name).sample(component(mixture, 2), x, times, noise=noise)
     with torch.no_grad():
         by_energy = sampler(name).sample(EnergyGuidance(mixture, exact(mixture, 2)), x, times, noise=noise)
@@ -269,7 +270,8 @@ def test_a_classifier_says_nothing_of_noise_levels_that_it_never_saw(mixture: Ga
 def test_known_values_come_back_exactly_from_every_sampler(name: str, mixture: GaussianMixtureDenoiser) -> None:
     mask = torch.tensor([0.0, 1.0])
     noise = Noise(0, torch.arange(8))
-    x, times = prior(mixture.schedule, noise, (2,)), TrailingGrid()(mixture.schedule, 8)
+    grid = UniformGrid() if name == "langevin" else TrailingGrid()
+    x, times = prior(mixture.schedule, noise, (2,)), grid(mixture.schedule, 8)
     for known in (0.3, -0.7):
         denoiser = Inpainting(mixture, torch.tensor([known, 99.0]), mask)
         out = sampler(name).sample(ClippedDenoiser(denoiser, -9.0, 9.0), x, times, noise=noise)

@@ -200,10 +200,7 @@ def test_what_cannot_be_gets_one_line_and_leaves_nothing(folder: Path, arguments
         ("condition_dropout=1", "condition_dropout must be at least 0 and below 1, got 1"),
         ("denoiser=classifier", "denoiser=classifier needs a network that classifies: network=encoder"),
         ("objective=classifier", "objective=classifier trains a classifier"),
-        (
-            "network=encoder network.patch=1 denoiser=classifier",
-            "denoiser=classifier is trained by objective=classifier",
-        ),
+        ("denoiser=classifier network=encoder", "denoiser=classifier is trained by objective=classifier"),
         ("network.embedding=3", "network.embedding=3, but the data's embeddings have the length 0"),
     ],
 )
