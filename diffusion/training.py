@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -380,9 +379,8 @@ def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     steps = max(int(left / seconds), 1)
     run.config["trainer"]["max_steps"] = steps
     run.config["trainer"]["max_epochs"] = None
-    print(
-        f"budget of {minutes:g} minutes: {steps} steps of {run.module.images_per_step} images at {seconds:.3f} s each"
-    )
+    images = run.module.images_per_step
+    print(f"budget of {minutes:g} minutes: {steps} steps of {images} images at {seconds:.3f} s each")
 
 
 def announce(run: Run, seconds: float, world_size: int, device: str, preset: str | None) -> None:
@@ -397,7 +395,6 @@ def announce(run: Run, seconds: float, world_size: int, device: str, preset: str
         limit = run.config["trainer"]["max_time"]
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit}")
         return
-    total = timedelta(seconds=seconds * steps).total_seconds()
-    print(f"estimated time: {duration(total)} for {steps} steps ({seconds:.3g} s each)")
-    if total > 3600 and device == "cpu" and preset is not None:
+    print(f"estimated time: {duration(seconds * steps)} for {steps} steps ({seconds:.3g} s each)")
+    if seconds * steps > 3600 and device == "cpu" and preset is not None:
         print(f"that is long for a CPU: python train.py experiment={preset} is made for one")

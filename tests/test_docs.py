@@ -150,7 +150,8 @@ def test_a_picture_is_small_and_on_a_page_that_shows_the_command_that_makes_it(n
     assert (ROOT / "docs" / "images" / name).stat().st_size < 1_000_000
     pages = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     scripts = "|".join({name.split("_")[0].removesuffix(".png"), "model"})
-    assert any(f"images/{name}" in page and re.search(rf"python docs/pictures/({scripts})\.py", page) for page in pages)
+    command = rf"python docs/pictures/({scripts})\.py|python sample\.py .*out=docs/images/{name}"
+    assert any(f"images/{name}" in page and re.search(command, page) for page in pages)
 
 
 @pytest.mark.parametrize("page", ["reverse", *(pytest.param(x, marks=pytest.mark.slow) for x in DRAWN_SLOWLY)])
