@@ -54,8 +54,6 @@ class Options:
             value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.rows is not None and self.n is not None and self.rows > self.n:
-            raise ValueError(f"rows={self.rows} is more than the n={self.n} samples")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:
@@ -166,6 +164,8 @@ def settle_labels(options: Options, num_classes: int) -> None:
             raise ValueError(f"label=all draws one row for each of {rows} classes: n={options.n} is no multiple")
         options.label = [k * rows // options.n for k in range(options.n)]
         options.rows = rows if options.rows is None else options.rows
+    if options.rows is not None and options.rows > options.n:
+        raise ValueError(f"rows={options.rows} is more than the n={options.n} samples")
 
 
 def sampler_settings(sampler: Any) -> dict[str, Any]:
