@@ -82,7 +82,10 @@ class PredictorCorrectorSampler(Sampler):
         by_norm = self.rule == "norm" or (self.rule == "auto" and x_t[0].numel() >= 32)
         for _ in range(self.corrections):
             slope, z = score(denoiser, x_s, s, denoiser(x_s, s, cond)), draw()
-            length = expand(_norm(z) / _norm(slope), x_s) if by_norm else sigma_s
+            length = sigma_s
+            if by_norm:
+                steepness = _norm(slope)  # zero all over for a network that has learned nothing yet
+                length = expand(torch.where(steepness > 0, _norm(z) / steepness, sigma_s.to(z)), x_s)
             size = 2 * (alpha_t / alpha_s * self.snr * length) ** 2
             x_s = x_s + size * slope + (2 * size).sqrt() * z
         return x_s, known

@@ -120,6 +120,7 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
         "likelihood": ["schedule=vp"],
         "edm": ["schedule=variance_exploding"],
         "learned": ["objective=hybrid"],
+        "step": ["dataset=swissroll", "network=heads", "schedule=cosine", "timesteps=40", "objective=vlb", "steps=40"],
         "hybrid": ["denoiser=learned"],
         "classifier": ["dataset=digits", "network=encoder", "denoiser=classifier", "objective=classifier"],
     }.get(name, [])
