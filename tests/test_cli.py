@@ -63,7 +63,13 @@ def test_help_does_not_wait_for_torch_or_hydra(tmp_path: Path) -> None:
         (["dataset=cifa"], ["dataset=cifa does not exist (did you mean cifar?)", "digits", "swissroll"]),
         (["datset=cifar"], ["no setting datset (did you mean dataset?)"]),
         (["sampler=ddmi"], ["sampler=ddmi", "ddim", "heun"]),
-        (["network=unett"], ["network=unett does not exist (did you mean unet?); the choices are encoder, heads, mlp, tutorial, unet"]),
+        (
+            ["network=unett"],
+            [
+                "network=unett does not exist (did you mean unet?); the choices are encoder, heads",
+                "mlp, tutorial, unet",
+            ],
+        ),
         (["experiment=fast_fasion"], ["did you mean fast_fashion?"]),
         (["lerning_rate.decay=linear"], ["did you mean learning_rate.decay?"]),
         (["optimizer.foo=1"], ["optimizer.foo", "optimizer can have lr, betas, weight_decay"]),
