@@ -43,6 +43,7 @@ TESTS = {
     "adaptive": ("adaptive",),
     "likelihood": ("likelihood", "variance"),
     "guidance": ("guidance",),
+    "repaint": ("repaint",),
 }
 OPERATORS = {
     ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Pow: "*", ast.FloorDiv: "*", ast.MatMult: "*",
