@@ -50,7 +50,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     begun = time.monotonic()
     from pytorch_lightning.utilities import rank_zero_only
 
-    from diffusion import training
+    from diffusion import timing, training
     from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
     from diffusion.sampling import sampler_and_times
@@ -71,7 +71,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     datamodule.setup()
     check_conditions(datamodule, run.module.denoiser)
     if settings.budget_minutes is not None and path is None:
-        training.spend_budget(run, trainer, begun)
+        timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
     if path is not None and step >= (plain["trainer"]["max_steps"] or step + 1):
         print(f"{path} is finished at step {step}; raise trainer.max_steps to train on")
@@ -79,12 +79,10 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
 
     folder = None
     if rank_zero_only.rank in (0, None):  # type: ignore[attr-defined]
-        seconds = training.estimate(run, trainer)
+        seconds = timing.estimate(run, trainer)
         preset = f"fast_{plain['dataset']['name']}"
         known = preset in cli.choices_of("experiment")
-        training.announce(
-            run, seconds, trainer.world_size, trainer.strategy.root_device.type, preset if known else None
-        )
+        timing.announce(run, seconds, trainer.world_size, trainer.strategy.root_device.type, preset if known else None)
         folder = training.claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
         print(f"run folder: {folder}" + (f", resuming {path} at step {step}" if path else ""))
     try:

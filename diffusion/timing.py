@@ -1,0 +1,104 @@
+"""How long a run will take: measured before it begins, from a copy that changes nothing of it."""
+
+import copy
+import time
+from collections.abc import Mapping
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from diffusion.callbacks import duration
+from diffusion.module import DiffusionModule, compile_network
+from diffusion.noise import TRAINING, Noise
+from diffusion.training import Run
+
+
+def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: pl.Trainer, seconds: float) -> float:
+    """Seconds of one training batch on the first device, measured on a copy: nothing of the run changes.
+
+    Args:
+        module: the run's.
+        batch: one training batch, of any size.
+        trainer: tells the device and the precision.
+        seconds: how long to measure, after one batch of warm-up.
+    """
+    device = trainer.strategy.root_device
+    with torch.random.fork_rng(devices=[]):
+        denoiser = copy.deepcopy(module.denoiser).to(device).train()
+        objective = copy.deepcopy(module.objective).to(device).train()
+        optimizer = module.optimizer(denoiser.network, fused=False)
+        batch = {name: value.to(device) for name, value in batch.items()}
+        noise = Noise(module.seed, batch["serial"], TRAINING)
+        if module.config.get("compile"):
+            compile_network(denoiser)
+
+        def one_batch() -> None:
+            with trainer.precision_plugin.forward_context():
+                loss = objective(denoiser, batch, noise)["loss"].mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.item()  # waits for the device
+
+        one_batch()
+        begun, count = time.perf_counter(), 0
+        while count < 2 or time.perf_counter() - begun < seconds:
+            one_batch()
+            count += 1
+        return (time.perf_counter() - begun) / count
+
+
+def estimate(run: Run, trainer: pl.Trainer) -> float:
+    """Seconds of one optimizer step: from a whole batch where that is quick, else from a small part of one."""
+    batch = device_batch(run, trainer)
+    size = len(batch["x"])
+    part = {name: value[:16] for name, value in batch.items()}
+    seconds = step_seconds(run.module, part, trainer, seconds=0.0) * size / len(part["x"])
+    if seconds < 1:
+        seconds = step_seconds(run.module, batch, trainer, seconds=0.5)
+    return seconds * (run.config["trainer"].get("accumulate_grad_batches") or 1)
+
+
+def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
+    """One device's share of the first training batch."""
+    batch = next(iter(run.datamodule.train_dataloader()))
+    return {name: value[: max(len(value) // trainer.world_size, 1)] for name, value in batch.items()}
+
+
+def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
+    """Sets `max_steps` to what fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
+
+    Ten seconds of training tell the speed; a twentieth of the budget is kept for validation, pictures and checkpoints.
+    """
+    minutes = run.settings.budget_minutes
+    assert minutes is not None
+    if not trainer.is_global_zero:  # the first process measures and tells the others when training begins
+        run.config["trainer"]["max_steps"] = 1
+        return
+    batch = device_batch(run, trainer)
+    seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20))
+    seconds *= run.config["trainer"].get("accumulate_grad_batches") or 1
+    left = 0.95 * minutes * 60 - (time.monotonic() - begun)
+    steps = max(int(left / seconds), 1)
+    run.config["trainer"]["max_steps"] = steps
+    run.config["trainer"]["max_epochs"] = None
+    images = run.module.images_per_step
+    print(f"budget of {minutes:g} minutes: {steps} steps of {images} images at {seconds:.3f} s each")
+
+
+def announce(run: Run, seconds: float, world_size: int, device: str, preset: str | None) -> None:
+    """Prints what is about to happen, how long it will take, and which preset suits a CPU if that is long."""
+    steps = run.config["trainer"]["max_steps"]
+    network = run.module.denoiser.network
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    batch = run.settings.batch_size
+    share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
+    print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {batch} images{share}")
+    if steps is None:
+        limit = run.config["trainer"]["max_time"]
+        print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit}")
+        return
+    print(f"estimated time: {duration(seconds * steps)} for {steps} steps ({seconds:.3g} s each)")
+    if seconds * steps > 3600 and device == "cpu" and preset is not None:
+        print(f"that is long for a CPU: python train.py experiment={preset} is made for one")
