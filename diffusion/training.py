@@ -51,10 +51,11 @@ class Settings:
     train_images: int | None = None
     compile: bool = False
     condition_dropout: float = 0.0
+    ema_decay: float = 0.9999  # checked where ema=exponential takes it
 
     def __post_init__(self) -> None:
         at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
-        checked_below = ("devices", "lr", "budget_minutes", "condition_dropout")
+        checked_below = ("devices", "lr", "budget_minutes", "condition_dropout", "ema_decay")
         for name, value in vars(self).items():
             lowest = at_least.get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:

@@ -130,6 +130,31 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
         sampler_and_times(config, build_denoiser(config))
 
 
+@pytest.mark.parametrize("choice", ["exponential", "power", "none"])
+@pytest.mark.parametrize("experiment", ["swissroll", "folder", "tutorial_mnist", "classifier_digits"])
+def test_the_average_that_is_typed_replaces_the_experiments(experiment: str, choice: str) -> None:
+    ema = resolved(f"experiment={experiment}", f"ema={choice}")["ema"]
+    assert (ema and ema["_target_"].rpartition(".")[2]) == {"exponential": "EMA", "power": "PowerEMA", "none": None}[
+        choice
+    ]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "typed"),
+    [
+        ("ncsn", "sampler=ddpm"),
+        ("flow", "objective=likelihood"),
+        ("flow", "objective=simple"),
+        ("ve_sde", "schedule=vp"),
+        ("fast_swissroll", "schedule=vp"),
+    ],
+)
+def test_a_group_that_is_typed_replaces_all_that_the_experiment_said_of_it(experiment: str, typed: str) -> None:
+    config = resolved(f"experiment={experiment}", "dataset=swissroll", typed)
+    sampler_and_times(config, build_denoiser(config))
+    assert loss_of_one_step(config).isfinite()
+
+
 def test_ncsn_visits_each_of_the_papers_levels() -> None:
     config = resolved("experiment=ncsn", "network.widths=[8,16]")
     sampler, times = sampler_and_times(config, denoiser := build_denoiser(config))
