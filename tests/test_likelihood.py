@@ -267,6 +267,31 @@ def test_a_uniform_density_over_256_levels_is_eight_bits() -> None:
     assert difference == pytest.approx(6.99435, abs=1e-5)
 
 
+class _Recording(Noise):
+    """Remembers which draws were asked for."""
+
+    draws: list[int]
+
+    def uniform(self, shape: Any = (), step: int = 0, draw: int = 0) -> Tensor:
+        self.draws.append(draw)
+        return super().uniform(shape, step, draw)
+
+    def normal(self, shape: Any, step: int = 0, draw: int = 0) -> Tensor:
+        self.draws.append(draw)
+        return super().normal(shape, step, draw)
+
+
+@pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
+def test_each_probe_has_a_draw_of_its_own_and_none_is_the_dequantisers(
+    probe: str, schedule: Schedule, mixture: GaussianMixtureDenoiser
+) -> None:
+    noise = _Recording(0, torch.arange(2))
+    noise.draws = []
+    x = dequantised(torch.zeros(2, 2, dtype=torch.float64), noise)
+    ode_log_density(mixture, x, noise, steps=1, probes=3, probe=probe)
+    assert len(set(noise.draws)) == len(noise.draws) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

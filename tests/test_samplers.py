@@ -175,6 +175,14 @@ def test_a_model_that_cannot_go_along_any_times_is_heard_through_its_wrapper_and
         DDIMSampler().sample(model, x, TrailingGrid()(schedule, 25))
 
 
+@pytest.mark.parametrize("times", [[1, 0, 0.5], [1, 0.5, 0, 0.2, 0], [1, 0.5, 0.5, 0]])
+def test_only_the_last_time_may_be_data_and_none_is_repeated(
+    times: list[float], schedule: Schedule, mixture: GaussianMixtureDenoiser
+) -> None:
+    with pytest.raises(ValueError, match="times must differ from one to the next, and only the last may be 0"):
+        DDIMSampler().check(mixture, _tensor(*times))
+
+
 @pytest.mark.parametrize("eta", [-0.1, 1.1])
 def test_ddim_refuses_an_eta_outside_the_unit_interval(eta: float) -> None:
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\]"):

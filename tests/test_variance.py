@@ -185,6 +185,17 @@ def test_on_a_standard_normal_the_hybrid_learns_the_variance_beta() -> None:
         assert low < slope.item() < high
 
 
+def test_of_one_noising_step_the_bound_is_the_decoder_and_the_prior() -> None:
+    model = NetworkDenoiser(Affine(extra=None), CosineSchedule(1), EpsPreconditioner())
+    batch, eps = _batch(4)
+    loss = VLBObjective(1, eight_bit=False)(model, batch, Given(_midpoints(4), eps))["loss"]
+    x0, t = batch["x"], torch.ones(4, dtype=torch.float64)
+    x_1 = model.schedule(t)[0][0] * x0 + model.schedule(t)[1][0] * eps
+    mean, log_var, _ = model.transition(x_1, t, 0 * t)
+    decoder = -torch.distributions.Normal(mean, (log_var / 2).exp()).log_prob(x0).flatten(1).mean(1)
+    torch.testing.assert_close(loss, bits(decoder + prior_term(model.schedule, x0)).to(loss))
+
+
 def test_objectives_and_models_that_do_not_fit_are_refused() -> None:
     batch, eps = _batch(2)
     noise = Given(_midpoints(2), eps)
