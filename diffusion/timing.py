@@ -50,14 +50,16 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
 
 
 def estimate(run: Run, trainer: pl.Trainer) -> float:
-    """Seconds of one optimizer step: from a whole batch where that is quick, else from a small part of one."""
+    """Seconds of one optimizer step: from a whole batch where that is quick, else from a part large enough to tell."""
     batch = device_batch(run, trainer)
-    size = len(batch["x"])
-    part = {name: value[:16] for name, value in batch.items()}
-    seconds = step_seconds(run.module, part, trainer, seconds=0.0) * size / len(part["x"])
-    if seconds < 1:
-        seconds = step_seconds(run.module, batch, trainer, seconds=0.5)
-    return seconds * (run.config["trainer"].get("accumulate_grad_batches") or 1)
+    size, count = len(batch["x"]), 16
+    seconds = 0.0
+    while seconds < 0.25 and count < size:  # what a step costs whatever its size must not be multiplied
+        seconds = step_seconds(run.module, {name: value[:count] for name, value in batch.items()}, trainer, 0.0)
+        measured, count = count, 4 * count
+    if seconds < 0.25:
+        seconds, measured = step_seconds(run.module, batch, trainer, seconds=0.5), size
+    return seconds * size / measured * (run.config["trainer"].get("accumulate_grad_batches") or 1)
 
 
 def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
