@@ -38,13 +38,14 @@ class Sampler(ABC):
     `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
     covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether
     a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
-    there.
+    there. `off_grid`: whether a step asks the denoiser at times other than its two.
     """
 
     order: int
     calls: int = 1
     stochastic: bool = False
     from_pure_noise: bool = False
+    off_grid: bool = False
 
     @abstractmethod
     def step(
@@ -70,6 +71,14 @@ class Sampler(ABC):
                 f"there: with a zero terminal SNR use sampler=ddpm, ddim, dpmpp_2m or dpmpp_2m_sde, with falling times"
             )
         denoiser.check_times(times)
+        if self.off_grid:
+            try:
+                denoiser.check_times((times[:-1] + times[1:]) / 2)
+            except ValueError as error:
+                raise ValueError(
+                    f"{type(self).__name__} asks at times between the grid's, which this model does not know: use "
+                    f"sampler=ddpm, ddim or heun"
+                ) from error
 
     def __call__(
         self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition | None = None, noise: Noise | None = None

@@ -190,6 +190,7 @@ class ChurnSampler(Sampler):
         if not 0 <= s_min < s_max or s_noise <= 0:
             raise ValueError(f"need 0 <= s_min < s_max and s_noise > 0, got {s_min=}, {s_max=} and {s_noise=}")
         self.gamma, self.s_min, self.s_max, self.s_noise = gamma, s_min, s_max, s_noise
+        self.off_grid = gamma > 0
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw

@@ -10,9 +10,10 @@ from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.noise import Noise
 from diffusion.ode import Parts, solve
-from diffusion.samplers import prior
+from diffusion.samplers import DDIMSampler, HeunSampler, prior
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 from diffusion.steps import StepDenoiser
+from diffusion.stochastic import ChurnSampler
 
 
 def _tensor(*values: float) -> Tensor:
@@ -115,13 +116,21 @@ def test_an_image_is_the_same_in_any_batch() -> None:
 def test_models_that_know_no_times_between_or_no_ratio_at_the_end_are_refused() -> None:
     x = torch.zeros(1, 2)
     steps = StepDenoiser(nn.Linear(2, 4), CosineSchedule(9))
-    with pytest.raises(
-        ValueError, match="asks at times between the grid's: choose another, such as ddpm .denoiser=step"
-    ):
-        AdaptiveSampler().sample(steps, x, TrailingGrid()(steps.schedule, 9))
+    for sampler in (AdaptiveSampler(), ChurnSampler()):
+        with pytest.raises(ValueError, match=r"Sampler asks at times between the grid's.*use sampler=ddpm, ddim or heun"):
+            sampler.check(steps, TrailingGrid()(steps.schedule, 9))
+    for allowed in (ChurnSampler(gamma=0), HeunSampler(), DDIMSampler()):
+        allowed.check(steps, TrailingGrid()(steps.schedule, 9))
     empty = GaussianMixtureDenoiser(LinearSchedule(9000, zero_terminal_snr=True), x, torch.eye(2)[None])
     with pytest.raises(ValueError, match="AdaptiveSampler cannot begin where nothing of the data is left"):
         AdaptiveSampler().sample(empty, x, TrailingGrid()(empty.schedule, 3))
+
+
+def test_a_grid_of_many_steps_is_refused() -> None:
+    denoiser = GaussianMixtureDenoiser(LinearSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
+    AdaptiveSampler().check(denoiser, LogSNRGrid()(denoiser.schedule, 50))
+    with pytest.raises(ValueError, match="at each of the grid's 51 times, and 50 are the most: use grid=log_snr steps=5"):
+        AdaptiveSampler().check(denoiser, LogSNRGrid()(denoiser.schedule, 51))
 
 
 def test_answers_that_are_not_numbers_end_in_one_line() -> None:
