@@ -212,7 +212,11 @@ class Denoiser(nn.Module, ABC):
 class TrainableDenoiser(Denoiser):
     """A denoiser whose weights are those of one network, `network(x, c_noise, cond) -> F`; c_noise is (B,).
 
-    Its `num_classes` says which labels it knows.
+    Its `num_classes` says which labels it knows, and its `steps`, of one with weights of its own for each noising step,
+    how many these are: 0 for a network that knows any c_noise.
+
+    Raises:
+        ValueError: the schedule has other steps than the network.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
@@ -220,6 +224,11 @@ class TrainableDenoiser(Denoiser):
         self.network = network
         self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
         self.embedding = int(getattr(network, "embedding", 0))
+        self.steps = int(getattr(network, "steps", 0))
+        if self.steps and schedule.timesteps != self.steps:
+            raise ValueError(
+                f"network.heads={self.steps} is one head a step: use a discrete schedule with timesteps={self.steps}"
+            )
 
     def output(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         """F in x's dtype. The network may run in reduced precision under autocast; what follows never does."""
@@ -255,6 +264,16 @@ class NetworkDenoiser(TrainableDenoiser):
                 "use denoiser=v, x0 or flow, or schedule.zero_terminal_snr=false"
             )
         self.precond = precond
+        if self.steps:
+            self.check_times(torch.arange(self.steps, 0, -1, dtype=torch.float64) / self.steps)
+
+    def check_times(self, times: Tensor) -> None:
+        number = self.precond.c_noise(self.schedule, times[times > 0])
+        if self.steps and ((number - number.round()).abs() > 1e-3).any():
+            raise ValueError(
+                f"network=heads has one head for each of {self.steps} steps and none between: use grid=trailing or "
+                f"uniform, and any denoiser but edm"
+            )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))

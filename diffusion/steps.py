@@ -30,9 +30,9 @@ class StepDenoiser(TrainableDenoiser):
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
-        super().__init__(network, schedule, "learned")
         if schedule.timesteps is None:
             raise ValueError("denoiser=step knows noising steps alone: choose a discrete schedule, such as linear")
+        super().__init__(network, schedule, "learned")
         self.timesteps = schedule.timesteps
 
     def check_times(self, times: Tensor) -> None:
@@ -65,7 +65,10 @@ class StepDenoiser(TrainableDenoiser):
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The network's own mean and log-variance; raises ValueError for any s but the next."""
         self.check_times(torch.stack((t, s)))
-        mean, floor = posterior(self.schedule, x_t, x0, t, s)
-        beta, _ = log_variances(self.schedule, t, s)
-        room = torch.log(beta.exp() - floor)
-        return mean, torch.logaddexp(expand(floor.log(), x_t).to(x_t), expand(room, x_t).to(x_t) + aux["extra"])
+        mean, _ = posterior(self.schedule, x_t, x0, t, s)
+        # In float32, beta and beta-tilde of a fine schedule are too near each other for their difference.
+        t, s = ((float64(time) * self.timesteps).round() / self.timesteps for time in (t, s))
+        log_beta, _ = log_variances(self.schedule, t, s)
+        share = (self.schedule(s)[1] / self.schedule(t)[1]) ** 2  # beta-tilde / beta
+        floor, room = (expand(log_beta + log_part, x_t).to(x_t) for log_part in (share.log(), torch.log1p(-share)))
+        return mean, torch.logaddexp(floor, room + aux["extra"])

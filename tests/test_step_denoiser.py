@@ -1,5 +1,6 @@
 """The model of 2015: a head for each noising step, and the transitions that they give."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,15 @@ from torch import Tensor, nn
 import evaluate
 import sample
 import train
-from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
+from diffusion.denoisers import (
+    ClippedDenoiser,
+    Condition,
+    EDMPreconditioner,
+    EpsPreconditioner,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+    posterior,
+)
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.likelihood import bits, ode_log_density, prior_term, variational_bound
 from diffusion.networks.heads import Heads
@@ -66,14 +75,29 @@ def test_each_head_answers_its_own_step_alone_whatever_else_is_in_the_batch() ->
 
 
 def test_heads_refuse_what_they_were_not_made_for() -> None:
-    with pytest.raises(ValueError, match="network.heads=3 has no head 4: set one a step"):
-        Heads((2,), 3)(torch.zeros(2, 2), torch.tensor([0.0, 3.0]), {})
+    for head in (4.0, 0.0, 1.4, 0.8):
+        with pytest.raises(ValueError, match=f"network.heads=3 has no head {head:g}: set one a step"):
+            Heads((2,), 3)(torch.zeros(2, 2), torch.tensor([0.0, head - 1]), {})
     with pytest.raises(ValueError, match="use network=unet for images"):
         Heads((1, 8, 8), 3)
     with pytest.raises(ValueError, match="heads and width must be at least 1, got heads=0"):
         Heads((2,), 0)
     with pytest.raises(ValueError, match="out_channels must be at least 1"):
         Heads((2,), 3, out_channels=0)
+
+
+def test_heads_behind_a_preconditioner_go_along_the_schedules_steps_alone() -> None:
+    schedule = LinearSchedule(40)
+    with pytest.raises(
+        ValueError, match="network.heads=3 is one head a step: use a discrete schedule with timesteps=3"
+    ):
+        NetworkDenoiser(Heads((2,), 3), schedule, EpsPreconditioner())
+    with pytest.raises(ValueError, match="one head for each of 40 steps and none between.*any denoiser but edm"):
+        NetworkDenoiser(Heads((2,), 40), schedule, EDMPreconditioner())
+    model = NetworkDenoiser(Heads((2,), 40), schedule, EpsPreconditioner())
+    DDIMSampler().check(model, TrailingGrid()(schedule, 7))
+    with pytest.raises(ValueError, match="none between: use grid=trailing"):
+        DDIMSampler().check(model, LogSNRGrid()(schedule, 7))
 
 
 @pytest.mark.parametrize("i", [1, 2, 20, 40])
@@ -93,6 +117,20 @@ def test_the_step_has_the_networks_mean_and_variance_and_d_is_the_x0_that_gives_
     torch.testing.assert_close(model(x_t, t), x0)
     if i == 1:
         torch.testing.assert_close(x0, mean)
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_the_variance_of_a_fine_schedule_is_as_exact_in_float32(zero_terminal_snr: bool) -> None:
+    schedule = LinearSchedule(1000, zero_terminal_snr=zero_terminal_snr)
+    model = StepDenoiser(Given(lambda x, i: torch.zeros(len(x), 4).to(x)), schedule)  # h = 0: the variance is beta
+    step = torch.arange(1, 1001, dtype=torch.float32)
+    aux = {"extra": torch.full((1000, 2), 0.5)}
+    narrow = model.step(torch.zeros(1000, 2), step / 1000, (step - 1) / 1000, torch.zeros(1000, 2), aux)[1]
+    beta, alpha_bar = schedule.betas, (1 - schedule.betas).cumprod(0)
+    before = torch.cat((torch.ones(1), alpha_bar[:-1]))
+    floor = beta * (1 - before) / (1 - alpha_bar)
+    exact = floor + beta**2 * before / (1 - alpha_bar) * math.exp(0.5)
+    torch.testing.assert_close(narrow[:, 0].double(), exact.log(), rtol=0, atol=2e-6)
 
 
 def test_the_loss_is_the_divergence_worked_out_by_hand() -> None:

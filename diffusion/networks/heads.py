@@ -11,7 +11,7 @@ class Heads(nn.Module):
     1503.03585, appendix D.1).
 
     The trunk is d-width-width and a head width-width-out_channels, with ReLU after each layer but the last. c_noise
-    is the number of the head, counted from zero. The last layers begin at zero.
+    is the number of the head, a whole one counted from zero. The last layers begin at zero.
 
     Args:
         shape: (d,), of its input.
@@ -24,6 +24,7 @@ class Heads(nn.Module):
 
     def __init__(self, shape: Sequence[int], heads: int, width: int = 128, out_channels: int | None = None) -> None:
         super().__init__()
+        self.steps = heads
         if len(shape) != 1:
             raise ValueError(
                 f"network=heads needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images"
@@ -43,11 +44,14 @@ class Heads(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """F, (B, out_channels), from x (B, d); c_noise (B,)."""
-        rows, which, counts = c_noise.round().long().unique(return_inverse=True, return_counts=True)
-        if rows[0] < 0 or rows[-1] >= len(self.hidden_weight):
+        head = c_noise.round()
+        wrong = ((c_noise - head).abs() > 1e-3) | (head < 0) | (head >= self.steps)
+        if wrong.any():
             raise ValueError(
-                f"network.heads={len(self.hidden_weight)} has no head {rows[-1].item() + 1}: set one a step"
+                f"network.heads={self.steps} has no head {c_noise[wrong][0].item() + 1:g}: set one a step, and take "
+                f"the schedule's own steps"
             )
+        rows, which, counts = head.long().unique(return_inverse=True, return_counts=True)
         # The samples of one head side by side, padded to the most that a head has: a matrix product for each.
         order = which.argsort(stable=True)
         place = torch.arange(len(x), device=x.device) - (counts.cumsum(0) - counts)[which[order]]
