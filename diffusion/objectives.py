@@ -28,6 +28,9 @@ class Times(ABC):
     def __call__(self, schedule: Schedule, u: Tensor) -> Tensor:
         """Maps u, (B,) uniform in (0, 1), to t, (B,) in [t_min, 1]; on a discrete schedule t = i / T."""
 
+    def check(self, schedule: Schedule) -> None:  # noqa: B027 (most have nothing to refuse)
+        """Raises ValueError if these times leave out a part of this schedule that sampling needs."""
+
 
 class UniformTimes(Times):
     """i uniform on 1..T (Ho et al. 2020, algorithm 1), or t uniform on [t_min, 1] when time is continuous."""
@@ -49,6 +52,9 @@ class LognormalTimes(Times):
             raise ValueError(f"p_std must be positive, got {p_std}")
         self.p_mean, self.p_std = p_mean, p_std
 
+    def check(self, schedule: Schedule) -> None:
+        _some_data_at_one(schedule)
+
     def __call__(self, schedule: Schedule, u: Tensor) -> Tensor:
         # MPS has no ndtri.
         quantile = torch.special.ndtri(u.cpu()).to(u) if u.device.type == "mps" else torch.special.ndtri(u)
@@ -56,6 +62,19 @@ class LognormalTimes(Times):
         if schedule.timesteps is None:
             return t
         return (t * schedule.timesteps).round().clamp(1, schedule.timesteps) / schedule.timesteps
+
+
+class LogSNRTimes(Times):
+    """The log-SNR uniform between its ends, for continuous time: `p(t) = g^2 / (R sigma_t^2)` with the range R of the
+    log-SNR, since `g^2 / sigma_t^2 = -d log_snr / dt`.
+
+    With uniform times the weight g^2 / sigma_t^2 has a heavy tail, 1 / t at low noise; with these it is R (Song et al.
+    2021b, arXiv 2101.09258, on importance sampling).
+    """
+
+    def __call__(self, schedule: Schedule, u: Tensor) -> Tensor:
+        start, end = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=u.dtype, device=u.device))
+        return schedule.inverse(torch.lerp(start, end, u))
 
 
 class Weighting(ABC):
@@ -90,18 +109,23 @@ class MinSNRWeighting(Weighting):
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
         return schedule.log_snr(t).exp().clamp(max=self.gamma) * c_out2
 
+    def check(self, schedule: Schedule) -> None:
+        _some_data_at_one(schedule)
+
 
 class LikelihoodWeighting(Weighting):
     """`g^2` on the squared error of the score, so that the loss bounds the likelihood of the reverse SDE (Song et al.
     2021b, arXiv 2101.09258, theorem 1).
 
-    On the raw output this is `g^2 alpha_t^2 / sigma_t^4 c_out^2`: `g^2 / sigma_t^2` for eps and `g^2` for score on VE.
-    The theorem's integrand is half of that, summed over the dimensions, where a loss here is their mean.
+    On the raw output this is `g^2 alpha_t^2 / sigma_t^4 c_out^2`, so `g^2 / sigma_t^2` for eps and score. It goes with
+    `LogSNRTimes`, and over their density `R SNR c_out^2` is left, whose mean over them is the integral over t. For eps
+    and score that is the constant R; on VE, whose log-SNR is linear in t, the loss is then R times objective=simple.
+    The theorem's integrand is half of this, summed over the dimensions, where a loss here is their mean.
     """
 
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
-        alpha, sigma = schedule(t)
-        return schedule.rates(t)[1] * (alpha / sigma**2) ** 2 * c_out2
+        highest, lowest = schedule.log_snr(t.new_tensor([schedule.t_min, 1.0]))
+        return (highest - lowest) * schedule.log_snr(t).exp() * c_out2
 
     def check(self, schedule: Schedule) -> None:
         if schedule.timesteps is not None:
@@ -148,6 +172,8 @@ class DenoisingObjective(Objective):
         super().__init__()
         if distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
+        if isinstance(weighting, LikelihoodWeighting) != isinstance(times, LogSNRTimes):
+            raise ValueError("LikelihoodWeighting and LogSNRTimes go together alone: use objective=likelihood")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
     def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -183,6 +209,7 @@ class DenoisingObjective(Objective):
             raise ValueError(
                 "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
             )
+        self.times.check(model.schedule)
         self.weighting.check(model.schedule)
 
     def further(
@@ -346,6 +373,14 @@ class ConditionDropout(Objective):
                 f"network.num_classes=... for a class-conditional one, or condition_dropout=0"
             )
         self.objective.check(model)
+
+
+def _some_data_at_one(schedule: Schedule) -> None:
+    if schedule.log_snr(torch.ones(())).isinf():
+        raise ValueError(
+            "objective=min_snr and lognormal never train t = 1 of a schedule with zero terminal SNR, where sampling "
+            "begins: use objective=simple"
+        )
 
 
 def _steps(schedule: Schedule) -> int:

@@ -25,13 +25,14 @@ from diffusion.objectives import (
     DenoisingObjective,
     LikelihoodWeighting,
     LognormalTimes,
+    LogSNRTimes,
     MinSNRWeighting,
     SimpleWeighting,
     Times,
     UniformTimes,
     Weighting,
 )
-from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule
+from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 
 PRECONDITIONERS = {
     "eps": EpsPreconditioner(),
@@ -165,25 +166,70 @@ def test_min_snr_weighs_the_denoised_alike_in_every_parameterization(schedule: S
 
 @pytest.mark.parametrize("schedule", ["vp", "sub_vp", "variance_exploding", "flow"], indirect=True)
 @pytest.mark.parametrize("name", PRECONDITIONERS)
-def test_likelihood_weighting_is_g_squared_on_the_scores_error(name: str, schedule: Schedule, times: Tensor) -> None:
-    # The error of the score is that of eps over sigma; g^2 = d sigma^2 / dt - 2 f sigma^2 by differences.
-    x0, eps, raw = torch.randn(3, 7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+def test_likelihood_weighting_over_its_times_density_is_g_squared_on_the_scores_error(
+    name: str, schedule: Schedule, times: Tensor
+) -> None:
+    # The error of the score is that of D times alpha / sigma^2; g^2 = d sigma^2 / dt - 2 f sigma^2 by differences.
     t, h = times[1:-1], 1e-6
-    alpha, sigma = (c[:, None] for c in schedule(t))
+    alpha, sigma = schedule(t)
     (alpha_above, sigma_above), (alpha_below, sigma_below) = schedule(t + h), schedule(t - h)
     f = (alpha_above.log() - alpha_below.log()) / (2 * h)
-    g2 = (sigma_above**2 - sigma_below**2) / (2 * h) - 2 * f * sigma[:, 0] ** 2
-    model = NetworkDenoiser(Stored(raw), schedule, PRECONDITIONERS[name])
-    loss = DenoisingObjective(FixedTimes(t), LikelihoodWeighting())(model, {"x": x0}, GivenNoise(eps))["loss"]
-    x_t = alpha * x0 + sigma * eps
-    error = (x_t - alpha * model(x_t, t)) / sigma - eps
-    torch.testing.assert_close(loss, g2 / sigma[:, 0] ** 2 * (error**2).mean(1), rtol=1e-5, atol=1e-9)
+    g2 = (sigma_above**2 - sigma_below**2) / (2 * h) - 2 * f * sigma**2
+    start, end = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=torch.float64))
+    u = (schedule.log_snr(t) - start) / (end - start)
+    drawn = LogSNRTimes()
+    torch.testing.assert_close(drawn(schedule, u), t, rtol=1e-9, atol=0)
+    density = 1e-6 / (drawn(schedule, u + 5e-7) - drawn(schedule, u - 5e-7))
+    c_out2 = PRECONDITIONERS[name](alpha, sigma).c_out ** 2
+    weight = LikelihoodWeighting()(schedule, t, c_out2)
+    torch.testing.assert_close(weight * density, g2 * (alpha / sigma**2) ** 2 * c_out2, rtol=1e-5, atol=0)
+
+
+def test_likelihoods_expected_loss_is_the_integral_over_t_and_simples_times_a_constant_on_ve() -> None:
+    def expected(times: Times, weighting: Weighting, schedule: Schedule, n: int) -> tuple[float, Tensor]:
+        # F = 0 and x0 = 1, eps = 2: the error of v's target, (2 alpha - sigma)^2, varies with t.
+        model = NetworkDenoiser(Linear(), schedule, VPreconditioner())
+        t = times(schedule, _midpoints(n))
+        batch, noise = {"x": torch.ones(n, 1, dtype=torch.float64)}, GivenNoise(torch.full((n, 1), 2.0).double())
+        loss = DenoisingObjective(FixedTimes(t), SimpleWeighting())(model, batch, noise)["loss"]
+        weight = weighting(schedule, t, VPreconditioner()(*schedule(t)).c_out ** 2)
+        return (weight * loss).mean().item(), weight
+
+    class Integrand(Weighting):
+        def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
+            alpha, sigma = schedule(t)
+            return (1 - schedule.t_min) * schedule.rates(t)[1] * (alpha / sigma**2) ** 2 * c_out2
+
+    vp = VPSchedule()
+    by_u, weight = expected(LogSNRTimes(), LikelihoodWeighting(), vp, 20000)
+    by_t, heavy = expected(UniformTimes(), Integrand(), vp, 500_000)
+    assert by_u == pytest.approx(by_t, rel=2e-2)
+    assert weight.max() / weight.mean() < 10 < 1000 < heavy.max() / heavy.mean()
+    ve = VarianceExplodingSchedule()
+    u = _midpoints(9)
+    torch.testing.assert_close(LogSNRTimes()(ve, u), UniformTimes()(ve, u))
+    c_out2 = EpsPreconditioner()(*ve(u)).c_out ** 2
+    constant = LikelihoodWeighting()(ve, u, c_out2)
+    torch.testing.assert_close(constant, constant[0].expand(9))
+
+
+def test_what_never_trains_the_start_is_refused_with_zero_terminal_snr() -> None:
+    model = NetworkDenoiser(Stored(torch.zeros(1)), CosineSchedule(20, zero_terminal_snr=True), VPreconditioner())
+    for objective in (
+        DenoisingObjective(UniformTimes(), MinSNRWeighting()),
+        DenoisingObjective(LognormalTimes(), SimpleWeighting()),
+    ):
+        with pytest.raises(ValueError, match="never train t = 1 .*: use objective=simple"):
+            objective.check(model)
+    DenoisingObjective(UniformTimes(), SimpleWeighting()).check(model)
 
 
 def test_likelihood_weighting_is_refused_where_time_is_discrete() -> None:
     model = NetworkDenoiser(Stored(torch.zeros(1)), LinearSchedule(), EpsPreconditioner())
     with pytest.raises(ValueError, match=r"objective=likelihood is for continuous time.*objective=vlb"):
-        DenoisingObjective(UniformTimes(), LikelihoodWeighting()).check(model)
+        DenoisingObjective(LogSNRTimes(), LikelihoodWeighting()).check(model)
+    with pytest.raises(ValueError, match="go together alone: use objective=likelihood"):
+        DenoisingObjective(UniformTimes(), LikelihoodWeighting())
 
 
 def test_edms_weighting_is_one_on_the_raw_output() -> None:
