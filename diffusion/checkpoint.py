@@ -19,11 +19,12 @@ from diffusion.classifiers import NoisyClassifier
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.posthoc import WIDEST, coefficients, exponent
 from diffusion.schedules import Schedule
-from diffusion.steps import StepDenoiser
 
 ROOT = Path("lightning_logs")
 # How far, at most, an average that is put together may be from the one that was asked for.
 FARTHEST = 0.15
+# The root mean square of what rounding a snapshot to half precision changes, as a share of each weight.
+HALF_PRECISION = 2e-4
 # What torch's reader and unpickler raise on bytes that are no checkpoint.
 _UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 
@@ -157,7 +158,7 @@ def build_model(config: Mapping[str, Any]) -> TrainableDenoiser | NoisyClassifie
             raise ConfigError(f"the configuration has no {key}")
     # A learned variance is a second output beside the first; the network need not know what for.
     outputs = {}
-    per_step = resolve(config["denoiser"]["_target_"], "denoiser") is StepDenoiser
+    per_step = getattr(resolve(config["denoiser"]["_target_"], "denoiser"), "outputs", 1) == 2
     if per_step or config["denoiser"].get("variance") == "learned":
         network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
         if "out_channels" not in inspect.signature(network_class).parameters or not isinstance(shape, list):
@@ -246,6 +247,7 @@ def _average(checkpoint: Mapping[str, Any], path: Path, sigma_rel: float, names:
     before = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal() and int(file.stem) < step)
     steps = [taken for taken in [*before, step] for _ in widths]
     c, error = coefficients(steps, gammas * (len(before) + 1), step, wanted)
+    error += HALF_PRECISION * c[: len(before) * len(widths)].norm().item()
     if error > FARTHEST:
         raise CheckpointError(
             f"weights={sigma_rel} is out of reach: the averages {widths} in the checkpoint and the {len(before)} "

@@ -219,6 +219,8 @@ class TrainableDenoiser(Denoiser):
         ValueError: the schedule has other steps than the network.
     """
 
+    outputs: int = 1  # of the network for each number of x, a learned variance's not counted
+
     def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
         super().__init__(schedule, variance)
         self.network = network

@@ -74,9 +74,10 @@ def solve(
     options = {"norm": worst, "step_t": times[1:], "dtype": wide[0].dtype}
     try:
         found = odeint(slope, wide, times, rtol=rtol, atol=atol, method="dopri5", options=options)
-    except (
-        AssertionError
-    ) as error:  # the library's word for steps that vanish, as they do on answers that are not numbers
+    except AssertionError as error:
+        # The library's words for steps that vanish, as they do on answers that are not numbers.
+        if not str(error).startswith(("underflow in dt", "non-finite values in state")):
+            raise
         raise ValueError(
             f"the adaptive solver found no step within rtol={rtol:g} and atol={atol:g}: the model's answers are not "
             "finite, or too rough; raise the tolerance or take fixed steps"

@@ -182,7 +182,7 @@ class LinearSchedule(DiscreteSchedule):
 
 
 class QuadraticSchedule(DiscreteSchedule):
-    """Betas whose square root is linear in i, as DDPM's code offers and DDIM uses (arXiv 2010.02502, appendix D)."""
+    """Betas whose square root is linear in i, as the code of Ho et al. 2020 (arXiv 2006.11239) offers."""
 
     def __init__(
         self,

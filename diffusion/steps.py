@@ -29,6 +29,8 @@ class StepDenoiser(TrainableDenoiser):
         schedule: a discrete one.
     """
 
+    outputs = 2  # F and h
+
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         if schedule.timesteps is None:
             raise ValueError("denoiser=step knows noising steps alone: choose a discrete schedule, such as linear")

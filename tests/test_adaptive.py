@@ -144,3 +144,11 @@ def test_answers_that_are_not_numbers_end_in_one_line() -> None:
 def test_tolerances_out_of_range_are_refused(rtol: float, atol: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be from 1e-12 to 0.1, got"):
         AdaptiveSampler(rtol, atol)
+
+
+def test_another_assertion_in_the_model_is_not_taken_for_the_solvers() -> None:
+    def slope(k: Tensor, state: Parts) -> Parts:
+        raise AssertionError("a fault of the model's own")
+
+    with pytest.raises(AssertionError, match="a fault of the model's own"):
+        solve(slope, (_tensor(0),), *_tensor(0, 1), rtol=1e-3, atol=1e-3)

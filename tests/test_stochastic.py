@@ -14,6 +14,7 @@ from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.noise import Noise
 from diffusion.samplers import HeunSampler, Sampler, prior
 from diffusion.schedules import (
+    CosineSchedule,
     FlowSchedule,
     GeometricSchedule,
     Schedule,
@@ -244,3 +245,14 @@ def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_ti
 def test_settings_that_cannot_be_are_refused(build: Callable[[], Sampler], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_plain_langevin_begins_in_pure_noise_and_needs_a_time_above_zero() -> None:
+    denoiser = GaussianMixtureDenoiser(
+        CosineSchedule(20, zero_terminal_snr=True), torch.zeros(1, 2), torch.eye(2)[None]
+    )
+    LangevinSampler().check(denoiser, UniformGrid()(denoiser.schedule, 3))
+    with pytest.raises(ValueError, match="steps of at least 2"):
+        LangevinSampler().check(denoiser, UniformGrid()(denoiser.schedule, 1))
+    with pytest.raises(ValueError, match="must end there"):
+        LangevinSampler().check(denoiser, torch.zeros(1, dtype=torch.float64))
