@@ -187,6 +187,7 @@ class ChurnSampler(Sampler):
     order = 2  # with gamma in proportion to the steps' size
     calls = 2
     stochastic = True
+    off_grid = True
 
     def __init__(self, gamma: float = 0.1, s_min: float = 0.05, s_max: float = 50.0, s_noise: float = 1.0) -> None:
         if not 0 <= gamma <= 2**0.5 - 1:
@@ -194,7 +195,6 @@ class ChurnSampler(Sampler):
         if not 0 <= s_min < s_max or s_noise <= 0:
             raise ValueError(f"need 0 <= s_min < s_max and s_noise > 0, got {s_min=}, {s_max=} and {s_noise=}")
         self.gamma, self.s_min, self.s_max, self.s_noise = gamma, s_min, s_max, s_noise
-        self.off_grid = gamma > 0
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
