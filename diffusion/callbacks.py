@@ -18,7 +18,7 @@ from diffusion import charts, media
 from diffusion.classifiers import NoisyClassifier, accuracy_by_level
 from diffusion.denoisers import ClippedDenoiser, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
-from diffusion.evaluation.extractors import RandomConvolutions, features, quantised
+from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
 from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
@@ -151,7 +151,7 @@ class Scores(AfterStep):
             if sum(map(len, parts)) >= self.n:
                 break
         data = torch.cat(parts)[: self.n]
-        self._real = data if self._extractor is None else features(self._extractor, quantised(data))
+        self._real = data if self._extractor is None else features(self._extractor, media.quantised(data))
         if len(data) <= (width := self._real.shape[1]):
             print(f"score_every={self.every}: no scores, as {len(data)} validation data are not more than {width}")
             self.every = 0
@@ -170,7 +170,7 @@ class Scores(AfterStep):
         if self._extractor is None:
             values = {"sliced_wasserstein": sliced_wasserstein(fake, self._real).value}
         else:
-            made = features(self._extractor, quantised(fake))
+            made = features(self._extractor, media.quantised(fake))
             values = {
                 "frechet_random": frechet_distance(made, self._real).value,
                 "kernel_random": kernel_distance(made, self._real).value,

@@ -10,7 +10,8 @@ import math
 import re
 import sys
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.media import quantised
 from diffusion.noise import Noise
 
 CLASSIFIER, RANDOM, INCEPTION = "classifier", "random", "inception"
@@ -146,17 +148,31 @@ def imported(name: str) -> nn.Module:
     module_name, _, attribute = name.rpartition(".")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = vars(importlib.import_module(module_name)).get(attribute)
-    except ImportError as error:
-        raise ValueError(f"extractor={name}: cannot import {module_name} ({error})") from error
+        with blamed_on(name, f"cannot import {module_name}"):
+            found = vars(importlib.import_module(module_name)).get(attribute)
     finally:
         sys.path.pop(0)
     if found is None:
         raise ValueError(f"extractor={name}: {module_name} has no {attribute}")
-    made = found if isinstance(found, nn.Module) or not callable(found) else found()
+    made = found
+    if callable(found) and not isinstance(found, nn.Module):
+        # Weights that it draws are the same each time, or no two evaluations would compare.
+        with blamed_on(name, f"{attribute}() fails"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = found()
     if not isinstance(made, nn.Module):
         raise ValueError(f"extractor={name} is {type(made).__name__}, not a torch module")
     return made
+
+
+@contextmanager
+def blamed_on(name: str, what: str) -> Iterator[None]:
+    """Whatever an extractor's own code raises becomes a ValueError, one line that names the extractor."""
+    try:
+        yield
+    except Exception as error:  # somebody else's code: it may raise anything
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"extractor={name}: {what} ({type(error).__name__}: {text})") from error
 
 
 def check_name(name: str) -> None:
@@ -173,11 +189,6 @@ def untrained(name: str, channels: int) -> nn.Module:
     check_name(name)
     module = RandomConvolutions(channels) if name == RANDOM else Inception() if name == INCEPTION else imported(name)
     return module.eval().requires_grad_(False)
-
-
-def quantised(x: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, `round((x + 1) * 127.5)` clamped, of the same shape."""
-    return x.add(1).mul(127.5).round().clamp(0, 255).byte()
 
 
 def dequantised(pixels: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def classifier(dataset: Mapping[str, Any], pixels: Tensor, labels: Tensor, cache
         print(f"training a classifier of {dataset['name']} to score with, once: {steps} steps")
         return stored(train_classifier(pixels, labels, classes, steps))
 
-    return loaded(cache.get(f"classifier-{dataset['name']}", key, make), dataset["shape"])
+    return loaded(cache.get("classifier", key, make), dataset["shape"])
 
 
 def class_count(labels: Tensor) -> int:
