@@ -217,7 +217,7 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
         labels = pipeline.labels(torch.arange(n), None)
     found = judge(fake, labels)
     print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
-    print(f"{dataset['name']}, split {options.split}; [95 % intervals]; docs/evaluation.md says what each score sees")
+    print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
     print(found.text())
     folder = Path(options.out) if options.out is not None else None if path is None else run_folder(path)
     if folder is not None:

@@ -190,6 +190,16 @@ def test_every_row_names_its_features_and_n_and_real_images_score_as_the_yardsti
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["classes.png", "neighbours.png"]
 
 
+def test_precision_is_of_the_samples_and_recall_of_the_real(judge: Judge, splits: Splits) -> None:
+    zeros = scores.held(splits.train, torch.arange(len(splits.train))[splits.train.labels == 0])
+    rows = {row.name: row.samples.value for row in judge(zeros.repeat(2, 1, 1, 1)[:180]).rows}
+    for name in ("classifier", "random"):  # good images of one class alone
+        assert rows[f"precision_{name}_n180"] > 0.6
+        assert rows[f"density_{name}_n180"] > 0.5
+        assert rows[f"recall_{name}_n180"] < 0.3
+        assert rows[f"coverage_{name}_n180"] < 0.4
+
+
 def test_real_features_are_kept_under_a_key_of_the_images_and_the_extractor(splits: Splits, tmp_path: Path) -> None:
     cache, fake = Cache(tmp_path), scores.held(splits.val, torch.arange(100))
 

@@ -3,7 +3,8 @@
 Features are (N, d), one row an image, and are computed with in float64. An interval is `value +- 1.96 s` with s the
 standard deviation over bootstrap replicates, in which both sets are drawn anew with replacement: it covers what other
 sets *of the same sizes* would give, not the limit of infinite sets, from which a finite set's Frechet distance is
-biased upward. It is too wide where two sets are alike (Frechet, kernel), and too narrow for neighbour scores. Replicates are weights on the rows (how often each was drawn), so no distance is computed twice.
+biased upward. It is too wide where two sets are alike (Frechet, kernel), and too narrow for
+neighbour scores. Replicates are weights on the rows (how often each was drawn), so no distance is computed twice.
 """
 
 import math

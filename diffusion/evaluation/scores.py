@@ -203,7 +203,7 @@ def _accuracy(guesses: Tensor, labels: Tensor) -> Score:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """One line a score, with 95 % intervals."""
+    """One line a score, with intervals."""
     cells = [["", "samples", "real training data", f"these with noise {NOISE}"]]
     for row in rows:
         columns = (row.samples, row.real, row.noisy)
