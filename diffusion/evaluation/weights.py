@@ -1,7 +1,7 @@
 """The classifiers that scores are computed with: shipped for some data sets, else trained on first use and kept.
 
-Train a shipped one again: `python evaluate.py train_classifier=true dataset=fashion out=.`. On the machine that made it,
-with one thread, it is the same file.
+Train a shipped one again: `python evaluate.py train_classifier=true dataset=fashion out=.`. On the machine that made
+it, with one thread, it is the same file.
 """
 
 import hashlib
