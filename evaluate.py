@@ -10,7 +10,7 @@ Examples:
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,12 +68,33 @@ class Options:
                 raise ValueError(f"{name} must be {said}, got {vars(self)[name]!r}")
         if self.likelihood and self.samples:
             raise ValueError(f"likelihood={self.likelihood} is that of data under a model: leave samples= out")
+        if self.samples and self.ckpt not in (None, ""):
+            raise ValueError("ckpt= draws samples and samples= brings them: leave one out (samples= needs dataset=)")
+        for name in ("out", "cache"):
+            path = Path(vars(self)[name] or ".")
+            blocking = next((place for place in (path, *path.parents) if place.is_file()), None)
+            if blocking is not None:
+                raise ValueError(f"{name}={path}: {blocking} is a file, and {name}= is a folder")
         if self.train_classifier and self.out is None:
             raise ValueError("train_classifier=true needs out=, the folder to write it to")
 
     def batch(self, shape: Sequence[int]) -> int:
         """Samples at a time: points are small."""
         return self.batch_size or (64 if len(shape) == 3 else 2000)
+
+    def refuse_idle(self, typed: Iterable[str]) -> None:
+        """Raises ValueError, one line, if something was typed that would change nothing."""
+        drawing, scoring = ["sampler", "grid"], ["devices", "extractors", "cache"]
+        if self.likelihood:
+            idle, what = [*drawing, *scoring], f"likelihood={self.likelihood}"
+        elif self.samples:
+            idle, what = [*drawing, "steps", "seed", "weights", "batch_size"], "samples="
+        else:
+            idle, what = [], "a table of scores"
+        idle += [] if self.likelihood == "ode" else ["probes"]
+        for name in typed:
+            if name.partition(".")[0] in idle:
+                raise ValueError(f"{name}= does nothing for {what}: leave it out")
 
 
 def main(config: "DictConfig") -> None:
@@ -89,11 +110,15 @@ def main(config: "DictConfig") -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     dataset, sampler, grid = (plain.pop(group, None) for group in ("dataset", "sampler", "grid"))
     options: Options = construct(Options, plain)
+    options.refuse_idle(cli.typed())
     options.extractors = names(options.extractors)
     if options.train_classifier:
         if dataset is None:
             raise ValueError("train_classifier=true needs dataset=..., the data to train it on")
-        train_shipped(dataset, *everything(load(dataset, options).train), Path(str(options.out)))
+        splits = load(dataset, options)
+        if len(dataset["shape"]) != 3:
+            raise ValueError(f"train_classifier=true needs images, and {dataset['name']} has none")
+        train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
         return
     if options.ckpt in (None, ""):
         if dataset is None or options.samples is None:
@@ -111,8 +136,17 @@ def main(config: "DictConfig") -> None:
         likelihood(dataset, options, path, contents)
 
 
-def load(dataset: dict[str, Any], options: Options) -> "Splits":
-    """The data of a dataset's configuration, from where the options say."""
+def load(dataset: dict[str, Any], options: Options, shape: Sequence[int] | None = None) -> "Splits":
+    """The data of a dataset's configuration, from where the options say.
+
+    Args:
+        dataset: gets the data's shape.
+        options: what was typed.
+        shape: of the model's samples, if there is one.
+
+    Raises:
+        ValueError: the data have another shape; before they are read.
+    """
     from diffusion.build import build
 
     source = dict(dataset["source"])
@@ -123,7 +157,14 @@ def load(dataset: dict[str, Any], options: Options) -> "Splits":
         source[name] = options.data_dir
     elif name == "data_dir" and source[name] is None:
         source[name] = "data/raw"
+    if "download" in source:
+        source["download"] = options.download
     built = build(source, "dataset.source")
+    if shape is not None and list(built.shape) != list(shape):
+        raise ValueError(
+            f"dataset={dataset['name']} has data of shape {tuple(built.shape)}, and the model's are {tuple(shape)}: "
+            f"leave dataset= out, or name the one that it was trained on"
+        )
     dataset["shape"] = list(built.shape)  # of a folder, known only now
     splits: Splits = built.load()
     return splits
@@ -137,9 +178,11 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
     from diffusion.checkpoint import run_folder
     from diffusion.devices import devices
     from diffusion.evaluation.cache import Cache
-    from diffusion.evaluation.extractors import quantised
     from diffusion.evaluation.files import read_samples
     from diffusion.evaluation.judge import Judge
+    from diffusion.evaluation.record import record_path
+    from diffusion.evaluation.weights import class_count
+    from diffusion.media import quantised
     from diffusion.sampling import Pipeline, frames_on
 
     places, wanted = devices(options.devices, options.accelerator), options.n or 2000
@@ -150,9 +193,9 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
             "checkpoint": str(path), "weights": options.weights, "seed": options.seed,
             "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
         }  # fmt: skip
-    splits = load(dataset, options)
+    splits = load(dataset, options, None if contents is None else pipeline.shape)
     if options.samples is not None:
-        fake, labels = read_samples(Path(options.samples), dataset["shape"], wanted)
+        fake, labels = read_samples(Path(options.samples), dataset["shape"], wanted, class_count(splits.train.labels))
         wanted = len(fake)
         settings |= {"samples": options.samples}
     cache = Cache(None if options.cache is None else Path(options.cache))
@@ -165,17 +208,22 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
         steps = math.ceil(math.ceil(n / len(places)) / batch) * len(pipeline.times)
         with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
             drawn = frames_on(places, pipeline, range(n), options.seed, None, batch, after_step=bar.update)[-1]
+        bad = (~drawn.isfinite()).flatten(1).any(1).sum()  # asked before they are bytes, which are always finite
+        if bad:
+            raise ValueError(
+                f"{bad} of {n} samples are not finite: the model or its sampler diverged; nothing was scored"
+            )
         fake = quantised(drawn) if drawn.ndim == 4 else drawn
         labels = pipeline.labels(torch.arange(n), None)
     found = judge(fake, labels)
     print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
-    print(f"{dataset['name']}, split {options.split}; [95 % intervals]; docs/evaluation.md says what each score sees")
+    print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
     print(found.text())
     folder = Path(options.out) if options.out is not None else None if path is None else run_folder(path)
     if folder is not None:
         step = 0 if contents is None else contents["global_step"]
-        found.write(folder, settings | {"n": n, "step": step}, step)
-        print(f"written: {folder / 'metrics.json'}")
+        found.write(folder, options.split, settings | {"n": n, "step": step}, step)
+        print(f"written: {record_path(folder, options.split)}")
 
 
 def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: dict[str, Any]) -> None:
@@ -185,8 +233,11 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     from diffusion.evaluation import likelihoods
     from diffusion.evaluation.judge import Findings
     from diffusion.evaluation.pictures import bound_picture
+    from diffusion.evaluation.record import record_path, write_likelihood
 
-    place = devices("auto")[0].replace("mps", "cpu")  # densities need float64, which Apple's GPUs do not have
+    place = devices("auto", options.accelerator)[0].replace(
+        "mps", "cpu"
+    )  # densities need float64, which Apple's GPUs do not have
     denoiser = checkpoint.trained_denoiser(contents, path, options.weights).to(place)
     size, eight_bit = math.prod(dataset["shape"]), dataset["clip"]
     if options.likelihood == "vlb":
@@ -196,7 +247,7 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
         compute = likelihoods.density(
             denoiser, options.seed, size, eight_bit, options.steps, options.tolerance, options.probes
         )
-    data = getattr(load(dataset, options), options.split)
+    data = getattr(load(dataset, options, contents["config"]["dataset"]["shape"]), options.split)
     count = min(options.n or 256, len(data))
     nats, values = likelihoods.evaluated(
         compute, data, count, options.batch(dataset["shape"]), place, labelled=denoiser.num_classes > 0
@@ -204,16 +255,28 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     terms = nats / math.log(2) if eight_bit else nats
     unit = "bits/dim" if eight_bit else "nats/dim"
     print(f"{path} at step {contents['global_step']}, {options.weights} weights")
-    print(f"{count} samples of {dataset['name']}, split {options.split}")
+    print(f"{count} data of {dataset['name']}, split {options.split}, chosen at random")
     if eight_bit and values < 256:
         print(f"these pixels have {values} different values, not 256: compare with other models of this set alone")
+    folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
+    step = contents["global_step"]
     if options.likelihood == "ode":
         print(likelihoods.density_report(terms, unit))
-        return
-    print(likelihoods.bound_report(terms, unit))
-    folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
-    Findings(pictures={"vlb_terms": bound_picture(times, terms, unit)}).draw(folder, contents["global_step"])
-    print(f"written: {folder / 'vlb_terms.png'}")
+        values_of, picture = terms[:, 0], {}
+    else:
+        print(likelihoods.bound_report(terms, unit))
+        values_of, picture = terms.sum(1), {"vlb_terms": bound_picture(times, terms, unit)}
+    mean, error = likelihoods.mean_and_error(values_of)
+    settings = {name: vars(options)[name] for name in ("weights", "seed", "steps", "tolerance", "probes")}
+    settings |= {"dataset": dataset["name"], "checkpoint": str(path), "step": step, "n": count}
+    write_likelihood(
+        folder,
+        options.split,
+        str(options.likelihood),
+        settings | {"unit": unit, "value": mean, "standard_error": error},
+    )
+    Findings(pictures=picture).draw(folder, options.split, step)
+    print(f"written: {record_path(folder, options.split)}")
 
 
 def entry() -> None:

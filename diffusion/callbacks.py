@@ -7,6 +7,7 @@ draw does not advance the training's random numbers.
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,8 +19,9 @@ from diffusion import charts, media
 from diffusion.classifiers import NoisyClassifier, accuracy_by_level
 from diffusion.denoisers import ClippedDenoiser, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
-from diffusion.evaluation.extractors import RandomConvolutions, features, quantised
+from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
+from diffusion.evaluation.scores import Examples
 from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler
@@ -33,6 +35,16 @@ class AfterStep(pl.Callback):
 
     def __init__(self) -> None:
         self._seen = 0
+        self.aside_s = 0.0
+
+    @contextmanager
+    def aside(self, module: DiffusionModule) -> Iterator[None]:
+        """What is no training: its seconds are added to `aside_s`, which `Metrics` leaves out of images/s."""
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)  # steps that are still under way are training
+        began = time.monotonic()
+        yield
+        self.aside_s += time.monotonic() - began
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen = trainer.global_step
@@ -62,18 +74,18 @@ class Metrics(AfterStep):
         if every < 1:
             raise ValueError(f"log_every must be at least 1, got {every}")
         self.every = every
-        self._since = (time.monotonic(), 0)
+        self._since = (0.0, 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._since = (time.monotonic(), trainer.global_step)
+        self._since = (_training_clock(trainer), trainer.global_step)
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         if step % self.every and step != trainer.max_steps:
             return
         module.raise_if_diverged()
         loss = trainer.strategy.reduce(module.last_loss, reduce_op="mean").item()
-        now, (then, step_then) = time.monotonic(), self._since
+        now, (then, step_then) = _training_clock(trainer), self._since
         self._since = (now, step)
         images_per_s = (step - step_then) * module.images_per_step / max(now - then, 1e-9)
         if module.logger is not None:
@@ -87,7 +99,13 @@ class Metrics(AfterStep):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation is not training time."""
-        self._since = (time.monotonic(), trainer.global_step)
+        self._since = (_training_clock(trainer), trainer.global_step)
+
+
+def _training_clock(trainer: pl.Trainer) -> float:
+    """Seconds, without those that callbacks spent aside."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return time.monotonic() - sum(callback.aside_s for callback in callbacks if isinstance(callback, AfterStep))
 
 
 class Preview(AfterStep):
@@ -113,11 +131,12 @@ class Preview(AfterStep):
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and isinstance(module.logger, RunLogger):
-            states = [state.cpu() for state in drawn(module, range(self.n), self.shape, self.clip, self.steps)]
-            frames = media.animation(states)
-            writer = module.logger.experiment
-            writer.add_image("samples", frames[-1], step, dataformats="HWC")
-            module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
+            with self.aside(module):
+                states = [state.cpu() for state in drawn(module, range(self.n), self.shape, self.clip, self.steps)]
+                frames = media.animation(states)
+                writer = module.logger.experiment
+                writer.add_image("samples", frames[-1], step, dataformats="HWC")
+                module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
 
 
 class Scores(AfterStep):
@@ -145,39 +164,40 @@ class Scores(AfterStep):
             return
         if self._extractor is None and self.shape != (2,):
             raise ValueError(f"score_every scores images and points in the plane, not data of shape {self.shape}")
-        parts: list[Tensor] = []
-        for batch in trainer.datamodule.val_dataloader():  # type: ignore[attr-defined]
-            parts.append(batch["x"])
-            if sum(map(len, parts)) >= self.n:
-                break
-        data = torch.cat(parts)[: self.n]
-        self._real = data if self._extractor is None else features(self._extractor, quantised(data))
+        # Not from the loader, whose part of the data depends on the number of devices.
+        examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        data = examples.get(torch.arange(min(self.n, len(examples))))
+        self._real = data if self._extractor is None else features(self._extractor, media.quantised(data))
         if len(data) <= (width := self._real.shape[1]):
             print(f"score_every={self.every}: no scores, as {len(data)} validation data are not more than {width}")
             self.every = 0
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
-        if not due or not isinstance(module.logger, RunLogger):
-            return
+        if due and isinstance(module.logger, RunLogger):
+            with self.aside(module):
+                if found := self.scores(module):
+                    module.logger.log_metrics(found, step=step)
+
+    def scores(self, module: DiffusionModule) -> dict[str, float]:
+        """The scores by their names, which end in the number of samples; none if a sample is not finite."""
         numbers = range(len(self._real))
         fake = torch.cat([
             list(drawn(module, numbers[first : first + 64], self.shape, self.clip, 20))[-1].cpu()
             for first in numbers[::64]
         ])  # fmt: skip
         if not fake.isfinite().all():
-            return  # a gap in the curves
+            return {}  # a gap in the curves
         if self._extractor is None:
-            values = {"sliced_wasserstein": sliced_wasserstein(fake, self._real).value}
+            values = {"sliced_wasserstein": sliced_wasserstein(fake, self._real, replicates=0).value}
         else:
-            made = features(self._extractor, quantised(fake))
+            made = features(self._extractor, media.quantised(fake))
             values = {
-                "frechet_random": frechet_distance(made, self._real).value,
-                "kernel_random": kernel_distance(made, self._real).value,
-                "coverage_random": neighbour_scores(made, self._real)["coverage"].value,
+                "frechet_random": frechet_distance(made, self._real, replicates=0).value,
+                "kernel_random": kernel_distance(made, self._real, replicates=0).value,
+                "coverage_random": neighbour_scores(made, self._real, replicates=0)["coverage"].value,
             }
-        named = {f"val_score/{name}_n{len(fake)}": value for name, value in values.items()}
-        module.logger.log_metrics(named, step=step)
+        return {f"val_score/{name}_n{len(fake)}": value for name, value in values.items()}
 
 
 @torch.no_grad()
@@ -254,7 +274,11 @@ class AccuracyCurve(AfterStep):
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if not due or not isinstance(module.logger, RunLogger) or not isinstance(module.evaluated, NoisyClassifier):
             return
-        examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        with self.aside(module):
+            self._draw(trainer.datamodule.splits.val, module, module.logger, step)  # type: ignore[attr-defined]
+
+    def _draw(self, examples: Examples, module: DiffusionModule, logger: RunLogger, step: int) -> None:
+        assert isinstance(module.evaluated, NoisyClassifier)
         index = torch.arange(min(self.n, len(examples)))
         x, label = examples.get(index).to(module.device), examples.labels[index].to(module.device)
         training = module.training
@@ -265,8 +289,8 @@ class AccuracyCurve(AfterStep):
         figure = charts.curve(
             levels, shares, "log-SNR, from noise to data", "accuracy", 1 / module.evaluated.num_classes
         )
-        module.logger.experiment.add_image("accuracy", figure, step, dataformats="HWC")
-        media.save_picture(module.logger.folder / "accuracy.png", figure)
+        logger.experiment.add_image("accuracy", figure, step, dataformats="HWC")
+        media.save_picture(logger.folder / "accuracy.png", figure)
 
 
 class Progress(AfterStep):

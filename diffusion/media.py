@@ -43,15 +43,19 @@ _INK: Pixels = np.stack(
 ).astype(np.uint8)
 
 
+def quantised(x: Tensor) -> Tensor:
+    """Images in [-1, 1] as uint8, `round((x + 1) * 127.5)` clamped, of the same shape; NaN becomes 0."""
+    return x.nan_to_num(nan=-1.0).add(1).mul(127.5).round().clamp(0, 255).byte()
+
+
 def to_uint8(x: Tensor) -> Pixels:
-    """Images (n, C, H, W) in [-1, 1] as bytes (n, H, W, C): `round((x + 1) * 127.5)`, clamped; NaN becomes 0.
+    """Images (n, C, H, W) in [-1, 1] as bytes (n, H, W, C), see `quantised`.
 
     The inverse of `pixel / 127.5 - 1` for all 256 values.
     """
     if x.ndim != 4:
         raise ValueError(f"images have the shape (n, C, H, W), not {tuple(x.shape)}")
-    scaled = x.detach().float().nan_to_num(nan=-1.0).add(1).mul(127.5).round().clamp(0, 255)
-    return scaled.byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return quantised(x.detach().float()).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def layout(n: int, rows: int | None = None) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 from helpers_cli import TINY, Outcome, assert_refused, call
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import sample
@@ -60,6 +61,9 @@ def test_the_bound_is_the_sum_of_the_table(folder: Path, run: str) -> None:
     assert sum(float(value) for _, value in rows) == pytest.approx(bound, abs=0.001)
     assert 0 < error < bound
     assert "17 different values" in outcome.out
+    written = json.loads((folder / run / "metrics.json").read_text())["likelihood"]["vlb"]
+    assert (written["value"], written["unit"]) == (pytest.approx(bound, abs=1e-4), unit)
+    assert (written["standard_error"], written["n"]) == (pytest.approx(error, abs=1e-4), 8)
     picture = iio.imread(folder / run / "vlb_terms.png")
     assert picture.shape[2] == 3
     assert picture.std() > 5
@@ -146,6 +150,37 @@ def test_samples_are_scored_whoever_drew_them_on_however_many_devices(
         assert again["scores"][name].get("real") == row.get("real")
 
 
+def test_a_model_that_diverged_is_no_black_image(folder: Path, tmp_path: Path) -> None:
+    checkpoint = read(folder / RUN / "checkpoints/last.ckpt")
+    for value in checkpoint["state_dict"].values():
+        if value.is_floating_point():
+            value.fill_(torch.nan)
+    torch.save(checkpoint, tmp_path / "diverged.ckpt")
+    outcome = call(evaluate, tmp_path, "ckpt=diverged.ckpt", "n=90", "steps=1", "extractors=random", "cache=null")
+    assert_refused(outcome, "90 of 90 samples are not finite", "diverged", "nothing was scored")
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_what_is_found_on_one_split_or_of_one_kind_leaves_the_rest(folder: Path) -> None:
+    steps: list[tuple[str, ...]] = [
+        ("likelihood=ode", "steps=3"),
+        ("split=val",),
+        (),
+        ("likelihood=vlb", "steps=5"),
+        ("likelihood=ode", "split=val"),
+    ]
+    for arguments in steps:
+        figures(folder, f"ckpt={CLOUD}", "n=100", "out=kept", *arguments)
+    test, val = (json.loads((folder / "kept" / name).read_text()) for name in ("metrics.json", "metrics_val.json"))
+    assert set(test["likelihood"]) == {"ode", "vlb"}
+    assert set(val["likelihood"]) == {"ode"}
+    assert (test["split"], val["split"]) == ("test", "val")
+    assert test["scores"] != val["scores"]
+    assert (folder / "kept" / "vlb_terms.png").exists()
+    events = EventAccumulator(str(folder / "kept")).Reload().Tags()["scalars"]
+    assert {tag.split("/")[0] for tag in events} == {"evaluation", "evaluation_val"}
+
+
 def test_points_are_scored_by_their_own_two(folder: Path) -> None:
     outcome = figures(folder, f"ckpt={CLOUD}", "n=300")
     assert re.findall(r"^(\w+)_n300 ", outcome.out, re.MULTILINE) == ["sliced_wasserstein", "two_sample_accuracy"]
@@ -168,8 +203,20 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
         (f"ckpt={RUN} steps=51", ["steps=51 is more than the 50 timesteps"]),
         (f"ckpt={RUN} extractors=[fid]", ["extractor 'fid' does not exist: choose classifier, random, inception"]),
         (f"ckpt={RUN} n=64", ["n=64 is too small for the 64 features of extractor classifier"]),
-        (f"ckpt={RUN} samples=x.npz", ["samples=x.npz: there is no such .npz file or folder of images"]),
+        ("dataset=digits samples=x.npz", ["samples=x.npz: there is no such .npz file or folder of images"]),
         (f"ckpt={RUN} samples=x.npz likelihood=ode", ["leave samples= out"]),
+        (f"ckpt={RUN} samples=x.npz", ["ckpt= draws samples and samples= brings them"]),
+        (f"ckpt={RUN} out={RUN}/config.yaml", ["config.yaml is a file, and out= is a folder"]),
+        (f"ckpt={RUN} cache={RUN}/config.yaml/x", ["config.yaml is a file, and cache= is a folder"]),
+        (f"ckpt={RUN} dataset=moons", ["dataset=moons has data of shape (2,), and the model's are (1, 8, 8)"]),
+        (f"ckpt={RUN} dataset=moons likelihood=vlb", ["dataset=moons has data of shape (2,)"]),
+        (f"ckpt={RUN} likelihood=vlb sampler=ddim", ["sampler= does nothing for likelihood=vlb"]),
+        (f"ckpt={RUN} likelihood=ode devices=2", ["devices= does nothing for likelihood=ode"]),
+        (f"ckpt={RUN} likelihood=ode extractors=random", ["extractors= does nothing for likelihood=ode"]),
+        (f"ckpt={RUN} likelihood=vlb probes=2", ["probes= does nothing for likelihood=vlb"]),
+        (f"ckpt={RUN} likelihood=ode accelerator=tpu", ["accelerator=tpu is not what torch finds"]),
+        ("dataset=digits samples=x.npz steps=5", ["steps= does nothing for samples="]),
+        ("dataset=moons train_classifier=true out=x", ["needs images, and moons has none"]),
         (f"ckpt={RUN} devices=0", ["devices must be at least 1"]),
         ("samples=x.npz", ["ckpt= is missing", "or samples=... with dataset=..."]),
         ("dataset=digits", ["ckpt= is missing"]),

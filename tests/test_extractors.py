@@ -13,6 +13,7 @@ from diffusion.evaluation import extractors as ext
 from diffusion.evaluation import weights
 from diffusion.evaluation.cache import Cache, fingerprint, read_arrays, write_arrays
 from diffusion.evaluation.scores import held, random_rows
+from diffusion.media import quantised
 
 
 def bytes_of(seed: int, *shape: int) -> Tensor:
@@ -30,8 +31,11 @@ def test_both_extractors_take_any_image_and_give_one_vector_each(shape: tuple[in
 
 
 def test_random_convolutions_are_the_same_everywhere_and_do_not_hear_flat_images() -> None:
-    # The digest holds all weights: another platform, version or order of draws would show.
-    assert ext.digest(ext.RandomConvolutions(1)) == ext.digest(ext.RandomConvolutions(1))
+    pixels = (torch.arange(64).reshape(1, 1, 8, 8) * 37 % 256).byte()
+    found = ext.features(ext.RandomConvolutions(1).eval(), pixels)[0, [0, 7, 8, 19, 20]]
+    torch.testing.assert_close(
+        found, torch.tensor([2.530965, 4.33467, 0.396181, 1.540597, 3.090011]), rtol=1e-5, atol=1e-5
+    )  # on whatever machine and version
     assert ext.digest(ext.RandomConvolutions(1)) != ext.digest(ext.RandomConvolutions(1, seed=1))
     flat = torch.full((1, 1, 16, 16), 77, dtype=torch.uint8)
     inside = torch.nn.functional.conv2d(ext.dequantised(flat), ext.RandomConvolutions(1).get_buffer("filters0"))
@@ -40,8 +44,8 @@ def test_random_convolutions_are_the_same_everywhere_and_do_not_hear_flat_images
 
 def test_quantising_gives_back_every_byte_and_rounds() -> None:
     pixels = torch.arange(256).byte().reshape(1, 1, 16, 16)
-    assert torch.equal(ext.quantised(ext.dequantised(pixels)), pixels)
-    assert ext.quantised(torch.tensor([-1.5, 0.9 / 127.5, 1.5])).tolist() == [0, 128, 255]
+    assert torch.equal(quantised(ext.dequantised(pixels)), pixels)
+    assert quantised(torch.tensor([-1.5, 0.9 / 127.5, 1.5])).tolist() == [0, 128, 255]
 
 
 def test_a_digest_changes_with_any_weight_and_with_the_class() -> None:
@@ -114,12 +118,15 @@ def test_another_data_sets_classifier_is_trained_once_and_kept(
         ("no_such_package.Net", "cannot import no_such_package"),
         ("mine.Missing", "mine has no Missing"),
         ("mine.number", "is int, not a torch module"),
+        ("torn.Net", "extractor=torn.Net: cannot import torn \\(SyntaxError"),
+        ("mine.needs", "extractor=mine.needs: needs\\(\\) fails \\(TypeError"),
     ],
 )
 def test_an_extractor_that_cannot_be_had_is_one_line(
     name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "mine.py").write_text("number = 3\n")
+    (tmp_path / "mine.py").write_text("number = 3\ndef needs(width): pass\n")
+    (tmp_path / "torn.py").write_text("class Net(\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=said):
         ext.untrained(name, 1)
@@ -140,6 +147,17 @@ def test_any_torch_module_by_its_path_is_an_extractor(tmp_path: Path, monkeypatc
         ext.features(ext.untrained("own_features.Wrong", 1), pixels)
     with pytest.raises(ValueError, match="not finite"):
         ext.features(ext.untrained("own_features.Nan", 1), pixels)
+
+
+def test_weights_that_an_own_extractor_draws_are_the_same_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_random.py").write_text("from torch import nn\ndef net(): return nn.Linear(4, 2)\n")
+    monkeypatch.chdir(tmp_path)
+    state = torch.get_rng_state()
+    first, second = (ext.untrained("own_random.net", 1) for _ in range(2))
+    assert ext.digest(first) == ext.digest(second)
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_inception_says_what_is_missing_and_where_to_put_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,16 @@ def test_precision_recall_density_coverage_of_points_on_a_line() -> None:
     assert scores["recall"].value == pytest.approx(recalled / 8)
 
 
+def test_a_share_of_all_or_none_still_has_an_interval_within_0_and_1() -> None:
+    near, far = (neighbour_scores(normal(30, 2) + shift, normal(30, 2, seed=1)) for shift in (0.0, 90.0))
+    assert (far["precision"].value, far["coverage"].value) == (0, 0)
+    for score in (far["precision"], far["coverage"]):
+        assert score.low == 0
+        assert score.high == pytest.approx(share(0, 30).high)
+    for name in ("precision", "recall", "coverage"):
+        assert 0 <= near[name].low <= near[name].value <= near[name].high <= 1
+
+
 def test_a_lost_mode_costs_recall_and_coverage_and_not_precision() -> None:
     real = torch.cat((normal(100, 2), normal(100, 2, seed=1) + 50))
     scores = neighbour_scores(normal(200, 2, seed=2), real)

@@ -15,10 +15,11 @@ from data.stream import Images, Points, Splits
 from diffusion.evaluation import metrics, scores, weights
 from diffusion.evaluation.cache import Cache
 from diffusion.evaluation.copying import copying_row, neighbours
-from diffusion.evaluation.extractors import RandomConvolutions, dequantised, features, quantised
+from diffusion.evaluation.extractors import RandomConvolutions, dequantised, features
 from diffusion.evaluation.files import read_samples
 from diffusion.evaluation.judge import Judge
 from diffusion.evaluation.pictures import bound_picture, neighbour_picture
+from diffusion.media import quantised
 from diffusion.noise import Noise
 
 DIGITS = {"name": "digits", "shape": [1, 8, 8], "source": {"_target_": "data.images.Digits"}}
@@ -103,6 +104,29 @@ def test_a_copycat_is_caught_and_other_real_images_are_not(splits: Splits) -> No
     assert mixed.low > 0.6
 
 
+def test_copies_are_sought_as_training_shows_its_images_and_what_was_left_out_is_said(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(parts: Splits, fake: Tensor, **changes: object) -> tuple[float | None, list[str]]:
+        judge = Judge(parts, "test", 100, DIGITS | changes, ["random"], Cache(None))
+        found = judge(fake)
+        row = next((row.samples.value for row in found.rows if row.name == "copying_pixels_n100"), None)
+        assert all(note in found.text() for note in found.notes)
+        return row, found.notes
+
+    training, _ = scores.everything(splits.train)
+    mirrored = training[::14][:100].flip(3)
+    assert judged(splits, mirrored, flip=True) == (1, [])
+    plain, _ = judged(splits, mirrored)
+    assert plain is not None and plain < 0.9
+    row, notes = judged(Splits(splits.train, splits.train, splits.train), training[:100])
+    assert row is None
+    assert "no copying_pixels" in notes[0] and "training set" in notes[0]
+    monkeypatch.setattr(scores, "_MOST_BYTES", 64 * 400)
+    _, notes = judged(splits, training[:100])
+    assert "among 400 of the 1,437 training images" in notes[0]
+
+
 def test_neighbours_are_the_nearest_in_order_and_a_copy_is_at_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion.evaluation.copying._CHUNK", 7)
     generator = torch.Generator().manual_seed(0)
@@ -159,11 +183,21 @@ def test_every_row_names_its_features_and_n_and_real_images_score_as_the_yardsti
     assert rows["class_accuracy_n180"].samples.value > 0.95
     assert rows["classification_accuracy_score_n180"].samples.value > 0.7
     assert sum(found.shares["samples"]) == pytest.approx(1)
-    found.write(tmp_path, {"n": 180}, step=7)
+    found.write(tmp_path, "test", {"n": 180}, step=7)
     record = json.loads((tmp_path / "metrics.json").read_text())
     assert record["scores"]["frechet_random_n180"]["samples"]["value"] == rows["frechet_random_n180"].samples.value
     assert set(record["extractors"]) == {"classifier", "random"}
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["classes.png", "neighbours.png"]
+
+
+def test_precision_is_of_the_samples_and_recall_of_the_real(judge: Judge, splits: Splits) -> None:
+    zeros = scores.held(splits.train, torch.arange(len(splits.train))[splits.train.labels == 0])
+    rows = {row.name: row.samples.value for row in judge(zeros.repeat(2, 1, 1, 1)[:180]).rows}
+    for name in ("classifier", "random"):  # good images of one class alone
+        assert rows[f"precision_{name}_n180"] > 0.6
+        assert rows[f"density_{name}_n180"] > 0.5
+        assert rows[f"recall_{name}_n180"] < 0.3
+        assert rows[f"coverage_{name}_n180"] < 0.4
 
 
 def test_real_features_are_kept_under_a_key_of_the_images_and_the_extractor(splits: Splits, tmp_path: Path) -> None:
@@ -184,6 +218,22 @@ def test_real_features_are_kept_under_a_key_of_the_images_and_the_extractor(spli
     fourth = files(module=RandomConvolutions(1, seed=1).eval())
     assert len(fourth) == 10
     assert len(files(name="other")) == 13
+
+
+def test_kept_features_are_made_anew_when_the_extractors_code_changes(splits: Splits, tmp_path: Path) -> None:
+    class Own(nn.Flatten):  # without weights, as another edit of the same file would be
+        factor = 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.factor * super().forward(x)[:, 20:30]
+
+    def row(cache: Cache) -> scores.Row:
+        real = scores.reference(splits, "test", 100)
+        return scores.feature_rows(scores.held(splits.val, torch.arange(100)), real, "own.Own", Own(), cache)[0]
+
+    row(Cache(tmp_path))
+    Own.factor = 4
+    assert row(Cache(tmp_path)) == row(Cache(None))
 
 
 def test_points_are_scored_in_their_own_plane(tmp_path: Path) -> None:
@@ -230,6 +280,7 @@ def test_samples_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "named.npz", images=np.zeros((3, 8, 8, 1)))
     np.savez(tmp_path / "pickled.npz", np.array([{"a": 1}], dtype=object))
     np.savez(tmp_path / "labels.npz", np.zeros((3, 8, 8, 1), dtype=np.uint8), np.arange(4))
+    np.savez(tmp_path / "classes.npz", np.zeros((3, 8, 8, 1), dtype=np.uint8), np.arange(-1, 2))
     np.savez(tmp_path / "nan.npz", np.full((3, 2), np.nan))
     (tmp_path / "torn.npz").write_bytes((tmp_path / "wide.npz").read_bytes()[:-40])
     for name in ("empty", "sizes", "damaged"):
@@ -245,6 +296,7 @@ def test_samples_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         ("named.npz", image, "has no arr_0 but images"),
         ("pickled.npz", image, "cannot be read (Object arrays cannot be loaded"),
         ("labels.npz", image, "arr_1 is no label for each sample but int64 of shape (4,)"),
+        ("classes.npz", image, "arr_1 has labels from -1 to 1, and these data have 0 to 9"),
         ("nan.npz", points, "not finite"),
         ("torn.npz", image, "cannot be read"),
         ("nothing.npz", image, "there is no such .npz file or folder"),
@@ -255,7 +307,7 @@ def test_samples_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         ("damaged", image, "cannot read a.png"),
     ):
         with pytest.raises(ValueError) as refusal:
-            read_samples(tmp_path / name, shape, 9)
+            read_samples(tmp_path / name, shape, 9, classes=10)
         assert said in str(refusal.value)
         assert "\n" not in str(refusal.value)
 

@@ -11,7 +11,7 @@ from diffusion.evaluation.metrics import REPLICATES, Score, from_replicates, sha
 ANGLES = 32
 
 
-def sliced_wasserstein(x: Tensor, y: Tensor, seed: int = 0) -> Score:
+def sliced_wasserstein(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
     """The sliced 2-Wasserstein distance of two equally large sets of points (N, 2), in the points' own unit.
 
     `(mean over directions and ranks (x_(i) - y_(i))^2)^(1/2)`, the projections on a direction being sorted (Bonneel et
@@ -31,7 +31,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, seed: int = 0) -> Score:
     values = [_root_mean_square(x_sorted - y_sorted)]
     draws = np.random.RandomState(seed)
     n = len(x)
-    for _ in range(REPLICATES):
+    for _ in range(REPLICATES if replicates is None else replicates):
         # How often each point was drawn; repeating the sorted ones so often saves sorting again.
         drawn = [torch.from_numpy(np.bincount(draws.randint(n, size=n), minlength=n)) for _ in range(2)]
         again = [

@@ -10,7 +10,8 @@ import math
 import re
 import sys
 import urllib.error
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from diffusion.media import quantised
 from diffusion.noise import Noise
 
 CLASSIFIER, RANDOM, INCEPTION = "classifier", "random", "inception"
@@ -29,7 +31,9 @@ _BATCH = 250
 
 
 class Classifier(nn.Module):
-    """A convolutional network of 107,000 weights; the features, (n, 64), are its last layer's mean over the image.
+    """A convolutional network of 108,466 weights, for one channel and ten classes.
+
+    The features, (n, 64), are its last layer's mean over the image.
 
     A mean, because features that know the place of everything scatter more: at the same n they see noise less clearly.
 
@@ -70,7 +74,7 @@ class RandomConvolutions(nn.Module):
 
     Features (n, 84): the means of the responses of 8 and 12 filters over the image, and of 16 over each quarter of it.
     The first filters have mean zero and no bias, so that flat areas stay silent and noise in them is heard. The weights
-    come from a counter-based generator: they are the same everywhere.
+    come from a counter-based generator: they are the same everywhere but for rounding.
 
     Args:
         channels: of the images.
@@ -95,7 +99,9 @@ class RandomConvolutions(nn.Module):
             x = F.relu(F.conv2d(x, self.get_buffer(f"filters{layer}"), padding=1))
             means.append(F.adaptive_avg_pool2d(x, parts).flatten(1))
             x = F.avg_pool2d(x, 2) if min(x.shape[2:]) >= 2 else x  # very small images run out of pixels
-        return 10 * torch.cat(means, dim=1)  # of about unit variance, as the kernel distance's kernel expects
+        return 10 * torch.cat(
+            means, dim=1
+        )  # variances of some tenths, where the kernel distance's kernel is neither flat nor steep
 
 
 class Inception(nn.Module):
@@ -146,17 +152,31 @@ def imported(name: str) -> nn.Module:
     module_name, _, attribute = name.rpartition(".")
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = vars(importlib.import_module(module_name)).get(attribute)
-    except ImportError as error:
-        raise ValueError(f"extractor={name}: cannot import {module_name} ({error})") from error
+        with blamed_on(name, f"cannot import {module_name}"):
+            found = vars(importlib.import_module(module_name)).get(attribute)
     finally:
         sys.path.pop(0)
     if found is None:
         raise ValueError(f"extractor={name}: {module_name} has no {attribute}")
-    made = found if isinstance(found, nn.Module) or not callable(found) else found()
+    made = found
+    if callable(found) and not isinstance(found, nn.Module):
+        # Weights that it draws are the same each time, or no two evaluations would compare.
+        with blamed_on(name, f"{attribute}() fails"), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            made = found()
     if not isinstance(made, nn.Module):
         raise ValueError(f"extractor={name} is {type(made).__name__}, not a torch module")
     return made
+
+
+@contextmanager
+def blamed_on(name: str, what: str) -> Iterator[None]:
+    """Whatever an extractor's own code raises becomes a ValueError, one line that names the extractor."""
+    try:
+        yield
+    except Exception as error:  # somebody else's code: it may raise anything
+        text = " ".join(str(error).split())[:200]
+        raise ValueError(f"extractor={name}: {what} ({type(error).__name__}: {text})") from error
 
 
 def check_name(name: str) -> None:
@@ -173,11 +193,6 @@ def untrained(name: str, channels: int) -> nn.Module:
     check_name(name)
     module = RandomConvolutions(channels) if name == RANDOM else Inception() if name == INCEPTION else imported(name)
     return module.eval().requires_grad_(False)
-
-
-def quantised(x: Tensor) -> Tensor:
-    """Images in [-1, 1] as uint8, `round((x + 1) * 127.5)` clamped, of the same shape."""
-    return x.add(1).mul(127.5).round().clamp(0, 255).byte()
 
 
 def dequantised(pixels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from diffusion.evaluation.cache import UNREADABLE, read_arrays
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
-def read_samples(path: Path, shape: Sequence[int], n: int) -> tuple[Tensor, Tensor | None]:
+def read_samples(path: Path, shape: Sequence[int], n: int, classes: int = 0) -> tuple[Tensor, Tensor | None]:
     """The first n samples of a file or folder: bytes (n, C, H, W) or points (n, 2), and labels (n,) if there are any.
 
     An .npz has `arr_0`, uint8 (n, H, W, C) or floats (n, 2), and perhaps `arr_1`, labels (n,), as `sample.py` and ADM's
@@ -23,6 +23,7 @@ def read_samples(path: Path, shape: Sequence[int], n: int) -> tuple[Tensor, Tens
         path: of the .npz or the folder.
         shape: of one sample as the data have it, (C, H, W) or (2,).
         n: how many at most.
+        classes: that labels tell apart; 0 where the data have none.
 
     Raises:
         ValueError: it is not there, cannot be read without unpickling, or holds something else.
@@ -52,6 +53,11 @@ def read_samples(path: Path, shape: Sequence[int], n: int) -> tuple[Tensor, Tens
     if labels is not None and (labels.shape != samples.shape[:1] or not np.issubdtype(labels.dtype, np.integer)):
         raise ValueError(
             f"samples={path}: arr_1 is no label for each sample but {labels.dtype} of shape {labels.shape}"
+        )
+    if labels is not None and classes and not (labels.min() >= 0 and labels.max() < classes):
+        raise ValueError(
+            f"samples={path}: arr_1 has labels from {labels.min()} to {labels.max()}, and these data have 0 to "
+            f"{classes - 1}"
         )
     tags = None if labels is None else torch.from_numpy(labels[:n]).long()
     if not images:

@@ -1,6 +1,5 @@
 """All scores of one set of samples, and writing them down."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from diffusion.evaluation import scores
 from diffusion.evaluation.cache import Cache
 from diffusion.evaluation.copying import copying_row, neighbours
 from diffusion.evaluation.pictures import histogram_picture, neighbour_picture
+from diffusion.evaluation.record import marked, write_scores
 from diffusion.evaluation.weights import class_count, classifier
 
 NEIGHBOURS = 6  # in the picture
@@ -31,39 +31,41 @@ class Findings:
         pictures: by the names of their files, (H, W, C).
         shares: of the classes among samples and real data, by name.
         extractors: the weights' digests, by name.
+        notes: what else has to be known to read the rows, a line each.
     """
 
     rows: list[scores.Row] = field(default_factory=list)
     pictures: dict[str, media.Pixels] = field(default_factory=dict)
     shares: dict[str, list[float]] = field(default_factory=dict)
     extractors: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The table, and under it the classes where the data have any."""
         lines = [scores.table(self.rows)]
         for name, shares in self.shares.items():
             lines.append(f"classes of {name:<8} " + " ".join(f"{100 * share:5.1f}" for share in shares) + "  %")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
-    def write(self, folder: Path, settings: Mapping[str, Any], step: int) -> None:
-        """Writes metrics.json, and what `draw` writes."""
+    def write(self, folder: Path, split: str, settings: Mapping[str, Any], step: int) -> None:
+        """Writes the split's metrics.json, and what `draw` writes."""
         record = dict(settings) | {
             "extractors": self.extractors,
             "scores": scores.as_plain(self.rows),
             "classes": self.shares,
+            "notes": self.notes,
         }
-        with media.atomic(folder / "metrics.json") as file:
-            file.write(json.dumps(record, indent=1).encode())
-        self.draw(folder, step)
+        write_scores(folder, split, record)
+        self.draw(folder, split, step)
 
-    def draw(self, folder: Path, step: int) -> None:
+    def draw(self, folder: Path, split: str, step: int) -> None:
         """Writes the pictures, and TensorBoard's curves and pictures at an optimizer step."""
         with SummaryWriter(str(folder)) as writer:
             for row in self.rows:
-                writer.add_scalar(f"evaluation/{row.name}", row.samples.value, step)
+                writer.add_scalar(f"{marked('evaluation', split)}/{row.name}", row.samples.value, step)
             for name, pixels in self.pictures.items():
-                media.save_picture(folder / f"{name}.png", pixels)
-                writer.add_image(f"evaluation/{name}", pixels, step, dataformats="HWC")
+                media.save_picture(folder / f"{marked(name, split)}.png", pixels)
+                writer.add_image(f"{marked('evaluation', split)}/{name}", pixels, step, dataformats="HWC")
 
 
 class Judge:
@@ -104,10 +106,21 @@ class Judge:
         self.classifier = None
         if self.classes or ext.CLASSIFIER in extractors:
             self.classifier = classifier(dataset, self.training, labels, cache)
+        if dataset.get("flip", False):  # training shows them mirrored too
+            self.training = torch.cat((self.training, self.training.flip(3)))
+        self.notes: list[str] = []
+        if len(self.training) < len(splits.train):
+            self.notes.append(
+                f"copies were sought among {len(self.training):,} of the {len(splits.train):,} training images, "
+                f"as many as fit into memory, chosen at random"
+            )
+        if self.reference.is_training:
+            self.notes.append(f"no copying_pixels, as split {split} is of the training set: no real images are new")
         for name in extractors:
             made = self.classifier if name == ext.CLASSIFIER else ext.untrained(name, dataset["shape"][0])
             assert made is not None
-            d = ext.features(made, self.reference.real[:2], device).shape[1]
+            with ext.blamed_on(name, f"no features of images of shape {tuple(dataset['shape'])}"):
+                d = ext.features(made, self.reference.real[:2], device).shape[1]
             if len(self) <= d:
                 raise ValueError(
                     f"n={len(self)} is too small for the {d} features of extractor {name}: more than {d} are needed"
@@ -126,7 +139,9 @@ class Judge:
             raise ValueError("some samples are not finite: the model or its sampler diverged")
         if not self.images:
             return Findings(rows=scores.point_rows(fake, self.reference))
-        found = Findings(extractors={name: ext.digest(module) for name, module in self.extractors.items()})
+        found = Findings(
+            notes=self.notes, extractors={name: ext.digest(module) for name, module in self.extractors.items()}
+        )
         for name, module in self.extractors.items():
             found.rows += scores.feature_rows(fake, self.reference, name, module, self.cache, self.device)
         if self.classifier is not None and self.classes:
@@ -137,7 +152,7 @@ class Judge:
                 found.shares[name] = (counts / len(pixels)).tolist()
             found.pictures["classes"] = histogram_picture(*map(np.array, found.shares.values()))
         distances, indices = neighbours(fake, self.training, NEIGHBOURS)
-        if self.reference.split != "train":
+        if not self.reference.is_training:
             found.rows.append(copying_row(distances[:, 0], self.reference.real, self.training, self.cache))
         found.pictures["neighbours"] = neighbour_picture(fake, self.training, distances, indices)
         return found

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.denoisers import Denoiser
+from diffusion.evaluation.extractors import random_rows
 from diffusion.evaluation.scores import Examples
 from diffusion.grids import TrailingGrid
 from diffusion.likelihood import (
@@ -93,8 +94,9 @@ def density(
 def evaluated(
     compute: Compute, data: Examples, count: int, batch_size: int, device: str, labelled: bool
 ) -> tuple[Tensor, int]:
-    """The terms of the first `count` data, (count, terms), and how many different values these have (pixels do not vary
-    much).
+    """The terms of `count` data, (count, terms), and how many different values these have (pixels do not vary much).
+
+    They are chosen at random but always the same: the first of a set that is sorted would not stand for it.
 
     Args:
         compute: see `bound` and `density`.
@@ -105,7 +107,7 @@ def evaluated(
         labelled: whether the model is conditioned on the data's labels.
     """
     terms, values = [], torch.empty(0)
-    for index in tqdm(torch.arange(count).split(batch_size), desc="evaluating", leave=False, disable=None):
+    for index in tqdm(random_rows(len(data))[:count].split(batch_size), desc="evaluating", leave=False, disable=None):
         x = data.get(index)
         values = torch.cat((values, x.flatten())).unique()
         cond = {"label": data.labels[index].to(device)} if labelled else {}

@@ -3,7 +3,8 @@
 Features are (N, d), one row an image, and are computed with in float64. An interval is `value +- 1.96 s` with s the
 standard deviation over bootstrap replicates, in which both sets are drawn anew with replacement: it covers what other
 sets *of the same sizes* would give, not the limit of infinite sets, from which a finite set's Frechet distance is
-biased upward. Replicates are weights on the rows (how often each was drawn), so no distance is computed twice.
+biased upward. It is too wide where two sets are alike (Frechet, kernel), and too narrow for
+neighbour scores. Replicates are weights on the rows (how often each was drawn), so no distance is computed twice.
 """
 
 import math
@@ -22,7 +23,7 @@ _Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Score:
-    """A value and its 95 % interval."""
+    """A value and an interval around it; how often that covers the truth, docs/evaluation.md says."""
 
     value: float
     low: float
@@ -33,8 +34,11 @@ class Score:
 
 
 def from_replicates(values: Tensor) -> Score:
-    """The score whose value is values[0] and whose bootstrap replicates are the others, (1 + replicates,)."""
-    value, half = values[0].item(), _Z95 * values[1:].std().item()
+    """The score whose value is values[0] and whose bootstrap replicates are the others, (1 + replicates,).
+
+    Without replicates its bounds are NaN.
+    """
+    value, half = values[0].item(), _Z95 * values[1:].std().item() if len(values) > 2 else math.nan
     return Score(value, value - half, value + half)
 
 
@@ -48,6 +52,10 @@ def share(successes: float, trials: int) -> Score:
     return Score(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))
 
 
+def _count(replicates: int | None) -> int:
+    return REPLICATES if replicates is None else replicates
+
+
 def bootstrap_weights(n: int, replicates: int, seed: int) -> Tensor:
     """(1 + replicates, n) float64: how often each of n rows was drawn; the first line, all ones, is the set itself."""
     # RandomState's stream is frozen: the same draws whatever the version or the machine.
@@ -55,9 +63,9 @@ def bootstrap_weights(n: int, replicates: int, seed: int) -> Tensor:
     return torch.cat((torch.ones(1, n, dtype=torch.float64), torch.from_numpy(draws).double()))
 
 
-def mean_score(values: Tensor, seed: int = 0) -> Score:
+def mean_score(values: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
     """The mean of one value a row, (N,), with its bootstrap interval."""
-    return from_replicates(bootstrap_weights(len(values), REPLICATES, seed) @ values.double() / len(values))
+    return from_replicates(bootstrap_weights(len(values), _count(replicates), seed) @ values.double() / len(values))
 
 
 def gaussian_frechet(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> Tensor:
@@ -73,8 +81,8 @@ def gaussian_frechet(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tenso
     return ((mean_x - mean_y) ** 2).sum(-1) + traces - 2 * cross
 
 
-def frechet_distance(x: Tensor, y: Tensor, seed: int = 0) -> Score:
-    """The squared Frechet distance between the Gaussians that fit x (N, d) and y (M, d).
+def frechet_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
+    """The squared Frechet distance between the Gaussians that fit x (N, d) and y (M, d); 0 replicates: no interval.
 
     Raises:
         ValueError: not more rows than features in one of them, so that its covariance has no full rank.
@@ -84,7 +92,7 @@ def frechet_distance(x: Tensor, y: Tensor, seed: int = 0) -> Score:
         raise ValueError(
             f"n={min(len(x), len(y))} is too small for a Frechet distance of {d} features: more than {d} are needed"
         )
-    replicates = REPLICATES if d <= _WIDE else REPLICATES // 10
+    replicates = _count(replicates) if d <= _WIDE else _count(replicates) // 10
     centre = y.double().mean(0)  # keeps the digits of covariances of features far from 0
     sides: list[Sequence[Tensor]] = []
     for side, rows in enumerate((x, y)):
@@ -101,7 +109,7 @@ def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     return mean, ((x * weights[:, None]).T @ x / n - mean[:, None] * mean) * (n / (n - 1))
 
 
-def kernel_distance(x: Tensor, y: Tensor, seed: int = 0) -> Score:
+def kernel_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
     """The squared maximum mean discrepancy of x (N, d) and y (M, d) with the kernel `(a.b / d + 1)^3`, unbiased.
 
     Binkowski et al. 2018, arXiv 1801.01401, section 4 ("KID"), over all pairs instead of random subsets, so that it
@@ -110,7 +118,7 @@ def kernel_distance(x: Tensor, y: Tensor, seed: int = 0) -> Score:
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a kernel distance needs at least 2 samples of each, got {len(x)} and {len(y)}")
     x, y = x.double(), y.double()
-    w_x, w_y = (bootstrap_weights(len(rows), REPLICATES, 2 * seed + side) for side, rows in enumerate((x, y)))
+    w_x, w_y = (bootstrap_weights(len(rows), _count(replicates), 2 * seed + side) for side, rows in enumerate((x, y)))
     cross = _weighted_kernel(x, y, w_x, w_y) / (w_x.sum(1) * w_y.sum(1))
     return from_replicates(_within_mean(x, w_x) + _within_mean(y, w_y) - 2 * cross)
 
@@ -133,7 +141,7 @@ def _within_mean(x: Tensor, w: Tensor) -> Tensor:
     return (_weighted_kernel(x, x, w, w) - w**2 @ itself) / (w.sum(1) ** 2 - (w**2).sum(1))
 
 
-def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0) -> dict[str, Score]:
+def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0, replicates: int | None = None) -> dict[str, Score]:
     """Whether fake (N, d) lies where real (M, d) is, and the reverse, by the balls that reach to a k-th neighbour.
 
     - precision: share of fakes inside the ball of some real (k = 3); recall: of reals inside that of some fake
@@ -141,7 +149,8 @@ def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0) -> dict[str, Sco
     - density: number of reals' balls (k = 5) that a fake is in, over k, 1 where both are alike; coverage: share of
       reals whose ball has a fake in it (Naeem et al. 2020, arXiv 2002.09797, eq. 5 and 6).
 
-    Intervals are those of the mean over fakes (precision, density) or reals (recall, coverage), the balls held fixed.
+    Intervals are those of the mean over fakes (precision, density) or reals (recall, coverage), the balls held fixed,
+    which is too narrow; those of shares are at least Wilson's and end at 0 and 1.
 
     Raises:
         ValueError: fewer than 6 rows in one of them.
@@ -159,7 +168,16 @@ def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0) -> dict[str, Sco
         "density": counts_within(fake, real, fifth) / 5,
         "coverage": nearest(real, fake)[0] <= fifth,
     }
-    return {name: mean_score(values, seed) for name, values in rows.items()}
+    found = {name: mean_score(values, seed, replicates) for name, values in rows.items()}
+    return {
+        name: score if name == "density" else at_least(score, share(rows[name].sum().item(), len(rows[name])))
+        for name, score in found.items()
+    }
+
+
+def at_least(score: Score, other: Score) -> Score:
+    """A share's score with an interval that contains another's too, within 0 and 1."""
+    return Score(score.value, max(0.0, min(score.low, other.low)), min(1.0, max(score.high, other.high)))
 
 
 def kth_distances(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:

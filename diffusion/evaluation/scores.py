@@ -19,14 +19,13 @@ from diffusion.evaluation.extractors import (
     INCEPTION,
     Classifier,
     dequantised,
-    digest,
     features,
     predicted,
-    quantised,
     random_rows,
     train_classifier,
 )
 from diffusion.evaluation.metrics import Score
+from diffusion.media import quantised
 from diffusion.noise import EVALUATION, Noise
 
 NOISE = 0.1
@@ -69,14 +68,14 @@ class Reference:
     """n real data to judge by, n others from the training set, and the latter with noise.
 
     Attributes:
-        split: where the real ones are from.
+        is_training: whether the real ones are training data too.
         real: bytes (n, C, H, W), or points (n, 2).
         labels: of the real ones, (n,).
         train: likewise.
         train_labels: of these.
     """
 
-    split: str
+    is_training: bool
     real: Tensor
     labels: Tensor
     train: Tensor
@@ -108,14 +107,16 @@ def everything(examples: Examples) -> tuple[Tensor, Tensor]:
 def reference(splits: Splits, split: str, n: int) -> Reference:
     """n real data of a split and n of the training set, chosen at random but always the same; fewer if there are fewer.
 
-    Where the split is the training set itself, the two are different halves of it.
+    Where the split is the training set itself, as all are of a folder with `holdout=0`, the two are different halves of
+    it.
     """
     chosen: Examples = getattr(splits, split)
+    is_training = chosen is splits.train
     others = random_rows(len(splits.train))
-    n = min(n, len(chosen), len(others) // 2 if split == "train" else len(others))
-    rows = others[-n:] if split == "train" else random_rows(len(chosen))[:n]
+    n = min(n, len(chosen), len(others) // 2 if is_training else len(others))
+    rows = others[-n:] if is_training else random_rows(len(chosen))[:n]
     return Reference(
-        split,
+        is_training,
         real=held(chosen, rows),
         labels=chosen.labels[rows],
         train=held(splits.train, others[:n]),
@@ -133,10 +134,11 @@ def feature_rows(
     Raises:
         ValueError: too few samples for the extractor's dimension.
     """
-    code = digest(extractor)
 
     def kept(pixels: Tensor) -> Tensor:
-        key = {"extractor": name, "digest": code, "pixels": fingerprint(pixels)}
+        # What it makes of eight images changes with its weights, its code and its settings, and with the device.
+        probe = fingerprint(features(extractor, pixels[:8], device))
+        key = {"extractor": name, "probe": probe, "pixels": fingerprint(pixels)}
         made = cache.get("features", key, lambda: {"features": features(extractor, pixels, device).numpy()})
         return torch.from_numpy(made["features"])
 
@@ -201,7 +203,7 @@ def _accuracy(guesses: Tensor, labels: Tensor) -> Score:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """One line a score, with 95 % intervals."""
+    """One line a score, with intervals."""
     cells = [["", "samples", "real training data", f"these with noise {NOISE}"]]
     for row in rows:
         columns = (row.samples, row.real, row.noisy)

@@ -1,7 +1,7 @@
 """The classifiers that scores are computed with: shipped for some data sets, else trained on first use and kept.
 
-Train a shipped one again: `python evaluate.py train_classifier=true dataset=fashion`. On the machine that made it, with
-one thread, it is the same file.
+Train a shipped one again: `python evaluate.py train_classifier=true dataset=fashion out=.`. On the machine that made
+it, with one thread, it is the same file.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ def classifier(dataset: Mapping[str, Any], pixels: Tensor, labels: Tensor, cache
         print(f"training a classifier of {dataset['name']} to score with, once: {steps} steps")
         return stored(train_classifier(pixels, labels, classes, steps))
 
-    return loaded(cache.get(f"classifier-{dataset['name']}", key, make), dataset["shape"])
+    return loaded(cache.get("classifier", key, make), dataset["shape"])
 
 
 def class_count(labels: Tensor) -> int:

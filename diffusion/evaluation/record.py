@@ -1,0 +1,46 @@
+"""`metrics.json`: what was found last, of each split in a file of its own, so that none takes the place of another."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.media import atomic
+
+
+def marked(name: str, split: str) -> str:
+    """The name of something found on a split: metrics, or metrics_val for another split than the test split."""
+    return name if split == "test" else f"{name}_{split}"
+
+
+def record_path(folder: Path, split: str) -> Path:
+    """The file of a split's figures in a folder."""
+    return folder / f"{marked('metrics', split)}.json"
+
+
+def write_scores(folder: Path, split: str, record: Mapping[str, Any]) -> None:
+    """Writes a table of scores with its settings; likelihoods that were found before stay."""
+    kept = {name: value for name, value in _read(folder, split).items() if name == "likelihood"}
+    _write(folder, split, dict(record) | kept)
+
+
+def write_likelihood(folder: Path, split: str, kind: str, record: Mapping[str, Any]) -> None:
+    """Writes a likelihood ("vlb" or "ode") with its settings; everything else that was found stays."""
+    before = _read(folder, split)
+    _write(folder, split, before | {"likelihood": before.get("likelihood", {}) | {kind: dict(record)}})
+
+
+def _read(folder: Path, split: str) -> dict[str, Any]:
+    path = record_path(folder, split)
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # torn by something else: written anew
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(folder: Path, split: str, record: Mapping[str, Any]) -> None:
+    with atomic(record_path(folder, split)) as file:
+        file.write(json.dumps(record, indent=1).encode())
