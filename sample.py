@@ -144,7 +144,9 @@ def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) 
     from diffusion.noise import EVALUATION, Noise
     from diffusion.processes import forward
 
-    test = build(run["dataset"]["source"], "dataset.source").load().test
+    source = run["dataset"]["source"]
+    # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
+    test = build(source | ({"download": False} if "download" in source else {}), "dataset.source").load().test
     if n > len(test):
         raise ValueError(f"n={n}: show=both draws as many real samples, and the test split has {len(test)}")
     numbers = _tensor(list(range(n)))

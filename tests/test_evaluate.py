@@ -150,6 +150,25 @@ def test_samples_are_scored_whoever_drew_them_on_however_many_devices(
         assert again["scores"][name].get("real") == row.get("real")
 
 
+def test_samples_are_those_of_the_seed_and_weights_that_were_asked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "REPLICATES", 10)
+
+    def distance(*arguments: str) -> float:
+        figures(folder, f"ckpt={CLOUD}", "n=50", *arguments)
+        rows = json.loads((folder / CLOUD / "metrics.json").read_text())["scores"]
+        return rows["sliced_wasserstein_n50"]["samples"]["value"]
+
+    assert distance("seed=1") != distance() != distance("weights=raw")
+    drawn = call(sample, folder, f"ckpt={CLOUD}", "n=50", "seed=1", "weights=raw", "out=cloud.npz")
+    assert drawn.code == 0, drawn.err
+    own = distance("seed=1", "weights=raw")
+    figures(folder, "dataset=moons", "samples=cloud.npz", "n=50", "out=cloud")
+    given = json.loads((folder / "cloud" / "metrics.json").read_text())["scores"]
+    assert given["sliced_wasserstein_n50"]["samples"]["value"] == pytest.approx(own)
+
+
 def test_a_model_that_diverged_is_no_black_image(folder: Path, tmp_path: Path) -> None:
     checkpoint = read(folder / RUN / "checkpoints/last.ckpt")
     for value in checkpoint["state_dict"].values():
