@@ -103,7 +103,7 @@ class UniPCSampler(Sampler):
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history[:2])
+        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         corrected = x_t
         if history:

@@ -38,11 +38,11 @@ TESTS = {
     "samplers": (ORDER, "inversion", "samplers"),
     "grids": ("grids", "steering::test_times_between_two_are_so_many_and_begin_and_end_there"),
     "multistep": (ORDER, "inversion", "samplers"),
-    "stochastic": ("stochastic",),
+    "stochastic": ("stochastic", "samplers::test_the_loop_yields_every_state"),
     "ode": ("adaptive",),
     "adaptive": ("adaptive",),
     "likelihood": ("likelihood", "variance"),
-    "guidance": ("guidance",),
+    "guidance": ("guidance", "repaint"),
     "repaint": ("repaint",),
 }
 OPERATORS = {

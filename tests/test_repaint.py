@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from helpers_samplers import affine, marginal
 from torch import Tensor
 
-from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.denoisers import Condition, GaussianMixtureDenoiser
 from diffusion.grids import LogSNRGrid
 from diffusion.guidance import Inpainting
 from diffusion.multistep import DPMSolverPP2MSampler
@@ -23,6 +24,30 @@ MASK = torch.tensor([0.0, 1.0], dtype=torch.float64)
 
 def inpainting(gaussian: GaussianMixtureDenoiser) -> Inpainting:
     return Inpainting(gaussian, torch.tensor([KNOWN, 0.0], dtype=torch.float64), MASK)
+
+
+class _Told(GaussianMixtureDenoiser):
+    """What it is told, whatever it sees."""
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        return cond["embedding"], {}
+
+
+def test_what_surrounds_the_known_part_is_drawn_for_the_condition(gaussian: GaussianMixtureDenoiser) -> None:
+    told = _Told(gaussian.schedule, gaussian.means, torch.eye(2, dtype=torch.float64)[None])
+    embedding = torch.tensor([[5.0, 6.0], [7.0, 8.0]], dtype=torch.float64)
+    found = inpainting(told)(torch.zeros_like(embedding), torch.tensor(0.5), {"embedding": embedding})
+    assert found.tolist() == [[KNOWN, 6], [KNOWN, 8]]
+
+
+def test_a_step_may_have_times_of_its_own_for_each_sample(gaussian: GaussianMixtureDenoiser) -> None:
+    model, x_t = inpainting(gaussian), torch.tensor([[0.3, -0.2], [1.0, 0.5], [0.0, 2.0]], dtype=torch.float64)
+    t, s = torch.tensor([[0.9, 0.6, 0.3], [0.8, 0.4, 0.2]], dtype=torch.float64)
+    mean, log_var, _ = model.transition(x_t, t, s)
+    for k in range(3):
+        alone = model.transition(x_t[k : k + 1], t[k], s[k])
+        torch.testing.assert_close(mean[k : k + 1], alone[0])
+        torch.testing.assert_close(log_var.expand_as(x_t)[k : k + 1], alone[1].expand(1, 2))
 
 
 def exact(gaussian: GaussianMixtureDenoiser) -> tuple[float, float]:

@@ -139,6 +139,12 @@ def test_the_history_keeps_the_last_terms_of_each_step_in_turn() -> None:
     assert sorted(objective.losses[2].tolist()) == [4, 5]
 
 
+def test_terms_of_one_batch_take_the_places_of_their_own_step() -> None:
+    objective = VLBObjective(3, history=3)
+    objective.remember(torch.tensor([1, 0, 2, 1, 2]), torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))
+    assert objective.losses.tolist() == [[2, 0, 0], [1, 4, 0], [3, 5, 0]]
+
+
 def test_the_history_goes_on_from_a_checkpoint() -> None:
     first, second = VLBObjective(3, history=2), VLBObjective(3, history=2)
     first.remember(torch.tensor([0, 1, 1]), torch.tensor([1.0, 2.0, 3.0]))
