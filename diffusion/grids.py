@@ -44,6 +44,8 @@ def between(grid: Grid, schedule: Schedule, steps: int | None, t_start: float, t
         if count is None:
             raise ValueError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
         steps = round((t_start - t_end) * count)
+    if (t_start, t_end) == (1, 0):
+        return grid(schedule, steps)
     if t_end == 0:
         times = t_start * grid(schedule, steps)
     else:  # without the grid's last step, which is to data

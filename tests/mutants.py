@@ -36,7 +36,11 @@ TESTS = {
     "steps": ("step_denoiser",),
     "objectives": ("objectives", "variance", "conditions"),
     "samplers": (ORDER, "inversion", "samplers"),
-    "grids": ("grids", "steering::test_times_between_two_are_so_many_and_begin_and_end_there"),
+    "grids": (
+        "grids",
+        "steering::test_times_between_two_are_so_many_and_begin_and_end_there",
+        "steering::test_times_from_noise_to_data_are_the_grids_own_to_the_last_bit",
+    ),
     "multistep": (ORDER, "inversion", "samplers"),
     "stochastic": ("stochastic", "samplers::test_the_loop_yields_every_state"),
     "ode": ("adaptive",),

@@ -14,7 +14,7 @@ from PIL import Image
 import sample
 import train
 from diffusion.checkpoint import read
-from diffusion.grids import KarrasGrid, LogSNRGrid, TrailingGrid, UniformGrid, between
+from diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
 from diffusion.sampling import Pipeline
 from diffusion.schedules import LinearSchedule, VarianceExplodingSchedule
 from diffusion.steering import Steering
@@ -127,6 +127,11 @@ def test_a_partial_run_ends_where_it_is_told(folder: Path) -> None:
     part = Pipeline.load(str(folder / PLAIN), steering=Steering(t_end=0.5), steps=5, sampler=ddim)
     half = whole.frames(2, keep=[5])[0]
     torch.testing.assert_close(part.sample(2), half)
+
+
+def test_times_from_noise_to_data_are_the_grids_own_to_the_last_bit() -> None:
+    schedule = LinearSchedule()
+    assert torch.equal(between(QuadraticGrid(), schedule, 2, 1.0, 0.0), QuadraticGrid()(schedule, 2))
 
 
 @pytest.mark.parametrize("grid", [TrailingGrid(), UniformGrid(), LogSNRGrid(), KarrasGrid()])
