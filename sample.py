@@ -158,7 +158,7 @@ def settle_labels(options: Options, num_classes: int) -> None:
     """Fills in how many there are to draw; `label=all` becomes a list with one row of the grid for each class."""
     rows = num_classes if options.label == "all" else 1
     if rows == 0:
-        raise ValueError("label=all: this model has no classes; train one with experiment=conditional_digits, say")
+        raise ValueError("label=all: this model has no classes; train one with experiment=fast_digits_cond, say")
     if options.n is None:
         options.n = 9 if options.label != "all" else 8 * rows
     if options.label == "all":

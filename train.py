@@ -70,6 +70,8 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         run.begin_from(str(plain["init_from"]))
     datamodule.setup()
     check_conditions(datamodule, run.module.denoiser)
+    if path is None and plain["init_from"] is None:  # else the checkpoint has them
+        run.prepare(datamodule.train_sample)
     if settings.budget_minutes is not None and path is None:
         timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)

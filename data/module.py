@@ -1,9 +1,11 @@
 """The Lightning data module: one for every data set."""
 
+import math
 import os
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
@@ -71,6 +73,12 @@ class DataModule(pl.LightningDataModule):
         """Number of training examples."""
         found = len(self._loaded().train)
         return found if self.limit is None else min(self.limit, found)
+
+    def train_sample(self, most: int = 10_000, numbers: int = 2**26) -> Tensor:
+        """Training examples spread evenly over the set, float32 (n, *S): `most` at most, and so many `numbers`."""
+        size = self.train_size
+        n = max(1, min(size, most, numbers // math.prod(self.source.shape)))
+        return self._loaded().train.get(torch.linspace(0, size - 1, n).long())
 
     @property
     def val_size(self) -> int:

@@ -156,18 +156,25 @@ def build_model(config: Mapping[str, Any]) -> TrainableDenoiser | NoisyClassifie
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
-    # A learned variance is a second output beside the first; the network need not know what for.
-    outputs = {}
-    per_step = getattr(resolve(config["denoiser"]["_target_"], "denoiser"), "outputs", 1) == 2
-    if per_step or config["denoiser"].get("variance") == "learned":
-        network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
-        if "out_channels" not in inspect.signature(network_class).parameters or not isinstance(shape, list):
-            name = "denoiser=step" if per_step else "denoiser.variance=learned"
-            raise ConfigError(f"{name} needs a network with out_channels, such as unet or mlp")
-        outputs = {"out_channels": 2 * shape[0]}
-    if config["network"].get("out_channels") is not None:
-        raise ConfigError("network.out_channels is not for setting: it follows from the data and denoiser.variance")
-    network, schedule = build(config["network"], "network", **outputs), build(config["schedule"], "schedule")
+    # A learned variance is a second output beside the first; the network need not know what for. Likewise inputs.
+    denoiser_class = resolve(config["denoiser"]["_target_"], "denoiser")
+    per_step = getattr(denoiser_class, "outputs", 1) == 2
+    channels = {
+        "in_channels": getattr(denoiser_class, "inputs", 1),
+        "out_channels": 2 if per_step or config["denoiser"].get("variance") == "learned" else 1,
+    }
+    further = {}
+    for name, times in channels.items():
+        if config["network"].get(name) is not None:
+            raise ConfigError(f"network.{name} is not for setting: it follows from the data and the denoiser")
+        if times > 1:
+            network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
+            if name not in inspect.signature(network_class).parameters or not isinstance(shape, list):
+                what = "denoiser.variance=learned"
+                what = "denoiser=residual" if name == "in_channels" else "denoiser=step" if per_step else what
+                raise ConfigError(f"{what} needs a network with {name}, such as unet or mlp")
+            further[name] = times * shape[0]
+    network, schedule = build(config["network"], "network", **further), build(config["schedule"], "schedule")
     if not isinstance(network, nn.Module) or not isinstance(schedule, Schedule):
         raise ConfigError("network must name a network and schedule a schedule of this project")
     # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.

@@ -219,6 +219,7 @@ class TrainableDenoiser(Denoiser):
         ValueError: the schedule has other steps than the network.
     """
 
+    inputs: int = 1  # of the network for each number of x
     outputs: int = 1  # of the network for each number of x, a learned variance's not counted
 
     def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
@@ -243,7 +244,18 @@ class TrainableDenoiser(Denoiser):
         return next(self.network.parameters()).dtype
 
 
-class NetworkDenoiser(TrainableDenoiser):
+class RegressionDenoiser(TrainableDenoiser):
+    """D is a known function of x_t plus c_out(t) times the output F, so there is one F that makes it exact."""
+
+    @abstractmethod
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The F for which D is x0 at `x_t = alpha_t x0 + sigma_t eps`, shaped like x0, and c_out, (B,) float64.
+
+        t is (B,).
+        """
+
+
+class NetworkDenoiser(RegressionDenoiser):
     """A network behind a preconditioner.
 
     Args:
@@ -276,6 +288,13 @@ class NetworkDenoiser(TrainableDenoiser):
                 f"network=heads has one head for each of {self.steps} steps and none between: use grid=trailing or "
                 f"uniform, and any denoiser but edm"
             )
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_t, sigma_t = self.schedule(float64(t))
+        c_skip, c_out, _ = self.precond(alpha_t, sigma_t)
+        # (x0 - c_skip x_t) / c_out with x_t written out: free of cancellation where sigma_t is small.
+        on_x0, on_eps = (1 - c_skip * alpha_t) / c_out, -c_skip * sigma_t / c_out
+        return expand(on_x0.to(x0.dtype), x0) * x0 + expand(on_eps.to(x0.dtype), x0) * eps, c_out
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))

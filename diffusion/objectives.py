@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, NetworkDenoiser, TrainableDenoiser, dropped
+from diffusion.denoisers import Condition, RegressionDenoiser, TrainableDenoiser, dropped
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
@@ -176,7 +176,7 @@ class DenoisingObjective(Objective):
             raise ValueError("LikelihoodWeighting and LogSNRTimes go together alone: use objective=likelihood")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
-    def forward(self, model: NetworkDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+    def forward(self, model: RegressionDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample.
 
         Args:
@@ -192,11 +192,8 @@ class DenoisingObjective(Objective):
         t = self.times(model.schedule, noise.uniform(draw=TIME))
         eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
         alpha_t, sigma_t = model.schedule(float64(t))
-        c_skip, c_out, _ = model.precond(alpha_t, sigma_t)
-        # F = (x0 - c_skip x_t) / c_out with x_t written out: free of cancellation where sigma_t is small.
-        on_x0, on_eps = (1 - c_skip * alpha_t) / c_out, -c_skip * sigma_t / c_out
         x_t = _scaled(alpha_t, x0) + _scaled(sigma_t, eps)
-        target = _scaled(on_x0, x0) + _scaled(on_eps, eps)
+        target, c_out = model.target(x0, eps, t)
         denoised, aux = model.predict(x_t, t, _condition(batch))
         error = self.distance(aux["raw"], target).flatten(1).mean(1)
         log_snr = model.schedule.log_snr(t)
@@ -213,7 +210,7 @@ class DenoisingObjective(Objective):
         self.weighting.check(model.schedule)
 
     def further(
-        self, model: NetworkDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
+        self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
     ) -> Tensor:
         """What is added to each sample's loss, (B,)."""
         return torch.zeros_like(t)
@@ -248,7 +245,7 @@ class HybridObjective(DenoisingObjective):
         self.weighting.check(model.schedule)
 
     def further(
-        self, model: NetworkDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
+        self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
     ) -> Tensor:
         steps = _steps(model.schedule)
         s = ((t * steps).round() - 1) / steps
@@ -337,7 +334,7 @@ def _denoiser(model: nn.Module) -> None:
 
 def _behind_preconditioner(model: nn.Module) -> None:
     _denoiser(model)
-    if not isinstance(model, NetworkDenoiser):
+    if not isinstance(model, RegressionDenoiser):
         raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
 
 

@@ -133,7 +133,7 @@ class Steering:
 def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: float) -> None:
     if not denoiser.num_classes and not denoiser.embedding:
         raise ConfigError(
-            f"guidance={guidance:g}: this model is unconditional; train one with experiment=conditional_digits, say, "
+            f"guidance={guidance:g}: this model is unconditional; train one with experiment=fast_digits_cond, say, "
             f"or add classifier=..."
         )
     if not config.get("condition_dropout"):

@@ -6,7 +6,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 from pytorch_lightning.profilers import Profiler
+from torch import Tensor
 
 from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress, watchers
@@ -23,6 +24,7 @@ from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.objectives import ConditionDropout
 from diffusion.optimizers import PowerEMA
+from diffusion.residual import ResidualDenoiser
 from diffusion.runlog import RunLogger
 from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Snapshots, StepTimer
 
@@ -133,10 +135,19 @@ class Run:
         )
         self.module.objective.check(self.module.denoiser)
 
+    def prepare(self, data: Callable[[], Tensor]) -> None:
+        """Shows the denoiser data (n, *S), if it wants any, from which it learns what training takes for granted."""
+        if isinstance(self.module.denoiser, ResidualDenoiser):
+            self.module.denoiser.prepare(data())
+            self._begin_averages()
+
     def begin_from(self, spec: str) -> None:
         """Takes over the weights of a checkpoint, the averaged ones if it has them; `spec` as in `checkpoint.find`."""
         path, checkpoint = find(spec)
         load_weights(self.module.denoiser, checkpoint, path)
+        self._begin_averages()
+
+    def _begin_averages(self) -> None:
         for average in self.module.averages:
             average.load_state_dict(self.module.denoiser.state_dict())
 

@@ -33,6 +33,7 @@ ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 TESTS = {
     "schedules": ("schedules", "denoisers"),
     "denoisers": ("denoisers", "exact", "objectives"),
+    "residual": ("residual",),
     "steps": ("step_denoiser",),
     "objectives": ("objectives", "variance", "conditions"),
     "samplers": (ORDER, "inversion", "samplers"),

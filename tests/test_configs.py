@@ -56,7 +56,7 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
     for part in ("objective", "optimizer", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
     assert config["dataset"]["name"] == (
-        "digits" if experiment in (*SDES, "learned_variance") else experiment.rpartition("_")[2]
+        "digits" if experiment in (*SDES, "learned_variance") else experiment.removesuffix("_cond").rpartition("_")[2]
     )
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
 

@@ -81,6 +81,7 @@ class UNet(nn.Module):
         dropout: in the residual blocks.
         head_channels: channels of an attention head.
         embedding: length of the vectors in cond["embedding"] that condition the network; 0 for none.
+        in_channels: channels of its input; None is C.
         out_channels: channels of its output; None is C.
     """
 
@@ -97,15 +98,18 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         head_channels: int = 32,
         embedding: int = 0,
+        in_channels: int | None = None,
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
         channels = check_levels("unet", shape, widths, blocks, attention, patch)
+        c_in = channels if in_channels is None else in_channels
         c_out = channels if out_channels is None else out_channels
-        if min(num_classes, embedding) < 0 or min(head_channels, c_out) < 1 or not 0 <= dropout < 1:
+        if min(num_classes, embedding) < 0 or min(head_channels, c_in, c_out) < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"unet needs num_classes and embedding >= 0, head_channels and out_channels >= 1 and dropout in "
-                f"[0, 1), got {num_classes=}, {embedding=}, {head_channels=}, {out_channels=} and {dropout=}"
+                f"unet needs num_classes and embedding >= 0, head_channels, in_channels and out_channels >= 1 and "
+                f"dropout in [0, 1), got {num_classes=}, {embedding=}, {head_channels=}, {in_channels=}, "
+                f"{out_channels=} and {dropout=}"
             )
         self.num_classes, self.embedding = num_classes, embedding
         self.width_in = widths[0]
@@ -116,7 +120,7 @@ class UNet(nn.Module):
         self.embed_label = LabelEmbedding(num_classes, emb) if num_classes else None
         self.embed_vector = nn.Linear(embedding, emb, bias=False) if embedding else None  # zero says nothing
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        self.conv_in = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(c_in * patch**2, widths[0], 3, padding=1)
 
         def stage(c_in: int, c_out: int, level: int) -> nn.ModuleList:
             layers = [ResBlock(c_in, c_out, emb, dropout)]
@@ -152,8 +156,8 @@ class UNet(nn.Module):
         self.conv_out = _zero(nn.Conv2d(width, c_out * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """F, (B, out_channels, H, W), from x (B, C, H, W); c_noise (B,); cond["label"] (B,), cond["embedding"] (B, d)
-        if the network has them."""
+        """F, (B, out_channels, H, W), from x (B, in_channels, H, W); c_noise (B,); cond["label"] (B,) and
+        cond["embedding"] (B, d) if the network has them."""
         emb = self.embed(sinusoidal(c_noise, self.width_in).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])
