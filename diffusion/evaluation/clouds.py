@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.evaluation.metrics import REPLICATES, Score, from_replicates, share
+from diffusion.evaluation.metrics import REPLICATES, Score, from_replicates, random_parts, share
 
 ANGLES = 32
 
@@ -28,22 +28,14 @@ def sliced_wasserstein(x: Tensor, y: Tensor, seed: int = 0, replicates: int | No
     (x_sorted, x_order), (y_sorted, y_order) = (
         (points.double() @ directions).T.contiguous().sort(dim=1) for points in (x, y)
     )
-    values = [_root_mean_square(x_sorted - y_sorted)]
-    draws = np.random.RandomState(seed)
-    n = len(x)
-    for _ in range(REPLICATES if replicates is None else replicates):
-        # How often each point was drawn; repeating the sorted ones so often saves sorting again.
-        drawn = [torch.from_numpy(np.bincount(draws.randint(n, size=n), minlength=n)) for _ in range(2)]
-        again = [
-            values_.flatten().repeat_interleave(counts[order].flatten()).reshape(ANGLES, n)
-            for values_, order, counts in ((x_sorted, x_order, drawn[0]), (y_sorted, y_order, drawn[1]))
-        ]
-        values.append(_root_mean_square(again[0] - again[1]))
+    n, count = len(x), REPLICATES if replicates is None else replicates
+    chosen = [random_parts(n, count, 2 * seed + side).bool() for side in (0, 1)]
+    values = []
+    for in_x, in_y in zip(*chosen, strict=True):
+        # The sorted ones without those left out are still sorted.
+        some_x, some_y = x_sorted[in_x[x_order]], y_sorted[in_y[y_order]]
+        values.append((some_x - some_y).square().mean().sqrt())
     return from_replicates(torch.stack(values))
-
-
-def _root_mean_square(x: Tensor) -> Tensor:
-    return (x**2).mean().sqrt()
 
 
 def two_sample_test(x: Tensor, y: Tensor, seed: int = 0) -> Score:

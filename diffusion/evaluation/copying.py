@@ -49,7 +49,7 @@ def copying_row(distances: Tensor, real: Tensor, training: Tensor, cache: Cache,
         real: bytes (n, C, H, W), no training images.
         training: bytes (N, C, H, W).
         cache: keeps the distances of the real images.
-        seed: of the bootstrap.
+        seed: of the intervals.
     """
     key = {"real": fingerprint(real), "training": fingerprint(training)}
     made = cache.get("nearest", key, lambda: {"distances": neighbours(real, training, 1)[0][:, 0].numpy()})

@@ -1,10 +1,10 @@
 """Distances between two sets of feature vectors, each with an interval.
 
-Features are (N, d), one row an image, and are computed with in float64. An interval is `value +- 1.96 s` with s the
-standard deviation over bootstrap replicates, in which both sets are drawn anew with replacement: it covers what other
-sets *of the same sizes* would give, not the limit of infinite sets, from which a finite set's Frechet distance is
-biased upward. It is too wide where two sets are alike (Frechet, kernel), and too narrow for
-neighbour scores. Replicates are weights on the rows (how often each was drawn), so no distance is computed twice.
+Features are (N, d), one row an image, and are computed with in float64. An interval is `value +- 1.96 s` with s from a
+delete-d jackknife (Shao and Wu 1989, Ann. Stat. 17, 1176): the score is computed again from random parts of both sets,
+drawn without replacement, as a row that occurs twice would be its own nearest neighbour. It covers what other sets
+*of the same sizes* would give, not the limit of infinite sets, from which a finite set's Frechet distance is biased
+upward. How often it does was measured: docs/evaluation.md.
 """
 
 import math
@@ -16,8 +16,13 @@ import torch
 from torch import Tensor
 
 REPLICATES = 200
+HALF = 0.5  # of the rows are kept in a replicate
+# Where two sets are alike a Frechet distance is a quadratic form of their small differences, and parts that keep the
+# share k find 1 + 1/k times its variance: 3 times with halves, 2.1 with these. Scores that are not smooth need halves.
+NEARLY_ALL = 0.9
 _CHUNK = 2**22  # distances or kernel values held at a time
 _WIDE = 512  # features beyond which a Frechet distance takes seconds, so that there are a tenth of the replicates
+_NEAREST = 6  # rows that a fifth neighbour needs
 _Z95 = 1.959964
 
 
@@ -33,12 +38,15 @@ class Score:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def from_replicates(values: Tensor) -> Score:
-    """The score whose value is values[0] and whose bootstrap replicates are the others, (1 + replicates,).
+def from_replicates(values: Tensor, kept: float = HALF) -> Score:
+    """The score whose value is values[0] and whose replicates are the others, (1 + replicates,).
 
-    Without replicates its bounds are NaN.
+    `s^2 = k / (1 - k) * var(replicates)`, each of them from the share k of the rows. Without replicates the bounds are
+    NaN.
     """
-    value, half = values[0].item(), _Z95 * values[1:].std().item() if len(values) > 2 else math.nan
+    value, half = values[0].item(), math.nan
+    if len(values) > 2:
+        half = _Z95 * math.sqrt(kept / (1 - kept)) * values[1:].std().item()
     return Score(value, value - half, value + half)
 
 
@@ -56,16 +64,15 @@ def _count(replicates: int | None) -> int:
     return REPLICATES if replicates is None else replicates
 
 
-def bootstrap_weights(n: int, replicates: int, seed: int) -> Tensor:
-    """(1 + replicates, n) float64: how often each of n rows was drawn; the first line, all ones, is the set itself."""
-    # RandomState's stream is frozen: the same draws whatever the version or the machine.
-    draws = np.random.RandomState(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
-    return torch.cat((torch.ones(1, n, dtype=torch.float64), torch.from_numpy(draws).double()))
-
-
-def mean_score(values: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
-    """The mean of one value a row, (N,), with its bootstrap interval."""
-    return from_replicates(bootstrap_weights(len(values), _count(replicates), seed) @ values.double() / len(values))
+def random_parts(n: int, replicates: int, seed: int, kept: float = HALF) -> Tensor:
+    """(1 + replicates, n) float64: 1 for each of n rows that a replicate has; the first line, all ones, is the set."""
+    # RandomState's stream is frozen: the same parts whatever the version or the machine.
+    draws, size = np.random.RandomState(seed), round(n * kept)
+    weights = torch.zeros(1 + replicates, n, dtype=torch.float64)
+    weights[0] = 1
+    for line in weights[1:]:
+        line[torch.from_numpy(draws.permutation(n)[:size])] = 1
+    return weights
 
 
 def gaussian_frechet(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> Tensor:
@@ -97,16 +104,16 @@ def frechet_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None
     sides: list[Sequence[Tensor]] = []
     for side, rows in enumerate((x, y)):
         centred = rows.double() - centre
-        moments = [_moments(centred, w) for w in bootstrap_weights(len(rows), replicates, 2 * seed + side)]
+        moments = [
+            _moments(centred[w]) for w in random_parts(len(rows), replicates, 2 * seed + side, NEARLY_ALL).bool()
+        ]
         sides += [torch.stack(values).split(_rows(d * d)) for values in zip(*moments, strict=True)]
-    return from_replicates(torch.cat([gaussian_frechet(*some) for some in zip(*sides, strict=True)]))
+    return from_replicates(torch.cat([gaussian_frechet(*some) for some in zip(*sides, strict=True)]), NEARLY_ALL)
 
 
-def _moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of rows with weights that sum to their number."""
-    n = len(x)
-    mean = weights @ x / n
-    return mean, ((x * weights[:, None]).T @ x / n - mean[:, None] * mean) * (n / (n - 1))
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) and unbiased covariance (d, d) of rows."""
+    return x.mean(0), x.T.cov()
 
 
 def kernel_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
@@ -118,7 +125,7 @@ def kernel_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None 
     if min(len(x), len(y)) < 2:
         raise ValueError(f"a kernel distance needs at least 2 samples of each, got {len(x)} and {len(y)}")
     x, y = x.double(), y.double()
-    w_x, w_y = (bootstrap_weights(len(rows), _count(replicates), 2 * seed + side) for side, rows in enumerate((x, y)))
+    w_x, w_y = (random_parts(len(rows), _count(replicates), 2 * seed + side) for side, rows in enumerate((x, y)))
     cross = _weighted_kernel(x, y, w_x, w_y) / (w_x.sum(1) * w_y.sum(1))
     return from_replicates(_within_mean(x, w_x) + _within_mean(y, w_y) - 2 * cross)
 
@@ -136,9 +143,9 @@ def _weighted_kernel(x: Tensor, y: Tensor, w_x: Tensor, w_y: Tensor) -> Tensor:
 
 
 def _within_mean(x: Tensor, w: Tensor) -> Tensor:
-    """The mean kernel over pairs of different rows, (B,); a row that was drawn twice is no pair with itself."""
+    """The mean kernel over pairs of different rows, (B,)."""
     itself = ((x**2).sum(1) / x.shape[1] + 1) ** 3
-    return (_weighted_kernel(x, x, w, w) - w**2 @ itself) / (w.sum(1) ** 2 - (w**2).sum(1))
+    return (_weighted_kernel(x, x, w, w) - w @ itself) / (w.sum(1) * (w.sum(1) - 1))
 
 
 def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0, replicates: int | None = None) -> dict[str, Score]:
@@ -149,29 +156,36 @@ def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0, replicates: int 
     - density: number of reals' balls (k = 5) that a fake is in, over k, 1 where both are alike; coverage: share of
       reals whose ball has a fake in it (Naeem et al. 2020, arXiv 2002.09797, eq. 5 and 6).
 
-    Intervals are those of the mean over fakes (precision, density) or reals (recall, coverage), the balls held fixed,
-    which is too narrow; those of shares are at least Wilson's and end at 0 and 1.
+    Intervals of shares are at least Wilson's and end at 0 and 1.
 
     Raises:
-        ValueError: fewer than 6 rows in one of them.
+        ValueError: fewer than 6 rows in one of them, or 12 with an interval, for which halves are scored too.
     """
-    if min(len(fake), len(real)) < 6:
+    replicates = _count(replicates) // 10
+    needed = 2 * _NEAREST if replicates else _NEAREST
+    if min(len(fake), len(real)) < needed:
         raise ValueError(
-            f"n={min(len(fake), len(real))} is too small for precision and coverage: at least 6 are needed"
+            f"n={min(len(fake), len(real))} is too small for precision and coverage: at least {needed} are needed"
         )
+    chosen = [random_parts(len(rows), replicates, 2 * seed + side).bool() for side, rows in enumerate((fake, real))]
+    values = [_neighbour_values(fake[of_fake], real[of_real]) for of_fake, of_real in zip(*chosen, strict=True)]
+    found = {name: from_replicates(torch.stack([value[name] for value in values])) for name in values[0]}
+    trials = {"precision": len(fake), "recall": len(real), "coverage": len(real)}
+    return {
+        name: at_least(score, share(score.value * trials[name], trials[name])) if name in trials else score
+        for name, score in found.items()
+    }
+
+
+def _neighbour_values(fake: Tensor, real: Tensor) -> dict[str, Tensor]:
     fake, real = fake.double(), real.double()
     third, fifth = kth_distances(real, (3, 5))
     (third_fake,) = kth_distances(fake, (3,))
-    rows = {
-        "precision": counts_within(fake, real, third) > 0,
-        "recall": counts_within(real, fake, third_fake) > 0,
-        "density": counts_within(fake, real, fifth) / 5,
-        "coverage": nearest(real, fake)[0] <= fifth,
-    }
-    found = {name: mean_score(values, seed, replicates) for name, values in rows.items()}
     return {
-        name: score if name == "density" else at_least(score, share(rows[name].sum().item(), len(rows[name])))
-        for name, score in found.items()
+        "precision": (counts_within(fake, real, third) > 0).double().mean(),
+        "recall": (counts_within(real, fake, third_fake) > 0).double().mean(),
+        "density": counts_within(fake, real, fifth).double().mean() / 5,
+        "coverage": (nearest(real, fake)[0] <= fifth).double().mean(),
     }
 
 
@@ -207,24 +221,22 @@ def copying_share(fake_distances: Tensor, real_distances: Tensor, seed: int = 0)
     """
     combined = torch.cat((fake_distances, real_distances)).double()
     w_fake, w_real = (
-        bootstrap_weights(len(d), REPLICATES, 2 * seed + side)
-        for side, d in enumerate((fake_distances, real_distances))
+        random_parts(len(d), REPLICATES, 2 * seed + side) for side, d in enumerate((fake_distances, real_distances))
     )
     # Reals farther away than each fake, by a cumulative sum over the sorted distances.
     _, rank = combined.unique(return_inverse=True)
     n, size = len(fake_distances), int(rank.max()) + 1
     at = torch.zeros(len(w_real), size, dtype=torch.float64).index_add_(1, rank[n:], w_real)
     beyond = at.sum(1, keepdim=True) - at.cumsum(1) + at / 2
-    return from_replicates((w_fake * beyond[:, rank[:n]]).sum(1) / (n * len(real_distances)))
+    return from_replicates((w_fake * beyond[:, rank[:n]]).sum(1) / (w_fake.sum(1) * w_real.sum(1)))
 
 
 def histogram_distance(fake: Tensor, real: Tensor, classes: int, seed: int = 0) -> Score:
     """The total variation distance `sum_c |p_c - q_c| / 2` of two sets of labels (N,), (M,): 0 equal, 1 disjoint."""
+    weights = [random_parts(len(labels), REPLICATES, 2 * seed + side) for side, labels in enumerate((fake, real))]
     shares = [
-        bootstrap_weights(len(labels), REPLICATES, 2 * seed + side)
-        @ torch.nn.functional.one_hot(labels, classes).double()
-        / len(labels)
-        for side, labels in enumerate((fake, real))
+        w @ torch.nn.functional.one_hot(labels, classes).double() / w.sum(1, keepdim=True)
+        for w, labels in zip(weights, (fake, real), strict=True)
     ]
     return from_replicates((shares[0] - shares[1]).abs().sum(1) / 2)
 

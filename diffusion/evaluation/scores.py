@@ -177,7 +177,7 @@ def class_rows(
         labels: what the samples were conditioned on, (n,), or None.
         real: to judge by.
         classifier: of these data.
-        seed: of the bootstrap.
+        seed: of the intervals.
     """
     classes = classifier.head.out_features
     sets = (fake, real.train, real.noisy)
