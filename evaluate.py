@@ -9,7 +9,6 @@ Examples:
     python evaluate.py ckpt=3 split=val n=1000           run version_3, judged by validation data
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ import cli
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-    from data.stream import Splits
 
 
 @dataclass
@@ -104,6 +101,7 @@ def main(config: "DictConfig") -> None:
     from diffusion import checkpoint
     from diffusion.build import construct
     from diffusion.evaluation.extractors import names
+    from diffusion.evaluation.loading import loaded
     from diffusion.evaluation.scores import everything
     from diffusion.evaluation.weights import train_shipped
 
@@ -115,7 +113,7 @@ def main(config: "DictConfig") -> None:
     if options.train_classifier:
         if dataset is None:
             raise ValueError("train_classifier=true needs dataset=..., the data to train it on")
-        splits = load(dataset, options)
+        dataset, splits = loaded(dataset, options.data_dir, options.download)
         if len(dataset["shape"]) != 3:
             raise ValueError(f"train_classifier=true needs images, and {dataset['name']} has none")
         train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
@@ -136,86 +134,41 @@ def main(config: "DictConfig") -> None:
         likelihood(dataset, options, path, contents)
 
 
-def load(dataset: dict[str, Any], options: Options, shape: Sequence[int] | None = None) -> "Splits":
-    """The data of a dataset's configuration, from where the options say.
-
-    Args:
-        dataset: gets the data's shape.
-        options: what was typed.
-        shape: of the model's samples, if there is one.
-
-    Raises:
-        ValueError: the data have another shape; before they are read.
-    """
-    from diffusion.build import build
-
-    source = dict(dataset["source"])
-    name = next((name for name in ("data_dir", "path") if name in source), None)
-    if options.data_dir is not None:
-        if name is None:
-            raise ValueError(f"data_dir={options.data_dir}: {dataset['name']} does not come from files")
-        source[name] = options.data_dir
-    elif name == "data_dir" and source[name] is None:
-        source[name] = "data/raw"
-    if "download" in source:
-        source["download"] = options.download
-    built = build(source, "dataset.source")
-    if shape is not None and list(built.shape) != list(shape):
-        raise ValueError(
-            f"dataset={dataset['name']} has data of shape {tuple(built.shape)}, and the model's are {tuple(shape)}: "
-            f"leave dataset= out, or name the one that it was trained on"
-        )
-    dataset["shape"] = list(built.shape)  # of a folder, known only now
-    splits: Splits = built.load()
-    return splits
-
-
 def score(dataset: dict[str, Any], options: Options, path: Path | None, contents: Any, method: dict[str, Any]) -> None:
     """The table of scores of samples, drawn or given."""
-    import torch
-    from tqdm import tqdm
-
     from diffusion.checkpoint import run_folder
     from diffusion.devices import devices
     from diffusion.evaluation.cache import Cache
     from diffusion.evaluation.files import read_samples
     from diffusion.evaluation.judge import Judge
+    from diffusion.evaluation.loading import drawn, loaded
     from diffusion.evaluation.record import record_path
     from diffusion.evaluation.weights import class_count
-    from diffusion.media import quantised
-    from diffusion.sampling import Pipeline, frames_on
+    from diffusion.sampling import Pipeline
 
     places, wanted = devices(options.devices, options.accelerator), options.n or 2000
     settings: dict[str, Any] = {"dataset": dataset["name"], "split": options.split}
+    pipeline = given = None
     if options.samples is None:
         pipeline = Pipeline.from_checkpoint(contents, str(path), options.weights, steps=options.steps, **method)
         settings |= {
             "checkpoint": str(path), "weights": options.weights, "seed": options.seed,
             "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
         }  # fmt: skip
-    splits = load(dataset, options, None if contents is None else pipeline.shape)
+    shape = None if pipeline is None else pipeline.shape
+    dataset, splits = loaded(dataset, options.data_dir, options.download, shape)
     if options.samples is not None:
-        fake, labels = read_samples(Path(options.samples), dataset["shape"], wanted, class_count(splits.train.labels))
-        wanted = len(fake)
+        given = read_samples(Path(options.samples), dataset["shape"], wanted, class_count(splits.train.labels))
+        wanted = len(given[0])
         settings |= {"samples": options.samples}
     cache = Cache(None if options.cache is None else Path(options.cache))
     judge = Judge(splits, options.split, wanted, dataset, options.extractors, cache, places[0])
     n = len(judge)
-    if options.samples is not None:
-        fake, labels = fake[:n], None if labels is None else labels[:n]
-    else:
-        batch = options.batch(pipeline.shape)
-        steps = math.ceil(math.ceil(n / len(places)) / batch) * len(pipeline.times)
-        with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
-            drawn = frames_on(places, pipeline, range(n), options.seed, None, batch, after_step=bar.update)[-1]
-        bad = (~drawn.isfinite()).flatten(1).any(1).sum()  # asked before they are bytes, which are always finite
-        if bad:
-            raise ValueError(
-                f"{bad} of {n} samples are not finite: the model or its sampler diverged; nothing was scored"
-            )
-        fake = quantised(drawn) if drawn.ndim == 4 else drawn
-        labels = pipeline.labels(torch.arange(n), None)
-    found = judge(fake, labels)
+    if pipeline is not None:
+        given = drawn(pipeline, n, options.seed, places, options.batch(pipeline.shape))
+    assert given is not None
+    fake, labels = given
+    found = judge(fake[:n], None if labels is None else labels[:n])
     print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
     print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
     print(found.text())
@@ -230,52 +183,28 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     """The likelihood of data, with its terms."""
     from diffusion import checkpoint
     from diffusion.devices import devices
-    from diffusion.evaluation import likelihoods
     from diffusion.evaluation.judge import Findings
-    from diffusion.evaluation.pictures import bound_picture
+    from diffusion.evaluation.likelihoods import Likelihood
+    from diffusion.evaluation.loading import loaded
     from diffusion.evaluation.record import record_path, write_likelihood
 
-    place = devices("auto", options.accelerator)[0].replace(
-        "mps", "cpu"
-    )  # densities need float64, which Apple's GPUs do not have
+    kind, shape, step = str(options.likelihood), contents["config"]["dataset"]["shape"], contents["global_step"]
+    # Densities need float64, which Apple's GPUs do not have.
+    place = devices("auto", options.accelerator)[0].replace("mps", "cpu")
     denoiser = checkpoint.trained_denoiser(contents, path, options.weights).to(place)
-    size, eight_bit = math.prod(dataset["shape"]), dataset["clip"]
-    if options.likelihood == "vlb":
-        times = likelihoods.bound_times(denoiser, options.steps)
-        compute = likelihoods.bound(denoiser, times, options.seed, eight_bit)
-    else:
-        compute = likelihoods.density(
-            denoiser, options.seed, size, eight_bit, options.steps, options.tolerance, options.probes
-        )
-    data = getattr(load(dataset, options, contents["config"]["dataset"]["shape"]), options.split)
+    settings = {name: vars(options)[name] for name in ("seed", "steps", "tolerance", "probes")}
+    measure = Likelihood(kind, denoiser, shape, dataset["clip"], **settings)
+    data = getattr(loaded(dataset, options.data_dir, options.download, shape)[1], options.split)
     count = min(options.n or 256, len(data))
-    nats, values = likelihoods.evaluated(
-        compute, data, count, options.batch(dataset["shape"]), place, labelled=denoiser.num_classes > 0
-    )
-    terms = nats / math.log(2) if eight_bit else nats
-    unit = "bits/dim" if eight_bit else "nats/dim"
-    print(f"{path} at step {contents['global_step']}, {options.weights} weights")
+    found = measure(data, count, options.batch(shape), place)
+    print(f"{path} at step {step}, {options.weights} weights")
     print(f"{count} data of {dataset['name']}, split {options.split}, chosen at random")
-    if eight_bit and values < 256:
-        print(f"these pixels have {values} different values, not 256: compare with other models of this set alone")
+    print(found.text)
+    settings |= {"weights": options.weights, "dataset": dataset["name"], "checkpoint": str(path), "step": step}
+    figures = {"n": count, "unit": found.unit, "value": found.value, "standard_error": found.standard_error}
     folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
-    step = contents["global_step"]
-    if options.likelihood == "ode":
-        print(likelihoods.density_report(terms, unit))
-        values_of, picture = terms[:, 0], {}
-    else:
-        print(likelihoods.bound_report(terms, unit))
-        values_of, picture = terms.sum(1), {"vlb_terms": bound_picture(times, terms, unit)}
-    mean, error = likelihoods.mean_and_error(values_of)
-    settings = {name: vars(options)[name] for name in ("weights", "seed", "steps", "tolerance", "probes")}
-    settings |= {"dataset": dataset["name"], "checkpoint": str(path), "step": step, "n": count}
-    write_likelihood(
-        folder,
-        options.split,
-        str(options.likelihood),
-        settings | {"unit": unit, "value": mean, "standard_error": error},
-    )
-    Findings(pictures=picture).draw(folder, options.split, step)
+    write_likelihood(folder, options.split, kind, settings | figures)
+    Findings(pictures=found.pictures).draw(folder, options.split, step)
     print(f"written: {record_path(folder, options.split)}")
 
 

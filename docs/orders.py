@@ -13,9 +13,10 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "docs")]
 
 from helpers_samplers import DETERMINISTIC, order, slope, solution
+from tables import put
 
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid
@@ -72,8 +73,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         print(text)
     else:
-        page = Path(sys.argv[1])
-        parts = page.read_text(encoding="utf-8").split(MARK)
-        if len(parts) != 3:
-            sys.exit(f"error: {page} needs exactly two lines {MARK}, between which the tables go")
-        page.write_text(f"{parts[0]}{MARK}\n{text}\n{MARK}{parts[2]}", encoding="utf-8")
+        put(Path(sys.argv[1]), MARK, text)

@@ -1,7 +1,8 @@
 """Likelihoods of data as they are reported: which terms, in which unit, with which error."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from diffusion.denoisers import Denoiser
 from diffusion.evaluation.extractors import random_rows
+from diffusion.evaluation.pictures import bound_picture
 from diffusion.evaluation.scores import Examples
 from diffusion.grids import TrailingGrid
 from diffusion.likelihood import (
@@ -21,12 +23,88 @@ from diffusion.likelihood import (
     prior_term,
     variational_bound,
 )
+from diffusion.media import Pixels
 from diffusion.noise import EVALUATION, Noise
 
 # A batch's figures in nats per dimension: x (B, *S), its numbers (B,), its condition -> (B, terms).
 Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
 # Steps that share a line of the table: from the first number to below the next.
 _BANDS = (2, 3, 6, 11, 21, 51, 101, 201, 501, 1001, 2001, 5001)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a likelihood was found to be.
+
+    Attributes:
+        value: the mean over data, in the unit.
+        standard_error: of it.
+        unit: bits/dim for pixels, nats/dim for points.
+        text: lines that report it with its terms.
+        pictures: by the names of their files.
+    """
+
+    value: float
+    standard_error: float
+    unit: str
+    text: str
+    pictures: dict[str, Pixels]
+
+
+class Likelihood:
+    """How likely data are under a model; prepares all that can fail before data are read.
+
+    Args:
+        kind: "vlb", the variational bound, or "ode", the density of the probability-flow ODE.
+        denoiser: not a clipped one.
+        shape: of one sample.
+        eight_bit: whether the data are pixels.
+        seed: of the noise.
+        steps: of the bound's grid or of the ODE's solver; None is every timestep, or 50.
+        tolerance: of the ODE's adaptive solver.
+        probes: of the ODE's trace; None is the exact trace.
+
+    Raises:
+        ValueError: the model has no such likelihood.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        denoiser: Denoiser,
+        shape: Sequence[int],
+        eight_bit: bool,
+        seed: int,
+        steps: int | None = None,
+        tolerance: float | None = None,
+        probes: int | None = 1,
+    ) -> None:
+        self.eight_bit, self.labelled = eight_bit, denoiser.num_classes > 0
+        self.times = bound_times(denoiser, steps) if kind == "vlb" else None
+        self._compute = (
+            density(denoiser, seed, math.prod(shape), eight_bit, steps, tolerance, probes)
+            if self.times is None
+            else bound(denoiser, self.times, seed, eight_bit)
+        )
+
+    def __call__(self, data: Examples, count: int, batch_size: int, device: str) -> Measured:
+        """That of `count` data, computed so many at a time on a device."""
+        nats, values = evaluated(self._compute, data, count, batch_size, device, self.labelled)
+        terms, unit = (nats / math.log(2), "bits/dim") if self.eight_bit else (nats, "nats/dim")
+        lines = []
+        if self.eight_bit and values < 256:
+            lines.append(
+                f"these pixels have {values} different values, not 256: compare with other models of this set alone"
+            )
+        if self.times is None:
+            lines.append(density_report(terms, unit))
+            mean, error = mean_and_error(terms[:, 0])
+            pictures = {}
+        else:
+            lines.append(bound_report(terms, unit))
+            mean, error = mean_and_error(terms.sum(1))
+            pictures = {"vlb_terms": bound_picture(self.times, terms, unit)}
+        return Measured(mean, error, unit, "\n".join(lines), pictures)
 
 
 def bound_times(denoiser: Denoiser, steps: int | None) -> Tensor:

@@ -1,0 +1,71 @@
+"""What is evaluated, and by which data: a data set's splits, and samples that a model draws."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.build import build
+from diffusion.evaluation.scores import Splits
+from diffusion.media import quantised
+from diffusion.sampling import Pipeline, frames_on
+
+
+def loaded(
+    dataset: Mapping[str, Any], data_dir: str | None, download: bool, shape: Sequence[int] | None = None
+) -> tuple[dict[str, Any], Splits]:
+    """The data of a `dataset` configuration, and that configuration with the data's shape.
+
+    Args:
+        dataset: of the run, or as `dataset=` chose it.
+        data_dir: where the data are; None is where the configuration has them.
+        download: fetch data that are not there.
+        shape: of the model's samples, if there is one.
+
+    Raises:
+        ValueError: the data have another shape, which is found before they are read, or come from no files.
+    """
+    source = dict(dataset["source"])
+    name = next((name for name in ("data_dir", "path") if name in source), None)
+    if data_dir is not None:
+        if name is None:
+            raise ValueError(f"data_dir={data_dir}: {dataset['name']} does not come from files")
+        source[name] = data_dir
+    elif name == "data_dir" and source[name] is None:
+        source[name] = "data/raw"
+    if "download" in source:
+        source["download"] = download
+    built = build(source, "dataset.source")
+    if shape is not None and list(built.shape) != list(shape):
+        raise ValueError(
+            f"dataset={dataset['name']} has data of shape {tuple(built.shape)}, and the model's are {tuple(shape)}: "
+            f"leave dataset= out, or name the one that it was trained on"
+        )
+    return dict(dataset) | {"shape": list(built.shape)}, built.load()  # a folder's shape is known only now
+
+
+def drawn(
+    pipeline: Pipeline, n: int, seed: int, places: Sequence[str], batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """A model's first n samples of a seed as they are scored, bytes (n, C, H, W) or points, and their labels (n,).
+
+    Args:
+        pipeline: what draws.
+        n: how many; labelled ones take each class in turn.
+        seed: of the noise.
+        places: the devices that share them.
+        batch_size: samples at a time on each.
+
+    Raises:
+        ValueError: some are not finite.
+    """
+    steps = math.ceil(math.ceil(n / len(places)) / batch_size) * len(pipeline.times)
+    with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
+        samples = frames_on(places, pipeline, range(n), seed, None, batch_size, after_step=bar.update)[-1]
+    bad = (~samples.isfinite()).flatten(1).any(1).sum()  # asked before they are bytes, which are always finite
+    if bad:
+        raise ValueError(f"{bad} of {n} samples are not finite: the model or its sampler diverged; nothing was scored")
+    return quantised(samples) if samples.ndim == 4 else samples, pipeline.labels(torch.arange(n), None)
