@@ -203,9 +203,10 @@ def plot(record: Mapping[str, Any]) -> Figure:
             if points:
                 line = ("-", "--", ":")[i // len(style.COLOURS) % 3]
                 axis.plot(*zip(*points, strict=True), line, marker=MARKERS[i % len(MARKERS)], markersize=4, label=name)
-        for name, scores in record["yardsticks"].items():
-            axis.axhline(scores[extractor][0], color=style.GREY, linewidth=0.8, linestyle=":")
-            axis.text(1, scores[extractor][0], name, transform=axis.get_yaxis_transform(), ha="right", va="bottom")
+        for (name, scores), side in zip(record["yardsticks"].items(), ("top", "bottom"), strict=True):
+            height, across = scores[extractor][0], axis.get_yaxis_transform()
+            axis.axhline(height, color=style.GREY, linewidth=0.8, linestyle=":")
+            axis.text(1, height, name, transform=across, ha="right", va=side, fontsize=8)
         axis.set(xscale="log", yscale="log", xlabel="calls of the network", ylabel=f"frechet_{extractor}")
         ticks = sorted({int(calls) for found in record["scores"].values() for calls in found})
         axis.set_xticks(ticks, labels=map(str, ticks), minor=False)
