@@ -1,25 +1,18 @@
 """The command that draws scores against calls of the network: how it counts, what it says, that it goes on."""
 
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_cli import TINY, call
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "docs" / "pictures"))
-SPEC = importlib.util.spec_from_file_location("steps", ROOT / "docs" / "pictures" / "steps.py")
-assert SPEC is not None
-assert SPEC.loader is not None
-steps = importlib.util.module_from_spec(SPEC)
-sys.modules["steps"] = steps  # where dataclasses look for their module
-SPEC.loader.exec_module(steps)
+import train
 
-from helpers_cli import TINY, call  # noqa: E402
-
-import train  # noqa: E402
+sys.path.append(str(Path(__file__).parents[1] / "docs" / "pictures"))
+steps = importlib.import_module("steps")
 
 
 @pytest.mark.parametrize(("calls", "each", "expected"), [(1, 1, 1), (10, 1, 10), (5, 2, 3), (8, 2, 4), (2, 2, 1)])
