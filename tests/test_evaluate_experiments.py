@@ -54,7 +54,7 @@ def test_every_experiment_is_scored_or_refused_in_one_line(
         assert names == {"sliced_wasserstein_n90", "two_sample_accuracy_n90"}
     else:
         assert {"frechet_random_n90", "copying_pixels_n90", "class_histogram_distance_n90"} <= names
-    assert ("class_accuracy_n90" in names) is path.stem.startswith("conditional_")
+    assert ("class_accuracy_n90" in names) is path.stem.endswith("_cond")
 
 
 @pytest.mark.slow
