@@ -248,10 +248,10 @@ class RegressionDenoiser(TrainableDenoiser):
     """D is a known function of x_t plus c_out(t) times the output F, so there is one F that makes it exact."""
 
     @abstractmethod
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """The F for which D is x0 at `x_t = alpha_t x0 + sigma_t eps`, shaped like x0, and c_out, (B,) float64.
 
-        t is (B,).
+        t is (B,), and aux what `predict` answered there.
         """
 
 
@@ -289,7 +289,7 @@ class NetworkDenoiser(RegressionDenoiser):
                 f"uniform, and any denoiser but edm"
             )
 
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.schedule(float64(t))
         c_skip, c_out, _ = self.precond(alpha_t, sigma_t)
         # (x0 - c_skip x_t) / c_out with x_t written out: free of cancellation where sigma_t is small.

@@ -193,8 +193,8 @@ class DenoisingObjective(Objective):
         eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
         alpha_t, sigma_t = model.schedule(float64(t))
         x_t = _scaled(alpha_t, x0) + _scaled(sigma_t, eps)
-        target, c_out = model.target(x0, eps, t)
         denoised, aux = model.predict(x_t, t, _condition(batch))
+        target, c_out = model.target(x0, eps, t, aux)
         error = self.distance(aux["raw"], target).flatten(1).mean(1)
         log_snr = model.schedule.log_snr(t)
         loss = self.weighting(model.schedule, float64(t), c_out**2).to(error.dtype) * error

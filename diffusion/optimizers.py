@@ -57,7 +57,7 @@ class Muon:
     def __init__(
         self,
         lr: float = 2e-3,
-        matrix_lr: float = 0.02,
+        matrix_lr: float = 0.01,
         momentum: float = 0.95,
         betas: Sequence[float] = (0.9, 0.999),
         weight_decay: float = 0.0,

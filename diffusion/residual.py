@@ -1,83 +1,164 @@
-"""A network that corrects the best linear denoiser of its data, which is known before training begins."""
+"""A network that corrects a denoiser known before training begins: that of a Gaussian mixture fitted to the data."""
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import Condition, RegressionDenoiser
+from diffusion.noise import EVALUATION, Noise
 from diffusion.schedules import Schedule, expand, float64
 
+_LEVELS = torch.linspace(-8.0, 8.0, 33, dtype=torch.float64)  # ln(sigma / alpha), where errors are measured
+_SMALLEST = 1e-6  # variance, of a pixel that never changes
+_FEWEST = 50  # data a cluster, on average: the mean of a few would be a copy of them
 
-class PrincipalComponents(nn.Module):
-    """The Gaussian `N(m, C)` fitted to data, `C = V diag(lambda) V^T + rest (I - V V^T)`.
 
-    V holds the k leading principal components and `rest` is the mean of the remaining variances: the most likely
-    covariance of this form (Tipping & Bishop 1999, "Probabilistic principal component analysis", eqs. 7 and 8). Before
-    `fit` it is N(0, I).
+def clusters(z: Tensor, count: int, rounds: int = 20) -> Tensor:
+    """The cluster of each row of z (n, d), (n,): Lloyd's k-means from rows drawn by k-means++ (Arthur & Vassilvitskii
+    2007), the same ones each time.
+
+    An empty cluster takes the row that is farthest from its own mean.
+    """
+    generator = torch.Generator().manual_seed(0)
+    means = z[:1]
+    nearest = (z - means).square().sum(1)
+    while len(means) < count:
+        chosen = torch.multinomial(nearest.clamp(min=1e-12), 1, generator=generator)
+        means = torch.cat((means, z[chosen]))
+        nearest = torch.minimum(nearest, (z - z[chosen]).square().sum(1))
+    for _ in range(rounds):
+        distances, assigned = (
+            torch.cat(p) for p in zip(*(torch.cdist(q, means).min(1) for q in z.split(4096)), strict=True)
+        )
+        for empty in (torch.bincount(assigned, minlength=count) == 0).nonzero().flatten():
+            farthest = distances.argmax()
+            assigned[farthest], distances[farthest] = empty, 0.0
+        sizes = torch.bincount(assigned, minlength=count)
+        means = torch.zeros_like(means).index_add_(0, assigned, z) / sizes.clamp(min=1)[:, None].to(z)
+    return assigned
+
+
+class MixturePrior(nn.Module):
+    """A Gaussian mixture fitted to data, and its exact denoiser.
+
+    Inside the span of the data's k principal components V each of the K clusters that k-means finds there has its own
+    mean and covariance; outside, all share the mean and the mean remaining variance (Tipping & Bishop 1999,
+    "Probabilistic principal component analysis", eqs. 7 and 8). K = 1 is one Gaussian. Before `fit` it is N(0, I).
 
     Args:
         d: numbers of one sample.
-        k: components kept.
+        k: principal components.
+        count: K.
     """
 
     mean: Tensor
-    components: Tensor
+    basis: Tensor
+    rest: Tensor
+    log_weights: Tensor
+    means: Tensor
     variances: Tensor
+    axes: Tensor
+    log_errors: Tensor
 
-    def __init__(self, d: int, k: int) -> None:
+    def __init__(self, d: int, k: int, count: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(d))
-        self.register_buffer("components", torch.eye(d, k))
-        self.register_buffer("variances", torch.ones(k + 1))  # lambda, and rest
-        self.multiplicities = torch.tensor([1.0] * k + [d - k], dtype=torch.float64)
+        self.register_buffer("basis", torch.eye(d, k))
+        self.register_buffer("rest", torch.ones(()))
+        self.register_buffer("log_weights", torch.zeros(count) - math.log(count))
+        self.register_buffer("means", torch.zeros(count, k))
+        self.register_buffer("variances", torch.ones(count, k))
+        self.register_buffer("axes", torch.eye(k).repeat(count, 1, 1))
+        self.register_buffer("total", torch.ones(()))
+        self.register_buffer("log_errors", -torch.log1p((-2 * _LEVELS).exp()))  # that of N(0, I)
 
     def fit(self, x: Tensor) -> None:
-        """Estimates mean and covariance from data (n, d)."""
-        k, smallest = self.components.shape[1], 1e-6  # the variance of a pixel that never changes is not quite zero
-        centred = x - x.mean(0)
-        # A randomised decomposition: the same one each time, and torch's own generator is left as it was.
+        """Estimates everything from data (n, d), the same each time; torch's own generator is left as it was."""
+        (n, d), k, count = x.shape, self.basis.shape[1], len(self.means)
+        if n < 2:
+            raise ValueError("denoiser=residual needs at least two training examples to know their covariance")
+        mean = x.mean(0)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            _, s, v = torch.svd_lowrank(centred, q=min(k + 32, *x.shape), niter=4)
-        found = min(k, len(s))
-        leading = torch.zeros(k, dtype=torch.float64)
-        leading[:found] = s[:found].double() ** 2 / len(x)
-        remaining = (centred.double().square().mean(0).sum() - leading.sum()) / max(len(self.mean) - found, 1)
-        leading[found:] = remaining
-        self.mean.copy_(x.mean(0))
+            torch.manual_seed(0)  # of the randomised decomposition
+            _, s, v = torch.svd_lowrank(x - mean, q=min(k + 32, n, d), niter=4)
         # Fewer data than components: the missing ones are directions like all the rest.
-        basis, _ = torch.linalg.qr(torch.cat((v[:, :found], self.components), dim=1))
-        self.components.copy_(torch.cat((v[:, :found], basis[:, found:k]), dim=1))
-        self.variances.copy_(torch.cat((leading, remaining[None])).clamp(min=smallest))
+        v = torch.linalg.qr(torch.cat((v[:, : min(k, len(s))], self.basis), dim=1))[0][:, :k]
+        z = (x - mean) @ v
+        total = (x - mean).double().square().sum() / n
+        rest = (total - z.double().square().sum() / n) / max(d - k, 1)
+        assigned = clusters(z, max(1, min(count, n // _FEWEST)))
+        sizes = torch.bincount(assigned, minlength=count).double()
+        means = torch.zeros_like(self.means).index_add_(0, assigned, z) / sizes.clamp(min=1)[:, None].to(z)
+        within = z - means[assigned]
+        covariances = torch.stack([(part := within[assigned == i].double()).T @ part for i in range(count)])
+        # A covariance of few data is not to be believed: k data are worth as much as all clusters' common one.
+        covariances = (covariances + k * covariances.sum(0) / n) / (sizes + k)[:, None, None]
+        variances, axes = torch.linalg.eigh(covariances)
+        self.mean.copy_(mean)
+        self.basis.copy_(v)
+        self.rest.copy_(rest.clamp(min=_SMALLEST))
+        self.log_weights.copy_((sizes / n).log())
+        self.means.copy_(means)
+        self.variances.copy_(variances.clamp(min=_SMALLEST))
+        self.axes.copy_(axes)
+        self.total.copy_((total / d).clamp(min=_SMALLEST))
+        self._measure_errors(x[torch.linspace(0, n - 1, min(n, 500)).long()])
 
-    def trace(self, gains: Tensor) -> Tensor:
-        """The mean of gains (B, k + 1) on the d dimensions, (B,): a matrix's trace over d."""
-        return gains @ self.multiplicities.to(gains) / len(self.mean)
+    def _measure_errors(self, x: Tensor) -> None:
+        """The mean square error per dimension of `forward` at each of the levels, which has no closed form."""
+        noise = Noise(0, torch.arange(len(x)), EVALUATION)
+        for i, level in enumerate(_LEVELS.exp().tolist()):
+            eps = noise.normal(x.shape[1:], draw=i).to(x)
+            one = torch.ones(1, 1, dtype=torch.float64)
+            found = self(x + level * eps, one, level * one)
+            self.log_errors[i] = (found - x).double().square().mean().log()
 
-    def filter(self, y: Tensor, gains: Tensor) -> Tensor:
-        """`V diag(gains) V^T y + gains_rest (I - V V^T) y` for y (B, d) and gains (B, k + 1)."""
-        gains = gains.to(y.dtype)
-        inside, rest = gains[:, :-1], gains[:, -1:]
-        basis = self.components.to(y.dtype)
-        return rest * y + ((inside - rest) * (y @ basis)) @ basis.T
+    def error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """The root mean square error per dimension, interpolated in ln(sigma / alpha); float64, shaped like these."""
+        place = ((sigma / alpha).log() - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0])
+        place = place.clamp(0, len(_LEVELS) - 1.001)
+        log_errors = self.log_errors.to(place)
+        below = place.long()
+        return (torch.lerp(log_errors[below], log_errors[below + 1], place - below) / 2).exp()
+
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """`E[x0 | x_t]` for x_t (B, d) and alpha, sigma (B or 1, 1) float64.
+
+        In each cluster it is linear, `m_i + alpha C_i (alpha^2 C_i + sigma^2 I)^-1 (x_t - alpha m_i)`, and the clusters
+        weigh what they make x_t likely; see `diffusion.denoisers.GaussianMixtureDenoiser`.
+        """
+        dtype = x_t.dtype
+        centred = x_t - alpha.to(dtype) * self.mean.to(dtype)
+        basis, axes = self.basis.to(dtype), self.axes.to(dtype)
+        z = centred @ basis
+        a, variances = alpha[:, :, None], self.variances.to(alpha)
+        power = a**2 * variances + sigma[:, :, None] ** 2  # (B, K, k)
+        residual = torch.einsum("bik,ikl->bil", z[:, None] - a.to(dtype) * self.means.to(dtype), axes)
+        log_joint = self.log_weights - 0.5 * (residual**2 / power + power.log()).sum(-1)
+        inside = torch.einsum("bil,ikl->bik", (a * variances / power).to(dtype) * residual, axes) + self.means.to(dtype)
+        inside = (log_joint.softmax(-1).to(dtype)[..., None] * inside).sum(1)
+        gain = (alpha * self.rest / (alpha**2 * self.rest + sigma**2)).to(dtype)
+        return self.mean.to(dtype) + inside @ basis.T + gain * (centred - z @ basis.T)
 
 
 class ResidualDenoiser(RegressionDenoiser):
-    """`D = L(x_t, t) + c_out F(c_in (x_t - alpha_t m), (L - m) / s, c_noise)`: a network behind the exact denoiser of
-    the Gaussian with the data's mean m and covariance C.
+    """`D = P(x_t, t) + c_out F(c_in (x_t - alpha_t m), (P - m) / s, c_noise)`: a network behind the exact denoiser P of
+    a Gaussian mixture fitted to the data, whose mean is m.
 
-    `L = m + alpha_t C (alpha_t^2 C + sigma_t^2 I)^-1 (x_t - alpha_t m)` is the best linear denoiser (Wiener's filter).
-    c_out, its root mean square error per dimension, gives the network targets of unit variance, and c_in and s inputs
-    of unit variance, so that with m = 0 and `C = sigma_data^2 I` this is EDM's preconditioning (Karras et al. 2022,
-    arXiv 2206.00364, eq. 8), and on Gaussian data F = 0 is exact. Wang & Vastola 2023 (arXiv 2311.10892) measured that
-    trained denoisers are nearly linear at high noise; here the network need not learn it.
+    c_out, P's root mean square error per dimension, gives the network targets of unit variance, and c_in and s inputs
+    of unit variance. With one cluster, m = 0 and the covariance `sigma_data^2 I` this is EDM's preconditioning (Karras
+    et al. 2022, arXiv 2206.00364, eq. 8) but for the second input, and where the mixture is the data's distribution
+    F = 0 is exact. Wang & Vastola 2023 (arXiv 2311.10892) measured that trained denoisers are nearly linear at high
+    noise, those of one Gaussian; here the network need not learn it.
 
     Args:
         network: with `in_channels` twice those of x; F is shaped like x.
         schedule: see `Denoiser`.
         shape: of one sample.
-        components: principal components kept of C, at most the dimensions.
+        clusters: components of the mixture; at most one for 50 data.
+        components: principal components in which clusters differ, at most the dimensions.
         variance: "beta" or "beta_tilde", see `Denoiser`.
     """
 
@@ -88,53 +169,45 @@ class ResidualDenoiser(RegressionDenoiser):
         network: nn.Module,
         schedule: Schedule,
         shape: list[int],
+        clusters: int = 32,
         components: int = 256,
         variance: str = "beta_tilde",
     ) -> None:
         if variance == "learned":
             raise ValueError("variance=learned needs denoiser=learned; denoiser=residual has beta or beta_tilde")
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+        if min(clusters, components) < 1:
+            raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
         super().__init__(network, schedule, variance)
         d = torch.Size(shape).numel()
-        self.gaussian = PrincipalComponents(d, min(components, d))
+        self.prior = MixturePrior(d, min(components, d), clusters)
 
     def prepare(self, x: Tensor) -> None:
-        """Fits mean and covariance to data (n, *S), before training begins."""
-        self.gaussian.fit(x.flatten(1))
+        """Fits the mixture to data (n, *S), before training begins."""
+        self.prior.fit(x.flatten(1))
 
     def c_noise(self, t: Tensor) -> Tensor:
-        return -125 * self.schedule.log_snr(t)  # as EDM's
+        """As EDM's."""
+        return -125 * self.schedule.log_snr(t)
 
-    def _levels(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """alpha and sigma (B or 1, 1), the data's variances and those of x_t along the components (B or 1, k + 1)."""
-        alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
-        variances = self.gaussian.variances.to(alpha)
-        return alpha, sigma, variances, alpha**2 * variances + sigma**2
-
-    def _c_out(self, sigma: Tensor, variances: Tensor, power: Tensor) -> Tensor:
-        return self.gaussian.trace(variances * sigma**2 / power).sqrt()
-
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha, sigma, variances, power = self._levels(t)
-        c_out = self._c_out(sigma, variances, power)
-        # (x0 - L) / c_out with x_t written out: free of cancellation where sigma_t is small.
-        on_x0, on_eps = sigma**2 / power / c_out[:, None], -sigma * alpha * variances / power / c_out[:, None]
-        centred = x0.flatten(1) - self.gaussian.mean.to(x0.dtype)
-        found = self.gaussian.filter(centred, on_x0) + self.gaussian.filter(eps.flatten(1), on_eps)
-        return found.view_as(x0), c_out
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        c_out = self.prior.error(*self.schedule(float64(t)))
+        return (x0 - aux["prior"]) / expand(c_out.to(x0.dtype), x0), c_out
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        alpha, sigma, variances, power = self._levels(t)
-        c_out, c_in = self._c_out(sigma, variances, power), self.gaussian.trace(power).rsqrt()
-        mean = self.gaussian.mean.to(x_t.dtype)
+        alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
         with torch.autocast(x_t.device.type, enabled=False):
-            centred = x_t.flatten(1) - alpha.to(x_t.dtype) * mean
-            linear = self.gaussian.filter(centred, alpha * variances / power).view_as(x_t)
-        scale = self.gaussian.trace(variances[None]).rsqrt()
+            prior = self.prior(x_t.flatten(1), alpha, sigma).view_as(x_t)
+        total, mean = self.prior.total.to(alpha), self.prior.mean.to(x_t.dtype).view(x_t.shape[1:])
+        c_out, c_in = (
+            expand(c.flatten().to(x_t.dtype), x_t)
+            for c in (self.prior.error(alpha, sigma), (alpha**2 * total + sigma**2).rsqrt())
+        )
         seen = torch.cat(
-            (expand(c_in.to(x_t.dtype), x_t) * centred.view_as(x_t), expand(scale.to(x_t.dtype), x_t) * linear), dim=1
+            (
+                c_in * (x_t - expand(alpha.flatten().to(x_t.dtype), x_t) * mean),
+                total.rsqrt().to(x_t.dtype) * (prior - mean),
+            ),
+            dim=1,
         )
         raw = self.output(seen, self.c_noise(t), cond)
-        denoised = mean.view(x_t.shape[1:]) + linear + expand(c_out.to(x_t.dtype), x_t) * raw
-        return denoised, {"raw": raw}
+        return prior + c_out * raw, {"raw": raw, "prior": prior}

@@ -1,4 +1,4 @@
-"""A network behind the best linear denoiser: exact on Gaussian data, EDM where the covariance is a multiple of one."""
+"""A network behind the denoiser of a fitted mixture: exact on such data, EDM before it is fitted."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from diffusion.denoisers import EDMPreconditioner, GaussianMixtureDenoiser, Netw
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, LognormalTimes, SimpleWeighting
-from diffusion.residual import PrincipalComponents, ResidualDenoiser
+from diffusion.residual import MixturePrior, ResidualDenoiser, clusters
 from diffusion.schedules import FlowSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, float64
 
 D = 6
@@ -22,12 +22,7 @@ class Half(nn.Module):
         self.factor = nn.Parameter(torch.tensor(factor, dtype=torch.float64))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.factor * torch.tanh(x[:, : x.shape[1] // 2])
-
-
-class EDMHalf(Half):
-    def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        return self.factor * torch.tanh(x)
+        return self.factor * torch.tanh(x[:, :D])
 
 
 @pytest.fixture
@@ -35,36 +30,79 @@ def data() -> Tensor:
     """Correlated numbers away from zero."""
     generator = torch.Generator().manual_seed(1)
     mix = torch.randn(D, D, generator=generator, dtype=torch.float64)
-    return 0.3 + torch.randn(4000, D, generator=generator, dtype=torch.float64) @ mix
+    return 0.3 + torch.randn(2000, D, generator=generator, dtype=torch.float64) @ mix
 
 
-def residual(schedule: Schedule, data: Tensor, factor: float = 0.0, components: int = D) -> ResidualDenoiser:
-    denoiser = ResidualDenoiser(Half(factor), schedule, list(data.shape[1:]), components).double()
+@pytest.fixture
+def islands(data: Tensor) -> Tensor:
+    """Three clusters, far apart, of 1000, 500 and 500 points."""
+    centres = 30 * torch.eye(D, dtype=torch.float64)[torch.arange(len(data)).clamp(min=500) % 4 % 3]
+    return data + centres
+
+
+def residual(
+    schedule: Schedule, data: Tensor, factor: float = 0.0, clusters: int = 1, components: int = D
+) -> ResidualDenoiser:
+    denoiser = ResidualDenoiser(Half(factor), schedule, list(data.shape[1:]), clusters, components).double()
     denoiser.prepare(data)
     return denoiser
 
 
+def whole(prior: MixturePrior, schedule: Schedule) -> GaussianMixtureDenoiser:
+    """The same mixture written out in all dimensions."""
+    outside = torch.eye(D, dtype=torch.float64) - prior.basis @ prior.basis.T
+    inside = torch.einsum("dk,ikl,il,iml,em->ide", prior.basis, prior.axes, prior.variances, prior.axes, prior.basis)
+    means = prior.mean + prior.means @ prior.basis.T
+    return GaussianMixtureDenoiser(schedule, means, inside + prior.rest * outside, prior.log_weights.exp())
+
+
 @pytest.mark.parametrize("schedule", [VarianceExplodingSchedule(), VPSchedule(), FlowSchedule()])
-def test_without_a_network_it_is_the_exact_denoiser_of_the_fitted_gaussian(schedule: Schedule, data: Tensor) -> None:
-    denoiser = residual(schedule, data)
+def test_one_cluster_is_the_exact_denoiser_of_the_datas_gaussian(schedule: Schedule, data: Tensor) -> None:
     exact = GaussianMixtureDenoiser(schedule, data.mean(0)[None], data.T.cov(correction=0)[None])
     t = torch.tensor([schedule.t_min, 0.2, 0.7, 1.0], dtype=torch.float64)
     x_t = data[:4] + schedule(t)[1][:, None]
-    torch.testing.assert_close(denoiser(x_t, t), exact(x_t, t), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(residual(schedule, data)(x_t, t), exact(x_t, t), rtol=1e-6, atol=1e-6)
 
 
-def test_the_target_makes_it_exact_and_has_unit_variance(data: Tensor) -> None:
+@pytest.mark.parametrize("components", [D, 4])
+def test_several_clusters_are_the_exact_denoiser_of_their_mixture(islands: Tensor, components: int) -> None:
     schedule = VPSchedule()
-    denoiser = residual(schedule, data)
-    generator = torch.Generator().manual_seed(2)
-    eps = torch.randn(data.shape, generator=generator, dtype=torch.float64)
-    for level in (schedule.t_min, 0.01, 0.3, 0.6, 1.0):
-        t = torch.full((len(data),), level, dtype=torch.float64)
+    denoiser = residual(schedule, islands, clusters=3, components=components)
+    t = torch.linspace(0.05, 1, 20, dtype=torch.float64)
+    x_t = schedule(t)[0][:, None] * islands[:20] + schedule(t)[1][:, None]
+    torch.testing.assert_close(denoiser(x_t, t), whole(denoiser.prior, schedule)(x_t, t), rtol=1e-6, atol=1e-6)
+
+
+def test_fitting_finds_clusters_their_shares_and_their_means(islands: Tensor) -> None:
+    prior = residual(VPSchedule(), islands, clusters=3).prior
+    nearest = islands.argmax(1)  # the coordinate along which an island lies
+    means = prior.mean + prior.means @ prior.basis.T
+    for i in range(3):
+        found = means.argmax(1) == i
+        torch.testing.assert_close(prior.log_weights[found].exp().item(), (nearest == i).double().mean().item())
+        torch.testing.assert_close(means[found][0], islands[nearest == i].mean(0))
+
+
+def test_the_target_makes_it_exact_and_has_unit_variance(islands: Tensor) -> None:
+    schedule = VPSchedule()
+    denoiser = residual(schedule, islands, clusters=3)
+    eps = torch.randn(islands.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for level in (schedule.t_min, 0.01, 0.3, 0.6):
+        t = torch.full((len(islands),), level, dtype=torch.float64)
         alpha, sigma = schedule(t)
-        target, c_out = denoiser.target(data, eps, t)
-        linear = denoiser(alpha[:, None] * data + sigma[:, None] * eps, t)
-        torch.testing.assert_close(linear + c_out[:, None] * target, data, rtol=0, atol=1e-8)
-        assert target.square().mean().item() == pytest.approx(1, abs=0.03)
+        prior, aux = denoiser.predict(alpha[:, None] * islands + sigma[:, None] * eps, t, {})
+        target, c_out = denoiser.target(islands, eps, t, aux)
+        torch.testing.assert_close(prior + c_out[:, None] * target, islands, rtol=0, atol=1e-8)
+        assert target.square().mean().item() == pytest.approx(1, abs=0.1)
+
+
+def test_the_measured_error_of_one_gaussian_is_the_trace_of_the_posterior_covariance(data: Tensor) -> None:
+    prior = residual(VPSchedule(), data).prior
+    variances = torch.linalg.eigvalsh(data.T.cov(correction=0))
+    one = torch.ones(1, 1, dtype=torch.float64)
+    for level in (0.01, 0.3, 1.7, 20.0):
+        exact = (variances * level**2 / (variances + level**2)).mean().sqrt().item()
+        assert prior.error(one, level * one).item() == pytest.approx(exact, rel=0.05)
 
 
 def test_what_the_network_sees_has_unit_variance_at_every_level(data: Tensor) -> None:
@@ -75,74 +113,79 @@ def test_what_the_network_sees_has_unit_variance_at_every_level(data: Tensor) ->
         t = torch.tensor(level, dtype=torch.float64)
         alpha, sigma = denoiser.schedule(t)
         denoiser(alpha * data + sigma * torch.randn(data.shape, generator=generator, dtype=torch.float64), t)
-        assert seen[-1][:, :D].square().mean().item() == pytest.approx(1, abs=0.03)
-        assert seen[-1][:, D:].square().mean().item() <= 1.03
+        assert seen[-1][:, :D].square().mean().item() == pytest.approx(1, abs=0.05)
+        assert seen[-1][:, D:].square().mean().item() <= 1.05
 
 
 def test_before_it_is_fitted_it_is_edm_with_data_of_unit_variance() -> None:
     schedule, x_t = VarianceExplodingSchedule(), torch.linspace(-3, 3, 5 * D, dtype=torch.float64).view(5, D)
     t = torch.linspace(0.05, 1, 5, dtype=torch.float64)
-    edm = NetworkDenoiser(EDMHalf(0.7).double(), schedule, EDMPreconditioner(1.0))
-    ours = ResidualDenoiser(Half(0.7), schedule, [D]).double()
-    torch.testing.assert_close(ours(x_t, t), edm(x_t, t))
-    for a, b in zip(ours.target(x_t, x_t.flip(0), t), edm.target(x_t, x_t.flip(0), t), strict=True):
-        torch.testing.assert_close(a, b)
+    edm = NetworkDenoiser(Half(0.7), schedule, EDMPreconditioner(1.0))
+    ours = ResidualDenoiser(Half(0.7), schedule, [D], 3).double()
+    torch.testing.assert_close(ours(x_t, t), edm(x_t, t), rtol=2e-2, atol=1e-3)  # its error is interpolated
     torch.testing.assert_close(ours.c_noise(t), edm.precond.c_noise(schedule, t))
 
 
-def test_fewer_components_keep_the_trace_and_the_leading_directions(data: Tensor) -> None:
-    full, part = PrincipalComponents(D, D).double(), PrincipalComponents(D, 2).double()
-    full.fit(data)
-    part.fit(data)
-    torch.testing.assert_close(part.variances[:2], full.variances[:2])
-    torch.testing.assert_close(part.trace(part.variances[None]), full.trace(full.variances[None]))
-    aligned = (full.components[:, :2] * part.components).sum(0).abs()
-    torch.testing.assert_close(aligned, torch.ones(2, dtype=torch.float64))
+def test_fewer_components_keep_the_total_variance(data: Tensor) -> None:
+    prior = residual(VPSchedule(), data, components=2).prior
+    variances = torch.linalg.eigvalsh(data.T.cov(correction=0))
+    torch.testing.assert_close(prior.variances[0], variances[-2:])
+    torch.testing.assert_close(prior.rest, variances[:-2].mean())
+    torch.testing.assert_close(prior.total, variances.mean())
 
 
-def test_fewer_data_than_components_still_give_a_basis(data: Tensor) -> None:
-    model = PrincipalComponents(D, D).double()
-    model.fit(data[:3])
-    eye = torch.eye(D, dtype=torch.float64)
-    torch.testing.assert_close(model.components.T @ model.components, eye, rtol=0, atol=1e-10)
-    assert (model.variances > 0).all()
+def test_fewer_data_than_components_or_clusters_still_give_a_denoiser(data: Tensor) -> None:
+    denoiser = residual(VPSchedule(), data[:3], clusters=5)
+    basis = denoiser.prior.basis
+    torch.testing.assert_close(basis.T @ basis, torch.eye(D, dtype=torch.float64), rtol=0, atol=1e-10)
+    assert denoiser(data[:9], torch.tensor(0.5, dtype=torch.float64)).isfinite().all()
 
 
-def test_fitting_leaves_torchs_generator_alone_and_repeats_itself(data: Tensor) -> None:
+def test_fitting_leaves_torchs_generator_alone_and_repeats_itself(islands: Tensor) -> None:
+    one, other = MixturePrior(D, 3, 2).double(), MixturePrior(D, 3, 2).double()
     state = torch.get_rng_state()
-    one, other = PrincipalComponents(D, 3).double(), PrincipalComponents(D, 3).double()
-    one.fit(data)
+    one.fit(islands)
+    assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
-    other.fit(data)
-    assert torch.equal(one.components, other.components)
-    torch.set_rng_state(state)
+    other.fit(islands)
+    for a, b in zip(one.buffers(), other.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_empty_cluster_takes_the_row_farthest_from_its_mean() -> None:
+    z = torch.tensor([[0.0], [0.0], [0.0], [9.0]])  # two of the three rows that clusters begin from are the same
+    assert clusters(z, 3).unique().numel() == 3
 
 
 def test_the_objective_is_the_weighted_error_of_the_denoiser(data: Tensor) -> None:
-    schedule = VarianceExplodingSchedule()
+    schedule, index = VarianceExplodingSchedule(), torch.arange(50)
     denoiser = residual(schedule, data, factor=0.4)
-    index = torch.arange(50)
-    out = DenoisingObjective(LognormalTimes(), SimpleWeighting())(
-        denoiser, {"x": data[:50], "serial": index}, Noise(0, index)
-    )
+    objective = DenoisingObjective(LognormalTimes(), SimpleWeighting())
+    out = objective(denoiser, {"x": data[:50], "serial": index}, Noise(0, index))
     t = schedule.inverse(out["log_snr"])
-    eps = Noise(0, index).normal((D,), draw=1).double()
-    x_t = data[:50] + schedule(float64(t))[1][:, None] * eps
-    _, c_out = denoiser.target(data[:50], eps, t)
-    error = (denoiser(x_t, t) - data[:50]).square().mean(1) / c_out**2
+    alpha, sigma = schedule(float64(t))
+    x_t = data[:50] + sigma[:, None] * Noise(0, index).normal((D,), draw=1)
+    error = (denoiser(x_t, t) - data[:50]).square().mean(1) / denoiser.prior.error(alpha, sigma) ** 2
     torch.testing.assert_close(out["loss"], error, rtol=1e-4, atol=1e-6)
 
 
 def test_images_pass_a_network_with_twice_the_channels() -> None:
-    denoiser = ResidualDenoiser(UNet((2, 8, 8), (8, 8), attention=(), in_channels=4), VPSchedule(), [2, 8, 8], 16)
+    network = UNet((2, 8, 8), (8, 8), attention=(), in_channels=4)
+    denoiser = ResidualDenoiser(network, VPSchedule(), [2, 8, 8], clusters=2, components=16)
     x = torch.rand(20, 2, 8, 8) * 2 - 1
     denoiser.prepare(x)
     assert denoiser(x, torch.tensor(0.5)).shape == x.shape
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"), [({"variance": "learned"}, "denoiser=learned"), ({"components": 0}, "1")]
+    ("settings", "said"),
+    [({"variance": "learned"}, "denoiser=learned"), ({"components": 0}, "components"), ({"clusters": 0}, "clusters")],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         ResidualDenoiser(Half(0.0), VPSchedule(), [D], **settings)  # type: ignore[arg-type]
+
+
+def test_one_training_example_is_refused_before_anything_is_fitted() -> None:
+    with pytest.raises(ValueError, match="at least two"):
+        MixturePrior(D, 2, 1).fit(torch.zeros(1, D))
