@@ -125,6 +125,8 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             fail(
                 f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)"
             )
+    # A condition belongs to the dataset, but Hydra chooses groups by names without dots.
+    arguments = [re.sub(r"^dataset\.condition=(?=[\w,]+$)", "condition=", argument) for argument in arguments]
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
@@ -157,8 +159,8 @@ def composition_error(error: BaseException, config_name: str) -> str:
     if text.startswith("Config group override"):
         groups = [argument for argument in sys.argv[1:] if argument.split("=")[0] in groups_of(config_name)]
         return (
-            f"{' '.join(groups)}: a group is chosen by one name, and only experiment and debug can be null; --help "
-            f"lists the names"
+            f"{' '.join(groups)}: a group is chosen by one name, and only condition, experiment and debug can be "
+            f"null; --help lists the names"
         )
     if text.startswith("Ambiguous value"):
         name = text.split("'")[1] if "'" in text else text
@@ -196,8 +198,9 @@ def keys_of(config_name: str) -> list[str]:
     for group in groups_of(config_name):
         for path in sorted((CONFIGS / group).glob("*.yaml")):
             content = path.read_text(encoding="utf-8")
+            package = re.match(r"# @package (\S+)", content)
             if "@package _global_" not in content:
-                keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{group}."))
+                keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{package[1] if package else group}."))
     return list(keys)
 
 

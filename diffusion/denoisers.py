@@ -17,13 +17,14 @@ Condition = dict[str, Tensor]
 
 # What stands in a condition where nothing is said: networks add nothing for it.
 NO_LABEL = -1
-NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0}
+# Zero is a legal grey of an image, but its last channel, 1 where something is said, becomes zero too.
+NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0, "image": 0.0}
 
 
 def dropped(cond: Condition, where: Tensor) -> Condition:
     """The condition with nothing said of the samples at `where`, a bool tensor (B,).
 
-    A label becomes `NO_LABEL` and an embedding zero; whatever else there is stays.
+    A label becomes `NO_LABEL`, an embedding or an image zero; whatever else there is stays.
     """
     return {
         name: value.masked_fill(expand(where, value), NOTHING[name]) if name in NOTHING else value
@@ -154,7 +155,8 @@ class Denoiser(nn.Module, ABC):
     """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
 
     x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to
-    know: "label" (B,) int64, "embedding" (B, d).
+    know: "label" (B,) int64, "embedding" (B, d), "image" (B, C', H, W), whose last channel is 1 where the others say
+    something, and 0 with them where they do not, "level" (B,), the noise in that image.
 
     Args:
         schedule: where t stands between data and noise.
@@ -165,6 +167,7 @@ class Denoiser(nn.Module, ABC):
 
     num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
     embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
+    condition_channels: int = 0  # of cond["image"]; 0 for a model without
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -172,6 +175,11 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(f"variance must be beta, beta_tilde or learned, got {variance!r}")
         self.schedule = schedule
         self.variance = variance
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a condition that could be kept from it."""
+        return max(self.num_classes, self.embedding, self.condition_channels) > 0
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
@@ -227,6 +235,7 @@ class TrainableDenoiser(Denoiser):
         self.network = network
         self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
         self.embedding = int(getattr(network, "embedding", 0))
+        self.condition_channels = int(getattr(network, "condition_channels", 0))
         self.steps = int(getattr(network, "steps", 0))
         if self.steps and schedule.timesteps != self.steps:
             raise ValueError(
@@ -388,6 +397,7 @@ class ClippedDenoiser(Denoiser):
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser, self.low, self.high = denoiser, low, high
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+        self.condition_channels = denoiser.condition_channels
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)

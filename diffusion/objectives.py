@@ -364,10 +364,10 @@ class ConditionDropout(Objective):
         return out
 
     def check(self, model: nn.Module) -> None:
-        if not isinstance(model, TrainableDenoiser) or max(model.num_classes, model.embedding) == 0:
+        if not isinstance(model, TrainableDenoiser) or not model.conditional:
             raise ValueError(
                 f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
-                f"network.num_classes=... for a class-conditional one, or condition_dropout=0"
+                f"network.num_classes=... or condition=lowres, say, or condition_dropout=0"
             )
         self.objective.check(model)
 
