@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.stream import Examples, mix, whole
+from data.stream import mix, whole
 
 # What a sample's random numbers are for; `data.stream` has 1 and 2.
 _LEVEL, _NOISE, _BLUR, _HOLE = 3, 4, 5, 6
@@ -165,7 +165,9 @@ class Masked(ImageCondition):
 
     def _within(self, place: Tensor, share: Tensor, side: int) -> Tensor:
         """(b, side): 1 in the hole's rows, or columns."""
-        length = (torch.lerp(torch.tensor(self.smallest), torch.tensor(self.largest), share) * side).round().clamp(min=1)
+        length = (
+            (torch.lerp(torch.tensor(self.smallest), torch.tensor(self.largest), share) * side).round().clamp(min=1)
+        )
         begin = (place * (side - length + 1)).floor()
         at = torch.arange(side)
         return ((at >= begin[:, None]) & (at < (begin + length)[:, None])).float()
@@ -198,11 +200,6 @@ class Edges(ImageCondition):
         return _told(luminance(_of_size(picture, shape)[None]))
 
 
-def conditions(examples: Examples, condition: ImageCondition, index: Tensor) -> dict[str, Tensor]:
-    """The conditions of these examples, always the same: what a trained model is shown, not the augmented ones."""
-    return condition(examples.get(index), 0, index)
-
-
 def luminance(x: Tensor) -> Tensor:
     """(b, 1, H, W) of images (b, 1 or 3, H, W)."""
     weights = x.new_tensor([0.299, 0.587, 0.114] if x.shape[1] == 3 else [1.0])
@@ -228,9 +225,7 @@ def _told(values: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
     return {"image": torch.cat((values * known, known), dim=1)}
 
 
-def _drawn(
-    draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials: Tensor, purpose: int
-) -> Tensor:
+def _drawn(draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials: Tensor, purpose: int) -> Tensor:
     """(b, *shape) random numbers, those of each sample from a generator of its own."""
     seeds = (mix(seed, serial, purpose) for serial in serials.tolist())
     return torch.stack([draw(tuple(shape), generator=torch.Generator().manual_seed(word)) for word in seeds])

@@ -5,10 +5,9 @@ import os
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.conditions import ImageCondition, conditions
+from data.conditions import ImageCondition
 from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
 
 
@@ -107,11 +106,6 @@ class DataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Return the test loader: every example once over the ranks, in order."""
         return self._sequential(self._loaded().test)
-
-    def val_conditions(self, index: Tensor) -> dict[str, Tensor]:
-        """The image conditions of these validation examples, as sampling would use them; the numbers go round."""
-        assert self.condition is not None
-        return conditions(self._loaded().val, self.condition, index % self.val_size)
 
     def _loaded(self) -> Splits:
         self.setup()

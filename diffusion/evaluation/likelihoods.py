@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.conditioning import ImageCondition, of_examples
 from diffusion.denoisers import Denoiser
 from diffusion.evaluation.extractors import random_rows
 from diffusion.evaluation.pictures import bound_picture
@@ -170,7 +171,13 @@ def density(
 
 
 def evaluated(
-    compute: Compute, data: Examples, count: int, batch_size: int, device: str, labelled: bool
+    compute: Compute,
+    data: Examples,
+    count: int,
+    batch_size: int,
+    device: str,
+    labelled: bool,
+    condition: ImageCondition | None = None,
 ) -> tuple[Tensor, int]:
     """The terms of `count` data, (count, terms), and how many different values these have (pixels do not vary much).
 
@@ -183,12 +190,16 @@ def evaluated(
         batch_size: at a time.
         device: to compute on.
         labelled: whether the model is conditioned on the data's labels.
+        condition: what of the images it is conditioned on.
     """
     terms, values = [], torch.empty(0)
     for index in tqdm(random_rows(len(data))[:count].split(batch_size), desc="evaluating", leave=False, disable=None):
         x = data.get(index)
         values = torch.cat((values, x.flatten())).unique()
-        cond = {"label": data.labels[index].to(device)} if labelled else {}
+        cond = {"label": data.labels[index]} if labelled else {}
+        if condition is not None:
+            cond |= of_examples(condition, data, index)
+        cond = {name: value.to(device) for name, value in cond.items()}
         terms.append(compute(x.to(device), index.to(device), cond).double().cpu())
     return torch.cat(terms), len(values)
 
