@@ -8,7 +8,7 @@ Examples:
     python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
     python sample.py ckpt=last n=2000 show=both frames=6 out=roll.png   the forward process above the reverse one
     python sample.py ckpt=last label=3 guidance=2        a class, drawn more typically; label=all is one row a class
-    python sample.py ckpt=last condition=small.png       enlarged by a model of condition=lowres; likewise grey, masked, edges
+    python sample.py ckpt=last condition=small.png       enlarged by a model of dataset.condition=lowres; so grey, masked, edges
     python sample.py ckpt=[base,sr] conditioning_noise=0.1   a cascade: small images first, then enlarged
     python sample.py ckpt=last init=a.png mask=m.png     the white part of the mask anew; resample=10 fits it in better
 """
@@ -110,7 +110,7 @@ def main(config: "DictConfig") -> None:
     if options.show in ("both", "condition"):
         processes.check_out(out, options.show)
     if options.show == "condition" and pipeline.condition is None:
-        raise ValueError("show=condition: this model is told no images; train one with condition=lowres, say")
+        raise ValueError("show=condition: this model is told no images; train one with dataset.condition=lowres, say")
     if steering.condition is not None and options.n is None and len(pipeline.given) > 1:  # one for each that was given
         options.n = len(pipeline.given)
     settle_labels(options, pipeline.num_classes)

@@ -140,7 +140,9 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
         condition = build(plain["dataset"]["condition"], "dataset.condition")
         told = {"condition_channels": condition.channels(source.shape), "condition_level": condition.leveled}
         if not told.keys() <= inspect.signature(resolve(plain["network"]["_target_"], "network")).parameters.keys():
-            raise ConfigError("this network is told no images beside its input: use network=unet, or condition=null")
+            raise ConfigError(
+                "this network is told no images beside its input: use network=unet, or dataset.condition=null"
+            )
         plain["network"] |= told
     return plain
 

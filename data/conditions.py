@@ -88,7 +88,7 @@ class LowRes(ImageCondition):
         channels, height, width = _image_shape("lowres", shape)
         if height % self.factor or width % self.factor:
             raise ValueError(
-                f"condition=lowres: factor={self.factor} does not divide images of {width}x{height} pixels (width x height)"
+                f"dataset.condition=lowres: factor={self.factor} does not divide images of {width}x{height} pixels"
             )
         return channels, height // self.factor, width // self.factor
 
@@ -128,7 +128,7 @@ class Grey(ImageCondition):
 
     def channels(self, shape: Sequence[int]) -> int:
         if _image_shape("grey", shape)[0] != 3:
-            raise ValueError("condition=grey takes the colours away, and these images have none")
+            raise ValueError("dataset.condition=grey takes the colours away, and these images have none")
         return 2
 
     def __call__(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]:
@@ -233,7 +233,7 @@ def _drawn(draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials
 
 def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
     if len(shape) != 3:
-        raise ValueError(f"condition={name} is made from images, and these data are points")
+        raise ValueError(f"dataset.condition={name} is made from images, and these data are points")
     channels, height, width = shape
     return channels, height, width
 

@@ -367,7 +367,7 @@ class ConditionDropout(Objective):
         if not isinstance(model, TrainableDenoiser) or not model.conditional:
             raise ValueError(
                 f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
-                f"network.num_classes=... or condition=lowres, say, or condition_dropout=0"
+                f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
         self.objective.check(model)
 

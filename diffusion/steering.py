@@ -122,7 +122,7 @@ class Steering:
     def _images(self, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
         name = f"condition={self.condition}"
         if condition is None:
-            raise ConfigError(f"{name}: this model is told no images; train one with condition=lowres, say")
+            raise ConfigError(f"{name}: this model is told no images; train one with dataset.condition=lowres, say")
         if self.mask is not None and self.init is None and not condition.takes_mask:
             raise ConfigError(f"mask={self.mask} needs the image that it belongs to: add init=photo.png")
         mask = None if self.mask is None or not condition.takes_mask else read_mask(self.mask, shape)
