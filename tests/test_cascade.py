@@ -1,4 +1,4 @@
-"""Image conditions and cascades as a user sees them: `train.py`, `sample.py` and `evaluate.py`, and what they refuse."""
+"""Image conditions and cascades as a user sees them: `train.py`, `sample.py` and `evaluate.py`, what they refuse."""
 
 import json
 from pathlib import Path
