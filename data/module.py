@@ -5,6 +5,7 @@ import os
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.conditions import ImageCondition

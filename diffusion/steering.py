@@ -170,7 +170,7 @@ class Steering:
 
 
 def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: float) -> None:
-    if not denoiser.conditional:
+    if max(denoiser.num_classes, denoiser.embedding, denoiser.condition_channels) == 0:
         raise ConfigError(
             f"guidance={guidance:g}: this model is unconditional; train one with experiment=fast_digits_cond, say, "
             f"or add classifier=..."
