@@ -83,6 +83,7 @@ def main(config: "DictConfig") -> None:
     from diffusion import checkpoint, media, processes
     from diffusion.build import construct
     from diffusion.cascade import from_checkpoints
+    from diffusion.conditioning import Rows
     from diffusion.devices import devices
     from diffusion.steering import Steering
 
@@ -111,8 +112,8 @@ def main(config: "DictConfig") -> None:
         processes.check_out(out, options.show)
     if options.show == "condition" and pipeline.condition is None:
         raise ValueError("show=condition: this model is told no images; train one with dataset.condition=lowres, say")
-    if steering.condition is not None and options.n is None and len(pipeline.given) > 1:  # one for each that was given
-        options.n = len(pipeline.given)
+    if steering.condition is not None and isinstance(pipeline.given, Rows) and options.n is None:
+        options.n = len(pipeline.given) if len(pipeline.given) > 1 else None  # one for each that was given
     settle_labels(options, pipeline.num_classes)
     assert options.n is not None
     numbers = list(range(options.n))

@@ -364,8 +364,8 @@ class ConditionDropout(Objective):
         return out
 
     def check(self, model: nn.Module) -> None:
-        known = isinstance(model, TrainableDenoiser)
-        if not known or max(model.num_classes, model.embedding, model.condition_channels) == 0:
+        trainable = model if isinstance(model, TrainableDenoiser) else None
+        if trainable is None or not (trainable.num_classes or trainable.embedding or trainable.condition_channels):
             raise ValueError(
                 f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
                 f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"

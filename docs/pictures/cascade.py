@@ -22,10 +22,12 @@ from diffusion.checkpoint import find
 from diffusion.conditioning import as_picture
 
 LEVELS = (0.0, 0.1, 0.3)
+COLUMNS = 12
 
 
-def main(base: str, plain: str, augmented: str, out: str, n: int = 12) -> None:
-    """Draws the same n images, numbered alike and with the same seed, by each cascade."""
+def main(base: str, plain: str, augmented: str, out: str) -> None:
+    """Draws the same images, numbered alike and with the same seed, by each cascade."""
+    n = COLUMNS
     first, second, third = (find(spec) for spec in (base, plain, augmented))
     cascade = from_checkpoints([first, second])
     index, side = torch.arange(n), cascade.shape[1]
