@@ -64,6 +64,7 @@ class Likelihood:
         steps: of the bound's grid or of the ODE's solver; None is every timestep, or 50.
         tolerance: of the ODE's adaptive solver.
         probes: of the ODE's trace; None is the exact trace.
+        condition: what of the images the model is conditioned on.
 
     Raises:
         ValueError: the model has no such likelihood.
@@ -79,8 +80,9 @@ class Likelihood:
         steps: int | None = None,
         tolerance: float | None = None,
         probes: int | None = 1,
+        condition: ImageCondition | None = None,
     ) -> None:
-        self.eight_bit, self.labelled = eight_bit, denoiser.num_classes > 0
+        self.eight_bit, self.labelled, self.condition = eight_bit, denoiser.num_classes > 0, condition
         self.times = bound_times(denoiser, steps) if kind == "vlb" else None
         self._compute = (
             density(denoiser, seed, math.prod(shape), eight_bit, steps, tolerance, probes)
@@ -90,7 +92,7 @@ class Likelihood:
 
     def __call__(self, data: Examples, count: int, batch_size: int, device: str) -> Measured:
         """That of `count` data, computed so many at a time on a device."""
-        nats, values = evaluated(self._compute, data, count, batch_size, device, self.labelled)
+        nats, values = evaluated(self._compute, data, count, batch_size, device, self.labelled, self.condition)
         terms, unit = (nats / math.log(2), "bits/dim") if self.eight_bit else (nats, "nats/dim")
         lines = []
         if self.eight_bit and values < 256:
