@@ -125,6 +125,10 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             fail(
                 f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)"
             )
+    # Hydra tells a group inside another by a slash.
+    for group in groups_of(config_name):
+        slashed = group.replace(".", "/")
+        arguments = [re.sub(rf"^{re.escape(group)}=(?=[\w,]+$)", f"{slashed}=", argument) for argument in arguments]
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
 
 
@@ -135,6 +139,7 @@ def composition_error(error: BaseException, config_name: str) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        group = group.replace("/", ".")
         choices = [option for option in error.options if group != "network" or _is_own_name(option)]
         return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
     if isinstance(error, OverrideParseException):
@@ -155,10 +160,11 @@ def composition_error(error: BaseException, config_name: str) -> str:
         known = f"{parent} can have {', '.join(siblings)}" if parent and siblings else "--help lists all settings"
         return f"there is no setting {key}{near}; {known}"
     if text.startswith("Config group override"):
-        groups = [argument for argument in sys.argv[1:] if argument.split("=")[0] in groups_of(config_name)]
+        typed = [argument.replace("/", ".") for argument in sys.argv[1:]]
+        groups = [argument for argument in typed if argument.split("=")[0] in groups_of(config_name)]
         return (
-            f"{' '.join(groups)}: a group is chosen by one name, and only experiment and debug can be null; --help "
-            f"lists the names"
+            f"{' '.join(groups)}: a group is chosen by one name, and only dataset.condition, experiment and debug "
+            f"can be null; --help lists the names"
         )
     if text.startswith("Ambiguous value"):
         name = text.split("'")[1] if "'" in text else text
@@ -172,13 +178,18 @@ def _is_own_name(network: str) -> bool:
 
 
 def groups_of(config_name: str) -> list[str]:
-    """The groups that a configuration chooses from."""
-    return re.findall(r"^  - (\w+): ", (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8"), re.MULTILINE)
+    """The groups that a configuration chooses from; one inside another as it is typed, with a dot."""
+    text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
+    return [name.replace("/", ".") for name in re.findall(r"^  - (\w+(?:/\w+)*): ", text, re.MULTILINE)]
+
+
+def _folder(group: str) -> Path:
+    return CONFIGS / group.replace(".", "/")
 
 
 def choices_of(group: str) -> list[str]:
     """What a group offers."""
-    names = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    names = sorted(path.stem for path in _folder(group).glob("*.yaml"))
     return [name for name in names if group != "network" or _is_own_name(name)]
 
 
@@ -194,7 +205,7 @@ def keys_of(config_name: str) -> list[str]:
 
     keys = dict.fromkeys(flat(yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")), ""))
     for group in groups_of(config_name):
-        for path in sorted((CONFIGS / group).glob("*.yaml")):
+        for path in sorted(_folder(group).glob("*.yaml")):
             content = path.read_text(encoding="utf-8")
             if "@package _global_" not in content:
                 keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{group}."))

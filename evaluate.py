@@ -3,6 +3,7 @@
 Examples:
     python evaluate.py ckpt=last                         2,000 samples against test data: a table of scores
     python evaluate.py ckpt=last sampler=dpmpp_2m steps=10 devices=2
+    python evaluate.py ckpt=[base,sr]                    the stages of a cascade
     python evaluate.py samples=x.npz dataset=fashion     samples of any program; or a folder of images
     python evaluate.py ckpt=last likelihood=vlb          the variational bound on test data, and where it comes from
     python evaluate.py ckpt=last likelihood=ode          the density of the probability-flow ODE
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
 class Options:
     """The plain values of configs/evaluate.yaml with their types and ranges."""
 
-    ckpt: str | int | None
+    ckpt: str | int | list[str | int] | None
+    conditioning_noise: float | None
     samples: str | None
     likelihood: str | None
     split: str
@@ -65,6 +67,8 @@ class Options:
                 raise ValueError(f"{name} must be {said}, got {vars(self)[name]!r}")
         if self.likelihood and self.samples:
             raise ValueError(f"likelihood={self.likelihood} is that of data under a model: leave samples= out")
+        if self.likelihood and isinstance(self.ckpt, list):
+            raise ValueError(f"likelihood={self.likelihood} is that of data under one model: name one checkpoint")
         if self.samples and self.ckpt not in (None, ""):
             raise ValueError("ckpt= draws samples and samples= brings them: leave one out (samples= needs dataset=)")
         for name in ("out", "cache"):
@@ -83,9 +87,9 @@ class Options:
         """Raises ValueError, one line, if something was typed that would change nothing."""
         drawing, scoring = ["sampler", "grid"], ["devices", "extractors", "cache"]
         if self.likelihood:
-            idle, what = [*drawing, *scoring], f"likelihood={self.likelihood}"
+            idle, what = [*drawing, *scoring, "conditioning_noise"], f"likelihood={self.likelihood}"
         elif self.samples:
-            idle, what = [*drawing, "steps", "seed", "weights", "batch_size"], "samples="
+            idle, what = [*drawing, "conditioning_noise", "steps", "seed", "weights", "batch_size"], "samples="
         else:
             idle, what = [], "a table of scores"
         idle += [] if self.likelihood == "ode" else ["probes"]
@@ -118,41 +122,48 @@ def main(config: "DictConfig") -> None:
             raise ValueError(f"train_classifier=true needs images, and {dataset['name']} has none")
         train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
         return
-    if options.ckpt in (None, ""):
+    if options.ckpt in (None, "", []):
         if dataset is None or options.samples is None:
             raise ValueError(
                 "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
                 "or samples=... with dataset=..."
             )
-        score(dataset, options, None, None, {})
+        score(dataset, options, [], {})
         return
-    path, contents = checkpoint.find(str(options.ckpt))
+    stages = options.ckpt if isinstance(options.ckpt, list) else [options.ckpt]
+    found = [checkpoint.find(str(spec)) for spec in stages]
+    path, contents = found[-1]
     dataset = contents["config"]["dataset"] if dataset is None else dataset
     if options.likelihood is None:
-        score(dataset, options, path, contents, {"sampler": sampler, "grid": grid})
+        score(dataset, options, found, {"sampler": sampler, "grid": grid})
     else:
         likelihood(dataset, options, path, contents)
 
 
-def score(dataset: dict[str, Any], options: Options, path: Path | None, contents: Any, method: dict[str, Any]) -> None:
-    """The table of scores of samples, drawn or given."""
+def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: dict[str, Any]) -> None:
+    """The table of scores of samples: drawn from these checkpoints (path, contents), or given if there are none."""
+    from diffusion.cascade import from_checkpoints
     from diffusion.checkpoint import run_folder
     from diffusion.devices import devices
     from diffusion.evaluation.cache import Cache
+    from diffusion.evaluation.extractors import random_rows
     from diffusion.evaluation.files import read_samples
     from diffusion.evaluation.judge import Judge
     from diffusion.evaluation.loading import drawn, loaded
     from diffusion.evaluation.record import record_path
     from diffusion.evaluation.weights import class_count
-    from diffusion.sampling import Pipeline
 
+    path, contents = stages[-1] if stages else (None, None)
     places, wanted = devices(options.devices, options.accelerator), options.n or 2000
     settings: dict[str, Any] = {"dataset": dataset["name"], "split": options.split}
     pipeline = given = None
     if options.samples is None:
-        pipeline = Pipeline.from_checkpoint(contents, str(path), options.weights, steps=options.steps, **method)
+        noise = options.conditioning_noise
+        pipeline = from_checkpoints(stages, options.weights, None, noise, steps=options.steps, **method)
         settings |= {
-            "checkpoint": str(path), "weights": options.weights, "seed": options.seed,
+            "checkpoint": ", ".join(str(stage) for stage, _ in stages), "weights": options.weights,
+            "seed": options.seed,
+            **({"conditioning_noise": noise} if noise else {}),
             "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
         }  # fmt: skip
     shape = None if pipeline is None else pipeline.shape
@@ -165,6 +176,8 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
     judge = Judge(splits, options.split, wanted, dataset, options.extractors, cache, places[0])
     n = len(judge)
     if pipeline is not None:
+        data = getattr(splits, options.split)
+        pipeline.condition_on(data, random_rows(len(data))[-n:])  # the real ones are the first
         given = drawn(pipeline, n, options.seed, places, options.batch(pipeline.shape))
     assert given is not None
     fake, labels = given
@@ -182,6 +195,7 @@ def score(dataset: dict[str, Any], options: Options, path: Path | None, contents
 def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: dict[str, Any]) -> None:
     """The likelihood of data, with its terms."""
     from diffusion import checkpoint
+    from diffusion.conditioning import condition_of
     from diffusion.devices import devices
     from diffusion.evaluation.judge import Findings
     from diffusion.evaluation.likelihoods import Likelihood
@@ -193,7 +207,8 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     place = devices("auto", options.accelerator)[0].replace("mps", "cpu")
     denoiser = checkpoint.trained_denoiser(contents, path, options.weights).to(place)
     settings = {name: vars(options)[name] for name in ("seed", "steps", "tolerance", "probes")}
-    measure = Likelihood(kind, denoiser, shape, dataset["clip"], **settings)
+    condition = condition_of(contents["config"])
+    measure = Likelihood(kind, denoiser, shape, dataset["clip"], condition=condition, **settings)
     data = getattr(loaded(dataset, options.data_dir, options.download, shape)[1], options.split)
     count = min(options.n or 256, len(data))
     found = measure(data, count, options.batch(shape), place)

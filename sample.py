@@ -8,10 +8,13 @@ Examples:
     python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
     python sample.py ckpt=last n=2000 show=both frames=6 out=roll.png   the forward process above the reverse one
     python sample.py ckpt=last label=3 guidance=2        a class, drawn more typically; label=all is one row a class
+    python sample.py ckpt=last condition=small.png       enlarged, by a model of dataset.condition=lowres
+    python sample.py ckpt=[base,sr] conditioning_noise=0.1   a cascade: small images first, then enlarged
     python sample.py ckpt=last init=a.png mask=m.png     the white part of the mask anew; resample=10 fits it in better
 """
 
 import math
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
+    from data.stream import Examples, Splits
+    from diffusion.denoisers import Condition
     from diffusion.sampling import Pipeline
 
 
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
 class Options:
     """The plain values of configs/sample.yaml with their types and ranges."""
 
-    ckpt: str | int | None
+    ckpt: str | int | list[str | int] | None
     out: str | None
     n: int | None
     rows: int | None
@@ -37,6 +42,7 @@ class Options:
     eta: float | None
     seed: int
     label: int | str | list[int] | None
+    conditioning_noise: float | None
     weights: str | float
     clip: bool | None
     batch_size: int
@@ -47,8 +53,12 @@ class Options:
     fps: float
     hold: int
 
+    def checkpoints(self) -> list[str]:
+        """What was named, one or the stages of a cascade."""
+        return [str(spec) for spec in (self.ckpt if isinstance(self.ckpt, list) else [self.ckpt])]
+
     def __post_init__(self) -> None:
-        if self.ckpt in (None, ""):
+        if self.ckpt in (None, "", []):
             raise ValueError("ckpt= is missing: give last (the newest run), a version number, a run folder or a file")
         for name in ("n", "rows", "steps", "batch_size", "frames", "hold"):
             value = vars(self)[name]
@@ -58,8 +68,10 @@ class Options:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:
             raise ValueError(f"fps must be above 0 and at most 50, the most that viewers show, got {self.fps}")
-        if self.show not in ("x_t", "x0", "both"):
-            raise ValueError(f"show must be x_t or x0 or both, got {self.show!r}")
+        if self.show not in ("x_t", "x0", "both", "condition"):
+            raise ValueError(f"show must be x_t or x0 or both or condition, got {self.show!r}")
+        if self.show == "condition" and self.rows is not None:
+            raise ValueError(f"rows={self.rows}: with show=condition a column is an image")
         if isinstance(self.label, str) and self.label != "all":
             raise ValueError(f"label must be a whole number, a list of them, or all, got {self.label!r}")
 
@@ -70,8 +82,9 @@ def main(config: "DictConfig") -> None:
 
     from diffusion import checkpoint, media, processes
     from diffusion.build import construct
+    from diffusion.cascade import from_checkpoints
+    from diffusion.conditioning import Rows
     from diffusion.devices import devices
-    from diffusion.sampling import Pipeline
     from diffusion.steering import Steering
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
@@ -81,39 +94,52 @@ def main(config: "DictConfig") -> None:
     places = devices(options.devices, options.accelerator)
     if options.out is not None:
         media.check_out(options.out)
-    path, contents = checkpoint.find(str(options.ckpt))
-    pipeline = Pipeline.from_checkpoint(
-        contents,
-        str(path),
+    found = [checkpoint.find(spec) for spec in options.checkpoints()]
+    path, contents = found[-1]
+    pipeline = from_checkpoints(
+        found,
         options.weights,
         steering,
-        sampler=with_eta(sampler, contents["config"].get("sampler"), options.eta),
+        options.conditioning_noise,
+        sampler=with_eta(sampler, contents["config"].get("sampler") if len(found) == 1 else None, options.eta),
         grid=grid,
         steps=options.steps,
         clip=options.clip,
     )
     out = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
-    if options.show == "both":
-        processes.check_out(out)
+    if options.show in ("both", "condition"):
+        processes.check_out(out, options.show)
+    if options.show == "condition" and pipeline.condition is None:
+        raise ValueError("show=condition: this model is told no images; train one with dataset.condition=lowres, say")
+    if steering.condition is not None and isinstance(pipeline.given, Rows) and options.n is None:
+        options.n = len(pipeline.given) if len(pipeline.given) > 1 else None  # one for each that was given
     settle_labels(options, pipeline.num_classes)
     assert options.n is not None
     numbers = list(range(options.n))
     assert not isinstance(options.label, str)
     labels = pipeline.labels(_tensor(numbers), options.label)
-    if options.show == "both":
+    truth = settle_conditions(pipeline, contents["config"], options.n)
+    moving = out.suffix.lower() in (".gif", ".webp")
+    if options.show == "condition":
+        told = pipeline.conditions(_tensor(numbers), options.seed, options.label)
+        states = drawn(pipeline, options, numbers, places, options.frames if moving else 1)
+        tables = [beside(told, state, truth) for state in states]
+        media.save(out, tables[-1], tables, len(tables[-1]) // options.n, fps=options.fps, hold=options.hold)
+    elif options.show == "both":
         above = noised(pipeline, contents["config"], options, options.n)
         below = drawn(pipeline, options, numbers, places, options.frames)
         processes.save(out, above, below, options.rows, options.fps, options.hold)
     elif out.suffix:
-        moving = out.suffix.lower() in (".gif", ".webp")
         states = drawn(pipeline, options, numbers, places, options.frames if moving else 1)
         media.save(out, states[-1], list(states), options.rows, fps=options.fps, hold=options.hold, labels=labels)
     else:
         settings = {
-            "checkpoint": str(path), "step": contents["global_step"], "weights": options.weights, "seed": options.seed,
+            "checkpoint": str(path) if len(found) == 1 else [str(stage) for stage, _ in found],
+            "step": contents["global_step"], "weights": options.weights, "seed": options.seed,
             "label": options.label, "clip": options.clip, **sampler_settings(pipeline.sampler),
             "times": pipeline.times.tolist(), **steering.given(),
+            **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
         }  # fmt: skip
         numbers = media.missing(media.claim(out, settings), options.n)
         # A batch at a time, so that a run that is cut off can go on where it stopped.
@@ -139,19 +165,53 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
 
 def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) -> "Tensor":
     """Real data of the test split at the times of the states that are drawn: (frames, n, *shape)."""
-    from diffusion.build import build
     from diffusion.media import evenly
     from diffusion.noise import EVALUATION, Noise
     from diffusion.processes import forward
 
-    source = run["dataset"]["source"]
-    # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
-    test = build(source | ({"download": False} if "download" in source else {}), "dataset.source").load().test
+    test = test_split(run)
     if n > len(test):
         raise ValueError(f"n={n}: show=both draws as many real samples, and the test split has {len(test)}")
     numbers = _tensor(list(range(n)))
     times = pipeline.times[evenly(len(pipeline.times), options.frames)]
     return forward(pipeline.denoiser.schedule, test.get(numbers), times, Noise(options.seed, numbers, EVALUATION))
+
+
+def test_split(run: dict[str, Any]) -> "Examples":
+    """The test data of a run's data set."""
+    from diffusion.build import build
+
+    source = run["dataset"]["source"]
+    # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
+    splits: Splits = build(source | ({"download": False} if "download" in source else {}), "dataset.source").load()
+    return splits.test
+
+
+def settle_conditions(pipeline: "Pipeline", run: dict[str, Any], n: int) -> "Tensor | None":
+    """Gives a model that has to be told images, and was told none, those made from test data.
+
+    Returns:
+        The test images that they were made from, at most n; None if they were not needed.
+    """
+    if pipeline.condition is None or pipeline.given is not None:
+        return None
+    test = test_split(run)
+    index = _tensor(list(range(min(n, len(test)))))
+    print("told images made from test data; condition=photo.png, or a folder, gives others", file=sys.stderr)
+    pipeline.condition_on(test, index)
+    return test.get(index)
+
+
+def beside(told: "Condition", samples: "Tensor", truth: "Tensor | None") -> "Tensor":
+    """Three rows of images in one batch: what the model was told, its samples, and what they should be if known."""
+    import torch
+
+    from diffusion.conditioning import as_picture
+
+    rows = [as_picture(told["image"], samples.shape[1:]), samples]
+    if truth is not None:
+        rows.append(truth[torch.arange(len(samples)) % len(truth)])
+    return torch.cat(rows)
 
 
 def settle_labels(options: Options, num_classes: int) -> None:

@@ -8,6 +8,7 @@ Examples:
     python train.py -m lr=1e-3,2e-3 network=unet,tutorial   try each, and compare
 """
 
+import inspect
 import math
 import sys
 import time
@@ -123,7 +124,7 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     """The composed configuration as a plain dict, with what the dataset and the shorthands say filled in."""
     from omegaconf import OmegaConf
 
-    from diffusion.build import ConfigError, build
+    from diffusion.build import ConfigError, build, resolve
 
     if config.timesteps is not None:
         if "timesteps" not in config.schedule:
@@ -135,6 +136,14 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     config.dataset.shape = list(source.shape)
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    if plain["dataset"].get("condition") is not None:
+        condition = build(plain["dataset"]["condition"], "dataset.condition")
+        told = {"condition_channels": condition.channels(source.shape), "condition_level": condition.leveled}
+        if not told.keys() <= inspect.signature(resolve(plain["network"]["_target_"], "network")).parameters.keys():
+            raise ConfigError(
+                "this network is told no images beside its input: use network=unet, or dataset.condition=null"
+            )
+        plain["network"] |= told
     return plain
 
 
@@ -143,6 +152,7 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     from data.module import DataModule
     from diffusion.build import build
 
+    condition = plain["dataset"].get("condition")
     return DataModule(
         source=build(plain["dataset"]["source"], "dataset.source"),
         batch_size=settings.batch_size,
@@ -150,6 +160,7 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
         flip=plain["dataset"]["flip"],
         workers=settings.workers,
         limit=settings.train_images,
+        condition=None if condition is None else build(condition, "dataset.condition"),
     )
 
 

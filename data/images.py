@@ -21,7 +21,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.datasets import load_digits
+from torch import Tensor
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
@@ -52,6 +54,22 @@ class DataUnavailable(OSError):
     """A data set is in none of the places where it was looked for; its text is one line."""
 
 
+def smaller(shape: tuple[int, int, int], factor: int) -> tuple[int, int, int]:
+    """The shape (C, H, W) at 1 / factor of the resolution; raises a one-line ValueError where that is no whole."""
+    channels, height, width = shape
+    if height % whole("downsample", factor, 1) or width % factor:
+        raise ValueError(f"downsample={factor}: must divide the images' {height} rows and {width} columns")
+    return channels, height // factor, width // factor
+
+
+def downsampled(pixels: Tensor, factor: int) -> Tensor:
+    """uint8 (N, C, H, W) at 1 / factor of the resolution: each square of pixels becomes its mean, rounded."""
+    if factor == 1:
+        return pixels
+    parts = [F.avg_pool2d(part.float(), factor).round().byte() for part in pixels.split(4096)]
+    return torch.cat(parts)
+
+
 class _Raw(NamedTuple):
     """Published arrays: pixels uint8 (N, C, H, W), labels (N,)."""
 
@@ -62,15 +80,21 @@ class _Raw(NamedTuple):
 
 
 class Digits:
-    """scikit-learn's 1,797 scans of digits, 8x8 with 17 grey levels (0..16, spread over 0..255); part of the
-    package."""
+    """scikit-learn's 1,797 scans of digits, 8x8 with 17 grey levels (0..16, spread over 0..255); part of the package.
 
-    shape = (1, 8, 8)
+    Args:
+        downsample: see `downsampled`.
+    """
+
+    def __init__(self, downsample: int = 1) -> None:
+        self.downsample = downsample
+        self.shape = smaller((1, 8, 8), downsample)
 
     def load(self) -> Splits:
         """Return 1437 / 180 / 180 images by a fixed permutation."""
         digits = load_digits()
         pixels = torch.from_numpy(np.rint(digits.images * 255 / 16).astype(np.uint8)[:, None])
+        pixels = downsampled(pixels, self.downsample)
         labels = torch.from_numpy(digits.target)
         order = torch.from_numpy(np.random.RandomState(0).permutation(len(pixels)))
         return Splits(*(Images(pixels, labels, rows) for rows in order.split([1437, 180, 180])))
@@ -85,6 +109,7 @@ class _Published(ABC):
         pad: black pixels to add on each side.
         holdout: training images that become the validation split, chosen by a permutation that is the same on every
             machine. With 0 all are trained on and the validation split *is* the test split, as published tutorials do.
+        downsample: see `downsampled`; after padding.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -96,7 +121,7 @@ class _Published(ABC):
     raw_shape: tuple[int, int, int]
     train_images: int
 
-    def __init__(self, data_dir: str | Path, download: bool, pad: int, holdout: int) -> None:
+    def __init__(self, data_dir: str | Path, download: bool, pad: int, holdout: int, downsample: int) -> None:
         if not isinstance(data_dir, (str, Path)) or not str(data_dir):
             raise ValueError(f"data_dir={data_dir}: must be a folder")
         if download not in (True, False):
@@ -105,7 +130,8 @@ class _Published(ABC):
         self.pad = whole("pad", pad, 0, 1024)
         self.holdout = whole("holdout", holdout, 0, self.train_images - 1)
         channels, height, width = self.raw_shape
-        self.shape = (channels, height + 2 * pad, width + 2 * pad)
+        self.downsample = downsample
+        self.shape = smaller((channels, height + 2 * pad, width + 2 * pad), downsample)
 
     @abstractmethod
     def _read(self, root: Path) -> _Raw:
@@ -128,7 +154,10 @@ class _Published(ABC):
         """
         raw = self._find()
         train, test = (
-            torch.from_numpy(np.pad(pixels, ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad))))
+            downsampled(
+                torch.from_numpy(np.pad(pixels, ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad)))),
+                self.downsample,
+            )
             for pixels in (raw.train_pixels, raw.test_pixels)
         )
         train_labels, test_labels = torch.from_numpy(raw.train_labels), torch.from_numpy(raw.test_labels)
@@ -233,9 +262,14 @@ class Mnist(_Idx):
     name, folder, torchvision_class = "mnist", "MNIST/raw", datasets.MNIST
 
     def __init__(
-        self, data_dir: str | Path = "data/raw", download: bool = True, pad: int = 2, holdout: int = 5000
+        self,
+        data_dir: str | Path = "data/raw",
+        download: bool = True,
+        pad: int = 2,
+        holdout: int = 5000,
+        downsample: int = 1,
     ) -> None:
-        super().__init__(data_dir, download, pad, holdout)
+        super().__init__(data_dir, download, pad, holdout, downsample)
 
 
 class Fashion(_Idx):
@@ -247,9 +281,14 @@ class Fashion(_Idx):
     name, folder, torchvision_class = "fashion", "FashionMNIST/raw", datasets.FashionMNIST
 
     def __init__(
-        self, data_dir: str | Path = "data/raw", download: bool = True, pad: int = 2, holdout: int = 5000
+        self,
+        data_dir: str | Path = "data/raw",
+        download: bool = True,
+        pad: int = 2,
+        holdout: int = 5000,
+        downsample: int = 1,
     ) -> None:
-        super().__init__(data_dir, download, pad, holdout)
+        super().__init__(data_dir, download, pad, holdout, downsample)
 
     def _elsewhere(self) -> list[tuple[Path, Callable[[], _Raw]]]:
         def read() -> _Raw:
@@ -270,9 +309,14 @@ class Cifar(_Published):
     train_images = 50_000
 
     def __init__(
-        self, data_dir: str | Path = "data/raw", download: bool = True, pad: int = 0, holdout: int = 5000
+        self,
+        data_dir: str | Path = "data/raw",
+        download: bool = True,
+        pad: int = 0,
+        holdout: int = 5000,
+        downsample: int = 1,
     ) -> None:
-        super().__init__(data_dir, download, pad, holdout)
+        super().__init__(data_dir, download, pad, holdout, downsample)
 
     def _read(self, root: Path) -> _Raw:
         try:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.conditions import ImageCondition
 from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
 
 
 class DataModule(pl.LightningDataModule):
-    """Serves batches {"x": float32 (b, *S), "label": int64 (b,), "serial": int64 (b,)} of a source.
+    """Serves batches {"x": float32 (b, *S), "label": int64 (b,), "serial": int64 (b,)} of a source, with "image" too
+    where there is a condition.
 
     The training loader is endless and starts at the trainer's batch counter (see `Stream`); give the trainer
     `use_distributed_sampler=False`, as the samplers share the work between ranks themselves.
@@ -25,6 +27,7 @@ class DataModule(pl.LightningDataModule):
         workers: processes that prepare batches; None is 0 for sets in memory and up to 4 for those decoded on the fly.
         eval_batch_size: of validation and test, over all ranks; None is `batch_size`.
         limit: train on the first so many examples only; None is all.
+        condition: of images, see `data.conditions`; None for none.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -39,11 +42,14 @@ class DataModule(pl.LightningDataModule):
         workers: int | None = None,
         eval_batch_size: int | None = None,
         limit: int | None = None,
+        condition: ImageCondition | None = None,
     ) -> None:
         super().__init__()
         if flip and len(source.shape) != 3:
             raise ValueError("flip=true: only images can be flipped")
-        self.source, self.seed, self.flip = source, seed, flip
+        if condition is not None:
+            condition.channels(source.shape)
+        self.source, self.seed, self.flip, self.condition = source, seed, flip, condition
         self.batch_size = whole("batch_size", batch_size, 1)
         self.workers = None if workers is None else whole("workers", workers, 0)
         self.eval_batch_size = batch_size if eval_batch_size is None else whole("eval_batch_size", eval_batch_size, 1)
@@ -92,7 +98,7 @@ class DataModule(pl.LightningDataModule):
         stream = Stream(
             self.train_size, self.batch_size, self.seed, rank, world_size, flip=self.flip, start=self._batches_done
         )
-        return self._loader(examples, stream)
+        return self._loader(examples, stream, self.seed)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation loader: every example once over the ranks, in order."""
@@ -119,10 +125,10 @@ class DataModule(pl.LightningDataModule):
             examples, Sequential(len(examples), -(-self.eval_batch_size // world_size), rank, world_size)
         )
 
-    def _loader(self, examples: Examples, sampler: Stream | Sequential) -> DataLoader[Batch]:
+    def _loader(self, examples: Examples, sampler: Stream | Sequential, seed: int = 0) -> DataLoader[Batch]:
         workers = (min(4, os.cpu_count() or 1) if examples.lazy else 0) if self.workers is None else self.workers
         return DataLoader(
-            Batches(examples),
+            Batches(examples, self.condition, seed),
             sampler=sampler,
             batch_size=None,
             num_workers=workers,

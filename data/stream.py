@@ -118,12 +118,21 @@ class Request(NamedTuple):
 
 
 class Batch(TypedDict):
-    """A batch: `x` float32 (b, *S), `label` int64 (b,), `serial` int64 (b,); `embedding` (b, d) if there are any."""
+    """A batch: `x` float32 (b, *S), `label` int64 (b,), `serial` int64 (b,); `embedding` (b, d), `image` (b, C', H, W)
+    and its `level` (b,) if there are any."""
 
     x: Tensor
     label: Tensor
     serial: Tensor
     embedding: NotRequired[Tensor]
+    image: NotRequired[Tensor]
+    level: NotRequired[Tensor]
+
+
+class Augmented(Protocol):
+    """What makes image conditions of a batch, see `data.conditions.ImageCondition`."""
+
+    def augmented(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]: ...
 
 
 def mix(*words: int) -> int:
@@ -233,10 +242,16 @@ class Sequential(Sampler[Request]):
 
 
 class Batches(Dataset[Batch]):
-    """Examples served a whole batch at a time: an item is the batch that a `Request` asks for."""
+    """Examples served a whole batch at a time: an item is the batch that a `Request` asks for.
 
-    def __init__(self, examples: Examples) -> None:
-        self.examples = examples
+    Args:
+        examples: what is served.
+        condition: made from the images as they are served, so after they were mirrored; None for none.
+        seed: of what is random in the condition.
+    """
+
+    def __init__(self, examples: Examples, condition: Augmented | None = None, seed: int = 0) -> None:
+        self.examples, self.condition, self.seed = examples, condition, seed
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -249,4 +264,9 @@ class Batches(Dataset[Batch]):
         }
         if self.examples.embeddings is not None:
             batch["embedding"] = self.examples.embeddings[request.indices]
+        if self.condition is not None:
+            told = self.condition.augmented(batch["x"], self.seed, request.serials)
+            batch["image"] = told["image"]
+            if "level" in told:
+                batch["level"] = told["level"]
         return batch

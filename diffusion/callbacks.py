@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from diffusion import charts, media
 from diffusion.classifiers import NoisyClassifier, accuracy_by_level
-from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.conditioning import as_picture, of_examples
+from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
@@ -137,6 +138,17 @@ class Preview(AfterStep):
                 writer = module.logger.experiment
                 writer.add_image("samples", frames[-1], step, dataformats="HWC")
                 module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
+                if module.denoiser.condition_channels:
+                    self._add_given(trainer, writer, step)
+
+    def _add_given(self, trainer: pl.Trainer, writer: Any, step: int) -> None:
+        """What the samples were made from, in the same places, and the validation images that this was made from."""
+        examples: Examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        numbers = torch.arange(self.n)
+        truth = examples.get(numbers % len(examples))
+        told = as_picture(val_conditions(trainer, numbers)["image"], self.shape)
+        for name, images in (("samples_given", told), ("samples_truth", truth)):
+            writer.add_image(name, media.picture(images), step, dataformats="HWC")
 
 
 class Scores(AfterStep):
@@ -204,7 +216,8 @@ class Scores(AfterStep):
 def drawn(module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip: bool, steps: int) -> Iterator[Tensor]:
     """The states x_t of the samples with these numbers on their way from fixed noise, by the averaged weights.
 
-    Labels are each class in turn. The training's own random numbers stay as they were.
+    Labels are each class in turn, image conditions those of the first validation images. The training's own random
+    numbers stay as they were.
     """
     assert isinstance(module.evaluated, Denoiser)
     denoiser = ClippedDenoiser(module.evaluated) if clip else module.evaluated
@@ -215,11 +228,21 @@ def drawn(module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip:
     cond = {"label": noise.index % denoiser.num_classes} if denoiser.num_classes else {}
     if denoiser.embedding:  # nobody said what to draw
         cond["embedding"] = torch.zeros(len(numbers), denoiser.embedding, device=module.device)
+    if denoiser.condition_channels:
+        told = val_conditions(module.trainer, torch.tensor(numbers))
+        cond |= {name: value.to(module.device) for name, value in told.items()}
     with torch.autocast(module.device.type, enabled=False):
         x = prior(schedule, noise, shape)
         sampler, times = quick_method(denoiser, steps)
         yield from (state.x_t for state in sampler(denoiser, x, times, cond, noise))
     module.train(training)
+
+
+def val_conditions(trainer: pl.Trainer, numbers: Tensor) -> Condition:
+    """The image conditions of these validation examples, which go round, as in sampling."""
+    datamodule = trainer.datamodule  # type: ignore[attr-defined]
+    examples: Examples = datamodule.splits.val
+    return of_examples(datamodule.condition, examples, numbers % len(examples))
 
 
 def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:

@@ -15,15 +15,15 @@ from diffusion.schedules import Schedule, expand, float64
 
 Condition = dict[str, Tensor]
 
-# What stands in a condition where nothing is said: networks add nothing for it.
+# What stands in a condition where nothing is said. Grey images are told from none by their last channel, which is 1.
 NO_LABEL = -1
-NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0}
+NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0, "image": 0.0}
 
 
 def dropped(cond: Condition, where: Tensor) -> Condition:
     """The condition with nothing said of the samples at `where`, a bool tensor (B,).
 
-    A label becomes `NO_LABEL` and an embedding zero; whatever else there is stays.
+    A label becomes `NO_LABEL`, an embedding or an image zero; whatever else there is stays.
     """
     return {
         name: value.masked_fill(expand(where, value), NOTHING[name]) if name in NOTHING else value
@@ -154,7 +154,7 @@ class Denoiser(nn.Module, ABC):
     """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
 
     x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to
-    know: "label" (B,) int64, "embedding" (B, d).
+    know: "label" (B,) int64, "embedding" (B, d), "image" (B, C', H, W) and its noise's "level" (B,).
 
     Args:
         schedule: where t stands between data and noise.
@@ -165,13 +165,13 @@ class Denoiser(nn.Module, ABC):
 
     num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
     embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
+    condition_channels: int = 0  # of cond["image"]; 0 for a model without
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
         if variance not in ("beta", "beta_tilde", "learned"):
             raise ValueError(f"variance must be beta, beta_tilde or learned, got {variance!r}")
-        self.schedule = schedule
-        self.variance = variance
+        self.schedule, self.variance = schedule, variance
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
@@ -225,8 +225,8 @@ class TrainableDenoiser(Denoiser):
     def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
         super().__init__(schedule, variance)
         self.network = network
-        self.num_classes = int(getattr(network, "num_classes", 0))  # one that takes no labels need not say so
-        self.embedding = int(getattr(network, "embedding", 0))
+        for name in ("num_classes", "embedding", "condition_channels"):  # what it does not take it need not say
+            setattr(self, name, int(getattr(network, name, 0)))
         self.steps = int(getattr(network, "steps", 0))
         if self.steps and schedule.timesteps != self.steps:
             raise ValueError(
@@ -311,8 +311,7 @@ class NetworkDenoiser(RegressionDenoiser):
 
 
 class GaussianMixtureDenoiser(Denoiser):
-    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions: the answer that tests compare
-    with.
+    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions: what tests compare with.
 
     x_t given the component k is `N(alpha m_k, alpha^2 C_k + sigma^2 I)`, so with responsibilities r_k(x_t)
     `D = sum_k r_k (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (x_t - alpha m_k))`.
@@ -388,6 +387,7 @@ class ClippedDenoiser(Denoiser):
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser, self.low, self.high = denoiser, low, high
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+        self.condition_channels = denoiser.condition_channels
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)

@@ -31,6 +31,7 @@ class Guidance(Denoiser, ABC):
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser = denoiser
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+        self.condition_channels = denoiser.condition_channels
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)
@@ -76,7 +77,7 @@ class ClassifierFreeGuidance(Guidance):
         if (weight == 1).all():
             return self.denoiser.predict(x_t, t, cond)
         if not cond.keys() & NOTHING.keys():
-            raise ValueError("classifier-free guidance needs a condition: a label or an embedding")
+            raise ValueError("classifier-free guidance needs a condition: a label, an embedding or an image")
         nothing = dropped(cond, torch.ones(len(x_t), dtype=torch.bool, device=x_t.device))
         both = {name: torch.cat((value, nothing[name])) for name, value in cond.items()}
         twice_t = t if t.ndim == 0 else torch.cat((t, t))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 # Streams: uses that must not share numbers though they share a seed and count samples alike.
-TRAINING, VALIDATION, PREVIEW, SAMPLING, EVALUATION = range(5)
+TRAINING, VALIDATION, PREVIEW, SAMPLING, EVALUATION, CASCADE = range(6)  # CASCADE and above: a cascade's later stages
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

@@ -364,10 +364,11 @@ class ConditionDropout(Objective):
         return out
 
     def check(self, model: nn.Module) -> None:
-        if not isinstance(model, TrainableDenoiser) or max(model.num_classes, model.embedding) == 0:
+        trainable = model if isinstance(model, TrainableDenoiser) else None
+        if trainable is None or not (trainable.num_classes or trainable.embedding or trainable.condition_channels):
             raise ValueError(
                 f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
-                f"network.num_classes=... for a class-conditional one, or condition_dropout=0"
+                f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
         self.objective.check(model)
 

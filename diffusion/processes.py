@@ -69,10 +69,10 @@ def save(
         media.save_gif(path, animation(above, below, rows), fps, hold)
 
 
-def check_out(path: str | Path) -> None:
-    """Raises ValueError for a kind of file that `save` does not write."""
+def check_out(path: str | Path, show: str = "both") -> None:
+    """Raises ValueError for a kind of file that is no picture, which `show` has to be."""
     if Path(path).suffix.lower() not in (".gif", ".webp", ".png"):
-        raise ValueError(f"out={path}: show=both is a picture: choose a name that ends in .gif, .webp or .png")
+        raise ValueError(f"out={path}: show={show} is a picture: choose a name that ends in .gif, .webp or .png")
 
 
 def _limit(state: Tensor) -> float | None:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find, trained_denoiser
-from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condition_of, of_examples
+from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.grids import Grid, between
 from diffusion.noise import SAMPLING, Noise
 from diffusion.repaint import RePaintSampler
@@ -67,7 +68,9 @@ class Pipeline:
         shape: of one sample.
         num_classes: labels that the model knows, 0 if it is unconditional.
         init: data to begin from, noised to the first time, (*shape); None begins from noise alone.
-        embedding: (N, d), of which row k modulo N conditions image k, for a model that takes them.
+        condition: how the model's image conditions are made; None for a model without.
+        given: what conditions image k beside its label, for a model that has to be told.
+        stream: of the noise; the later stages of a cascade have their own.
     """
 
     denoiser: Denoiser
@@ -76,7 +79,9 @@ class Pipeline:
     shape: tuple[int, ...]
     num_classes: int
     init: Tensor | None = None
-    embedding: Tensor | None = None
+    condition: ImageCondition | None = None
+    given: Given | None = None
+    stream: int = SAMPLING
 
     @classmethod
     def load(
@@ -112,6 +117,8 @@ class Pipeline:
             raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
         denoiser = steering.around(trained_denoiser(checkpoint, Path(path), weights), config)
         sampler, times = sampler_and_times(config, denoiser)
+        condition = condition_of(config)
+        rows = steering.rows(denoiser.embedding, condition, tuple(shape))
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
             sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
@@ -119,7 +126,8 @@ class Pipeline:
             shape=tuple(shape),
             num_classes=denoiser.num_classes,
             init=steering.start(tuple(shape)),
-            embedding=steering.vectors(denoiser.embedding),
+            condition=condition,
+            given=Rows(rows) if rows else None,
         )
 
     def labels(self, index: Tensor, label: int | Sequence[int] | None) -> Tensor | None:
@@ -140,6 +148,28 @@ class Pipeline:
             raise ConfigError(f"label must be a whole number from 0 to {self.num_classes - 1}, got {label!r}")
         return torch.tensor(several, device=index.device)[index % len(several)]
 
+    def condition_on(self, examples: Examples, index: Tensor) -> bool:
+        """Tells a model that is to be told images, and was given none, those that these examples (N,) make, round and
+        round; whether that was so."""
+        if self.condition is None or self.given is not None:
+            return False
+        self.given = Rows(of_examples(self.condition, examples, index))
+        return True
+
+    def conditions(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Condition:
+        """All that the images with these numbers are conditioned on.
+
+        Raises:
+            ConfigError: the model has to be told an image, and nobody gave one.
+        """
+        labels = self.labels(index, label)
+        told = {} if labels is None else {"label": labels}
+        if self.given is not None:
+            return told | self.given(index, seed, label)
+        if self.condition is not None:
+            raise ConfigError("this model is conditioned on images: give some, condition=photo.png or a folder of them")
+        return told
+
     @torch.no_grad()
     def states(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Iterator[Evaluation]:
         """Every state on the way of the images with these numbers, on the index's device.
@@ -147,11 +177,8 @@ class Pipeline:
         Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
         """
         denoiser = self.denoiser.to(index.device)
-        noise = Noise(seed, index, SAMPLING)
-        labels = self.labels(index, label)
-        cond = {} if labels is None else {"label": labels}
-        if self.embedding is not None:
-            cond["embedding"] = self.embedding.to(index.device)[index % len(self.embedding)]
+        noise = Noise(seed, index, self.stream)
+        cond = self.conditions(index, seed, label)
         with torch.autocast(index.device.type, enabled=False):
             x = prior(denoiser.schedule, noise, self.shape, self.times[0].item())
             if self.init is not None:

@@ -14,8 +14,11 @@ from torch import Tensor
 from diffusion.build import ConfigError
 from diffusion.checkpoint import find, trained_classifier
 from diffusion.classifiers import LabelLogProb
-from diffusion.denoisers import Denoiser
+from diffusion.conditioning import ImageCondition
+from diffusion.denoisers import Condition, Denoiser
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of the images in a folder
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Steering:
         guidance_rescale: see `ClassifierFreeGuidance`.
         classifier: checkpoint that steers a model without classes, as `checkpoint.find` takes it.
         embedding: .npy file of the vectors (N, d) that condition a model in the place of labels.
+        condition: image file, or folder of them, that a model which is conditioned on images is told.
         init: image to begin from, or to complete.
         mask: image of the same size; white is repainted, black is kept.
         resample: RePaint's rounds of each step; 1 is the replacement method.
@@ -40,6 +44,7 @@ class Steering:
     guidance_rescale: float = 0.0
     classifier: str | int | None = None
     embedding: str | None = None
+    condition: str | None = None
     init: str | None = None
     mask: str | None = None
     resample: int = 1
@@ -59,7 +64,7 @@ class Steering:
                 f"t_start and t_end need 0 <= t_end < t_start <= 1 (1 is noise, 0 is data), got "
                 f"t_start={self.t_start:g} and t_end={self.t_end:g}"
             )
-        if self.mask is not None and self.init is None:
+        if self.mask is not None and self.init is None and self.condition is None:
             raise ValueError(f"mask={self.mask} needs the image that it belongs to: add init=photo.png")
         if self.init is None and self.t_start < 1:
             raise ValueError(f"t_start={self.t_start:g} needs an image to begin from: add init=photo.png")
@@ -69,7 +74,7 @@ class Steering:
             )
         if self.resample < 1:
             raise ValueError(f"resample must be at least 1 (1 is off), got {self.resample}")
-        if self.resample > 1 and self.mask is None:
+        if self.resample > 1 and (self.mask is None or self.init is None):
             raise ValueError(f"resample={self.resample} belongs to inpainting: add init=photo.png mask=mask.png")
 
     def given(self) -> dict[str, Any]:
@@ -100,7 +105,41 @@ class Steering:
         """The image that sampling begins from, (C, H, W) in [-1, 1]; None from t = 1 on, where only noise is left."""
         return None if self.init is None or self.t_start == 1 else read_image(self.init, "init", shape)
 
-    def vectors(self, length: int) -> Tensor | None:
+    def rows(self, length: int, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
+        """What was given to condition images on, a row each; what the model does not take, or lacks, is refused.
+
+        Args:
+            length: of the vectors that the model takes; 0 if it takes none.
+            condition: how it is told images; None if it is not.
+            shape: of the images that it draws.
+        """
+        vectors = self._vectors(length)
+        rows = {} if vectors is None else {"embedding": vectors}
+        if self.condition is not None:
+            rows |= self._images(condition, shape)
+        return rows
+
+    def _images(self, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
+        name = f"condition={self.condition}"
+        if condition is None:
+            raise ConfigError(f"{name}: this model is told no images; train one with dataset.condition=lowres, say")
+        if self.mask is not None and self.init is None and not condition.takes_mask:
+            raise ConfigError(f"mask={self.mask} needs the image that it belongs to: add init=photo.png")
+        mask = None if self.mask is None or not condition.takes_mask else read_mask(self.mask, shape)
+        path = Path(str(self.condition))
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise ConfigError(f"{name}: no images there (looked for {' '.join(SUFFIXES)})")
+        found = []
+        for file in files:
+            picture = read_picture(str(file), "condition", shape)
+            try:
+                found.append(condition.of_picture(picture, shape, mask))
+            except ValueError as error:
+                raise ConfigError(f"condition={file}: {error}") from error
+        return {key: torch.cat([told[key] for told in found]) for key in found[0]}
+
+    def _vectors(self, length: int) -> Tensor | None:
         """The vectors that condition a model which takes those of this length, (N, length); None if it takes none."""
         if self.embedding is None:
             if length:
@@ -131,38 +170,48 @@ class Steering:
 
 
 def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: float) -> None:
-    if not denoiser.num_classes and not denoiser.embedding:
+    if max(denoiser.num_classes, denoiser.embedding, denoiser.condition_channels) == 0:
         raise ConfigError(
             f"guidance={guidance:g}: this model is unconditional; train one with experiment=fast_digits_cond, say, "
             f"or add classifier=..."
         )
     if not config.get("condition_dropout"):
         raise ConfigError(
-            f"guidance={guidance:g}: this model was always told the label and cannot do without; train one with "
-            f"condition_dropout=0.1"
+            f"guidance={guidance:g}: this model was always told the label, or the image, and cannot do without; train "
+            f"one with condition_dropout=0.1"
         )
 
 
 def read_image(path: str, what: str, shape: Sequence[int]) -> Tensor:
-    """An image file as data of this shape, (C, H, W) in [-1, 1], `pixel / 127.5 - 1`.
+    """An image file as data of this shape, (C, H, W); see `read_picture`.
 
     Raises:
         ConfigError: it cannot be read, or has another size.
     """
+    picture = read_picture(path, what, shape)
+    if picture.shape[1:] != tuple(shape[1:]):
+        raise ConfigError(
+            f"{what}={path} is {picture.shape[2]}x{picture.shape[1]} pixels (width x height), the model draws "
+            f"{shape[2]}x{shape[1]}: resize or crop it"
+        )
+    return picture
+
+
+def read_picture(path: str, what: str, shape: Sequence[int]) -> Tensor:
+    """An image file of any size with the channels of data of this shape, (C, h, w) in [-1, 1], `pixel / 127.5 - 1`.
+
+    Raises:
+        ConfigError: it cannot be read, or the data are no images.
+    """
     if len(shape) != 3:
         raise ConfigError(f"{what}={path} is an image, and this model draws points")
-    channels, height, width = shape
+    channels = shape[0]
     try:
         with Image.open(Path(path)) as image:
             pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
     except (OSError, ValueError, Image.DecompressionBombError) as error:
         raise ConfigError(f"{what}={path} cannot be read as an image: {' '.join(str(error).split())}") from error
-    if pixels.shape[:2] != (height, width):
-        raise ConfigError(
-            f"{what}={path} is {pixels.shape[1]}x{pixels.shape[0]} pixels (width x height), the model draws "
-            f"{width}x{height}: resize or crop it"
-        )
-    return torch.from_numpy(pixels.reshape(height, width, channels).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).copy()).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def read_mask(path: str, shape: Sequence[int]) -> Tensor:

@@ -22,6 +22,7 @@ from diffusion.stochastic import AnnealedLangevinSampler
 ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
 SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow", "ncsn"]  # for any dataset
+CASCADE = ["cascade_base", "cascade_sr"]
 TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 
 
@@ -41,6 +42,8 @@ def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:
     """The loss on two random samples, with gradients in all weights."""
     denoiser, objective = build_model(config), build(config["objective"])
     batch = {"x": torch.rand(2, *config["dataset"]["shape"]) * 2 - 1, "label": torch.zeros(2, dtype=torch.long)}
+    if config["dataset"].get("condition") is not None:
+        batch |= build(config["dataset"]["condition"]).augmented(batch["x"], 0, torch.arange(2))
     loss: torch.Tensor = objective(denoiser, batch, Noise(0, torch.arange(2), TRAINING))["loss"].mean()
     loss.backward()
     assert all(p.grad is not None for p in denoiser.network.parameters())
@@ -55,9 +58,8 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
         build(config["network"], "network")
     for part in ("objective", "optimizer", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
-    assert config["dataset"]["name"] == (
-        "digits" if experiment in (*SDES, "learned_variance") else experiment.removesuffix("_cond").rpartition("_")[2]
-    )
+    name = {**dict.fromkeys((*SDES, "learned_variance"), "digits"), **dict.fromkeys(CASCADE, "fashion")}
+    assert config["dataset"]["name"] == name.get(experiment, experiment.removesuffix("_cond").rpartition("_")[2])
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
 
 
@@ -67,6 +69,27 @@ def test_every_fast_experiment_trains_and_has_a_few_step_sampler(experiment: str
     assert loss_of_one_step(config).isfinite()
     _, times = sampler_and_times(config, build_denoiser(config))
     assert len(times) - 1 <= (20 if len(config["dataset"]["shape"]) == 3 else 40)  # points cost next to nothing
+
+
+@pytest.mark.parametrize("dataset", ["digits", "fashion"])
+def test_a_cascades_stages_train_and_fit_together(dataset: str) -> None:
+    base, sr = (resolved(f"experiment={name}", f"dataset={dataset}") for name in CASCADE)
+    for config in (base, sr):
+        assert loss_of_one_step(config).isfinite()
+        sampler_and_times(config, build_denoiser(config))
+    assert list(build(sr["dataset"]["condition"]).small(sr["dataset"]["shape"])) == base["dataset"]["shape"]
+
+
+@pytest.mark.parametrize("condition", cli.choices_of("dataset.condition"))
+def test_every_condition_trains(condition: str) -> None:
+    config = resolved(
+        "dataset=cifar",
+        "network=unet",
+        "network.widths=[8,16]",
+        "network.attention=[]",
+        f"dataset/condition={condition}",
+    )
+    assert loss_of_one_step(config).isfinite()
 
 
 @pytest.mark.parametrize("dataset", ["digits", "swissroll"])

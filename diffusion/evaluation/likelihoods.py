@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffusion.conditioning import ImageCondition, of_examples
 from diffusion.denoisers import Denoiser
 from diffusion.evaluation.extractors import random_rows
 from diffusion.evaluation.pictures import bound_picture
@@ -63,6 +64,7 @@ class Likelihood:
         steps: of the bound's grid or of the ODE's solver; None is every timestep, or 50.
         tolerance: of the ODE's adaptive solver.
         probes: of the ODE's trace; None is the exact trace.
+        condition: what of the images the model is conditioned on.
 
     Raises:
         ValueError: the model has no such likelihood.
@@ -78,8 +80,9 @@ class Likelihood:
         steps: int | None = None,
         tolerance: float | None = None,
         probes: int | None = 1,
+        condition: ImageCondition | None = None,
     ) -> None:
-        self.eight_bit, self.labelled = eight_bit, denoiser.num_classes > 0
+        self.eight_bit, self.labelled, self.condition = eight_bit, denoiser.num_classes > 0, condition
         self.times = bound_times(denoiser, steps) if kind == "vlb" else None
         self._compute = (
             density(denoiser, seed, math.prod(shape), eight_bit, steps, tolerance, probes)
@@ -89,7 +92,7 @@ class Likelihood:
 
     def __call__(self, data: Examples, count: int, batch_size: int, device: str) -> Measured:
         """That of `count` data, computed so many at a time on a device."""
-        nats, values = evaluated(self._compute, data, count, batch_size, device, self.labelled)
+        nats, values = evaluated(self._compute, data, count, batch_size, device, self.labelled, self.condition)
         terms, unit = (nats / math.log(2), "bits/dim") if self.eight_bit else (nats, "nats/dim")
         lines = []
         if self.eight_bit and values < 256:
@@ -170,7 +173,13 @@ def density(
 
 
 def evaluated(
-    compute: Compute, data: Examples, count: int, batch_size: int, device: str, labelled: bool
+    compute: Compute,
+    data: Examples,
+    count: int,
+    batch_size: int,
+    device: str,
+    labelled: bool,
+    condition: ImageCondition | None = None,
 ) -> tuple[Tensor, int]:
     """The terms of `count` data, (count, terms), and how many different values these have (pixels do not vary much).
 
@@ -183,12 +192,16 @@ def evaluated(
         batch_size: at a time.
         device: to compute on.
         labelled: whether the model is conditioned on the data's labels.
+        condition: what of the images it is conditioned on.
     """
     terms, values = [], torch.empty(0)
     for index in tqdm(random_rows(len(data))[:count].split(batch_size), desc="evaluating", leave=False, disable=None):
         x = data.get(index)
         values = torch.cat((values, x.flatten())).unique()
-        cond = {"label": data.labels[index].to(device)} if labelled else {}
+        cond = {"label": data.labels[index]} if labelled else {}
+        if condition is not None:
+            cond |= of_examples(condition, data, index)
+        cond = {name: value.to(device) for name, value in cond.items()}
         terms.append(compute(x.to(device), index.to(device), cond).double().cpu())
     return torch.cat(terms), len(values)
 

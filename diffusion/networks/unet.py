@@ -83,6 +83,8 @@ class UNet(nn.Module):
         embedding: length of the vectors in cond["embedding"] that condition the network; 0 for none.
         in_channels: channels of its input; None is C.
         out_channels: channels of its output; None is C.
+        condition_channels: of cond["image"], which stands beside the input; 0 for none.
+        condition_level: whether cond["level"] tells the noise in that image, from 0 to about 1.
     """
 
     ends = ("conv_in", "conv_out")
@@ -100,27 +102,35 @@ class UNet(nn.Module):
         embedding: int = 0,
         in_channels: int | None = None,
         out_channels: int | None = None,
+        condition_channels: int = 0,
+        condition_level: bool = False,
     ) -> None:
         super().__init__()
         channels = check_levels("unet", shape, widths, blocks, attention, patch)
         c_in = channels if in_channels is None else in_channels
         c_out = channels if out_channels is None else out_channels
-        if min(num_classes, embedding) < 0 or min(head_channels, c_in, c_out) < 1 or not 0 <= dropout < 1:
+        counts, sizes = (num_classes, embedding, condition_channels), (head_channels, c_in, c_out)
+        if min(counts) < 0 or min(sizes) < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"unet needs num_classes and embedding >= 0, head_channels, in_channels and out_channels >= 1 and "
-                f"dropout in [0, 1), got {num_classes=}, {embedding=}, {head_channels=}, {in_channels=}, "
+                f"unet needs num_classes, embedding and condition_channels >= 0, head_channels, in_channels and "
+                f"out_channels >= 1 and dropout in [0, 1), got {num_classes=}, {embedding=}, {condition_channels=}, "
+                f"{head_channels=}, {in_channels=}, "
                 f"{out_channels=} and {dropout=}"
             )
-        self.num_classes, self.embedding = num_classes, embedding
+        self.num_classes, self.embedding, self.condition_channels = num_classes, embedding, condition_channels
         self.width_in = widths[0]
         emb = 4 * widths[0]
         attended = {level % len(widths) for level in attention}
 
-        self.embed = nn.Sequential(nn.Linear(self.width_in, emb), nn.SiLU(), nn.Linear(emb, emb))
+        def embed_level() -> nn.Sequential:
+            return nn.Sequential(nn.Linear(self.width_in, emb), nn.SiLU(), nn.Linear(emb, emb))
+
+        self.embed = embed_level()
+        self.embed_condition_level = embed_level() if condition_level else None
         self.embed_label = LabelEmbedding(num_classes, emb) if num_classes else None
         self.embed_vector = nn.Linear(embedding, emb, bias=False) if embedding else None  # zero says nothing
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        self.conv_in = nn.Conv2d(c_in * patch**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d((c_in + condition_channels) * patch**2, widths[0], 3, padding=1)
 
         def stage(c_in: int, c_out: int, level: int) -> nn.ModuleList:
             layers = [ResBlock(c_in, c_out, emb, dropout)]
@@ -156,14 +166,18 @@ class UNet(nn.Module):
         self.conv_out = _zero(nn.Conv2d(width, c_out * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """F, (B, out_channels, H, W), from x (B, in_channels, H, W); c_noise (B,); cond["label"] (B,) and
-        cond["embedding"] (B, d) if the network has them."""
+        """F, (B, out_channels, H, W), from x (B, in_channels, H, W); c_noise (B,); cond["label"] (B,),
+        cond["embedding"] (B, d), cond["image"] (B, C', H, W) and cond["level"] (B,) if the network has them."""
         emb = self.embed(sinusoidal(c_noise, self.width_in).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])
         if self.embed_vector is not None:
             emb = emb + self.embed_vector(cond["embedding"].to(x.dtype))
+        if self.embed_condition_level is not None:  # the sinusoids are made for numbers up to 1000
+            emb = emb + self.embed_condition_level(sinusoidal(1000 * cond["level"], self.width_in).to(x.dtype))
         emb = F.silu(emb)
+        if self.condition_channels:
+            x = torch.cat((x, cond["image"].to(x.dtype)), dim=1)
         h = self.conv_in(self.fold(x))
         skips = [h]
         for layers in self.down:

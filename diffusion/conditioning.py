@@ -1,0 +1,77 @@
+"""What conditions the images that are drawn, beside labels: vectors, and images that the project's data sets define."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from diffusion.build import ConfigError, build
+from diffusion.denoisers import Condition
+
+
+@runtime_checkable
+class ImageCondition(Protocol):
+    """How a model's image conditions are made; see `data.conditions.ImageCondition`."""
+
+    leveled: bool
+    takes_mask: bool
+
+    def __call__(self, x: Tensor, seed: int, serials: Tensor) -> Condition: ...
+    def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Condition: ...
+
+
+@runtime_checkable
+class Enlarging(ImageCondition, Protocol):
+    """One that enlarges small images; see `data.conditions.LowRes`."""
+
+    noise: float
+
+    def small(self, shape: Sequence[int]) -> tuple[int, int, int]: ...
+    def enlarged(self, low: Tensor, level: Tensor) -> Condition: ...
+
+
+def condition_of(config: Mapping[str, Any]) -> ImageCondition | None:
+    """What the model of this configuration is told of images; None if it is told nothing."""
+    described = config["dataset"].get("condition")
+    if described is None:
+        return None
+    condition = build(described, "dataset.condition")
+    if not isinstance(condition, ImageCondition):
+        raise ConfigError("dataset.condition must name an image condition of this project")
+    return condition
+
+
+class Examples(Protocol):
+    """Images that can be fetched, `get(indices)` -> float32 (b, C, H, W)."""
+
+    def get(self, indices: Tensor) -> Tensor: ...
+
+
+def of_examples(condition: ImageCondition, examples: Examples, index: Tensor) -> Condition:
+    """The conditions made from these examples, always the same: what a trained model is shown."""
+    return condition(examples.get(index), 0, index)
+
+
+class Given(Protocol):
+    """What conditions a pipeline's images beside their labels."""
+
+    def __call__(self, index: Tensor, seed: int, label: int | Sequence[int] | None) -> Condition: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tensors of which row k modulo their length N conditions image k."""
+
+    rows: Condition
+
+    def __len__(self) -> int:
+        return min(len(value) for value in self.rows.values())
+
+    def __call__(self, index: Tensor, seed: int, label: int | Sequence[int] | None) -> Condition:
+        return {name: value.to(index.device)[index % len(value)] for name, value in self.rows.items()}
+
+
+def as_picture(image: Tensor, shape: Sequence[int]) -> Tensor:
+    """Image conditions (n, C', H, W) as images (n, C, H, W) of this shape; grey where they say nothing."""
+    return image[:, :-1].expand(-1, *shape)
