@@ -18,7 +18,7 @@ from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
 
 # Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
-TIME, NOISE, DROP = range(3)
+TIME, NOISE, DROP, ENCODE = range(4)
 
 
 class Times(ABC):
