@@ -130,6 +130,10 @@ def main(config: "DictConfig") -> None:
         return
     path, contents = checkpoint.find(str(options.ckpt))
     dataset = contents["config"]["dataset"] if dataset is None else dataset
+    if options.likelihood and contents["config"].get("autoencoder"):
+        raise ValueError(
+            f"likelihood={options.likelihood} is that of data, and this model's is of latents: leave it out"
+        )
     if options.likelihood is None:
         score(dataset, options, path, contents, {"sampler": sampler, "grid": grid})
     else:

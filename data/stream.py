@@ -92,8 +92,8 @@ class Images(Examples):
 
 
 class Points(Examples):
-    """Points float32 (N, D), or other data that are held as they are, (N, *S); `flip` is refused, as points have no left
-    and right."""
+    """Points float32 (N, D), or other data held as they are, (N, *S); `flip` is refused, as points have no left and
+    right."""
 
     def __init__(self, points: Tensor, labels: Tensor | None = None) -> None:
         self.points = points.float()

@@ -21,7 +21,6 @@ from diffusion.denoisers import ClippedDenoiser, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
-from diffusion.evaluation.scores import Examples
 from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler

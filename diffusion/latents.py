@@ -1,4 +1,4 @@
-"""Training and sampling in the latents of an autoencoder: what a configuration says of it, and where its weights are."""
+"""Training and sampling in an autoencoder's latents: what a configuration says of it, and where its weights are."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,8 +49,8 @@ def described(spec: str, dataset: str, shape: list[int]) -> dict[str, Any]:
     autoencoder, theirs = trained_autoencoder(checkpoint, path), checkpoint["config"]["dataset"]
     if (theirs["name"], list(theirs["shape"])) != (dataset, shape):
         raise ConfigError(
-            f"autoencoder={spec} was trained on {theirs['name']} of shape {tuple(theirs['shape'])}, not on {dataset} of "
-            f"shape {tuple(shape)}: train one with python train.py experiment=autoencoder_fashion dataset={dataset}"
+            f"autoencoder={spec} was trained on {theirs['name']} of shape {tuple(theirs['shape'])}, not on {dataset} "
+            f"of shape {tuple(shape)}: train one with python train.py experiment=autoencoder_fashion dataset={dataset}"
         )
     return {
         "network": checkpoint["config"]["network"],

@@ -329,7 +329,9 @@ class VLBObjective(Objective):
 
 def _denoiser(model: nn.Module) -> None:
     if not isinstance(model, TrainableDenoiser):
-        raise ValueError("denoiser=classifier is trained by objective=classifier")
+        raise ValueError(
+            "denoiser=classifier is trained by objective=classifier, denoiser=autoencoder by objective=elbo"
+        )
 
 
 def _behind_preconditioner(model: nn.Module) -> None:

@@ -17,8 +17,8 @@ import yaml
 from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
-from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.autoencoder import Codec, LatentObjective
+from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress
 from diffusion.checkpoint import ROOT, CheckpointError, build_model, find, load_weights
 from diffusion.devices import check_devices
@@ -120,9 +120,7 @@ class Run:
         codec: makes the latents that are to be diffused; None if the data themselves are.
     """
 
-    def __init__(
-        self, config: dict[str, Any], datamodule: pl.LightningDataModule, codec: Codec | None = None
-    ) -> None:
+    def __init__(self, config: dict[str, Any], datamodule: pl.LightningDataModule, codec: Codec | None = None) -> None:
         self.config, self.datamodule = config, datamodule
         self.settings = settings(config)
         torch.manual_seed(self.settings.seed)  # of the initial weights
@@ -154,7 +152,9 @@ class Run:
         path, checkpoint = find(spec)
         theirs, ours = checkpoint["config"].get("autoencoder"), self.config.get("autoencoder")
         if theirs != ours:
-            raise ConfigError(f"init_from={spec} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}")
+            raise ConfigError(
+                f"init_from={spec} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}"
+            )
         load_weights(self.module.denoiser, checkpoint, path)
         self._begin_averages()
 

@@ -1,4 +1,4 @@
-"""What shows how a model comes on: samples and their scores, a classifier's accuracy, an autoencoder's reconstructions."""
+"""What shows how a model comes on: samples and scores, a classifier's accuracy, an autoencoder's reconstructions."""
 
 import copy
 
@@ -14,6 +14,7 @@ from diffusion.module import DiffusionModule
 from diffusion.noise import PREVIEW, Noise
 from diffusion.runlog import RunLogger
 
+
 def watchers(module: DiffusionModule, preview_every: int, score_every: int, clip: bool) -> list[AfterStep]:
     """What shows how this model comes on.
 
@@ -22,7 +23,9 @@ def watchers(module: DiffusionModule, preview_every: int, score_every: int, clip
     """
     if isinstance(module.denoiser, Autoencoder):
         if score_every:
-            raise ValueError(f"score_every={score_every} scores samples of diffusion, not an autoencoder's: leave it out")
+            raise ValueError(
+                f"score_every={score_every} scores samples of diffusion, not an autoencoder's: leave it out"
+            )
         return [Reconstructions(preview_every, clip)]
     if isinstance(module.denoiser, NoisyClassifier):
         if score_every:
@@ -69,6 +72,7 @@ class AccuracyCurve(AfterStep):
         )
         logger.experiment.add_image("accuracy", figure, step, dataformats="HWC")
         media.save_picture(logger.folder / "accuracy.png", figure)
+
 
 class Reconstructions(AfterStep):
     """Shows in TensorBoard and in the run's folder what an autoencoder makes of images, and what of its prior.

@@ -38,7 +38,7 @@ class AutoencoderNetwork(nn.Module):
         factor = patch * 2 ** (len(widths) - 1)
         if latent < 1 or factor < 2:
             raise ValueError(
-                f"network=autoencoder needs latent of at least 1 and a lower resolution, got {latent=} and patch={patch} "
+                f"network=autoencoder needs latent of at least 1 and a lower resolution, got {latent=} and {patch=} "
                 f"with {len(widths)} level: use patch=2, or two network.widths"
             )
         self.shape, self.latent_shape = tuple(shape), (latent, shape[1] // factor, shape[2] // factor)
