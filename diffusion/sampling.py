@@ -153,7 +153,7 @@ class Pipeline:
 
     @torch.no_grad()
     def states(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Iterator[Evaluation]:
-        """Every state on the way of the images with these numbers, on the index's device; `decoded` shows those of latents.
+        """Every state on the way of the images with these numbers, on the index's device; see `decoded`.
 
         Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
         """

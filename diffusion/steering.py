@@ -100,7 +100,7 @@ class Steering:
         """Raises ConfigError for what needs a model of pixels."""
         if self.mask is not None:
             raise ConfigError(
-                f"mask={self.mask}: this model draws latents, whose decoder would not keep the known pixels as they are: "
+                f"mask={self.mask}: this model draws latents, whose decoder would not keep the known pixels: "
                 f"use a model of pixels, or begin from the image with t_start=0.6"
             )
         if self.classifier is not None:
