@@ -1,5 +1,6 @@
 """Diffusion in an autoencoder's latents, as a user sees it: trained, resumed, sampled, scored, refused."""
 
+import importlib
 import shutil
 from pathlib import Path
 
@@ -30,7 +31,7 @@ IN_LATENTS = (
     *("experiment=latent_fashion", *RUN, "network.widths=[8,16]", "network.blocks=1", "network.attention=[]"),
     *("learning_rate.warmup_images=0", "learning_rate.decay=none", f"autoencoder={AUTOENCODER}", "preview_every=4"),
 )
-CLASSES = ("network.num_classes=10", "condition_dropout=0.3", "score_every=4", "checkpoint_every=1")
+CLASSES = ("network.num_classes=10", "condition_dropout=0.3")
 
 
 def ok(outcome: Outcome) -> Outcome:
@@ -42,7 +43,7 @@ def ok(outcome: Outcome) -> Outcome:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiny runs: an autoencoder, a class-conditional model of its latents, a model of pixels."""
     folder = tmp_path_factory.mktemp("runs")
-    for arguments in (ENCODING, (*IN_LATENTS, *CLASSES), (*TINY, "preview_every=0")):
+    for arguments in (ENCODING, (*IN_LATENTS, *CLASSES, "score_every=4"), (*TINY, "preview_every=0")):
         ok(call(train, folder, *arguments))
     Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4).save(folder / "photo.png")
     return folder
@@ -116,6 +117,16 @@ def test_a_gif_and_both_processes_are_drawn(folder: Path, run: str) -> None:
         assert any(name.startswith("val_score/frechet_random") for name in header)
 
 
+def test_the_pages_picture_is_drawn(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "docs" / "pictures")
+    script = importlib.import_module("latents")
+    script.draw(str(folder / AUTOENCODER), str(folder / LATENT), tmp_path, n=4)
+    with Image.open(tmp_path / "latents.png") as picture:
+        assert picture.width > 1000
+    with pytest.raises(ValueError, match="is a model of pixels"):
+        script.panels(str(folder / AUTOENCODER), str(folder / PIXELS), 4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("run", [AUTOENCODER, LATENT])
 def test_both_are_scored(folder: Path, run: str) -> None:
@@ -144,29 +155,24 @@ def test_an_image_to_begin_from_is_encoded(folder: Path, codec: Codec) -> None:
     assert (near - expected).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("again", [(), (f"autoencoder={AUTOENCODER}",)])
-def test_a_run_in_latents_that_is_resumed_ends_as_one_that_was_not(folder: Path, again: tuple[str, ...]) -> None:
-    found = []
-    for steps in ((7,), (5, 7)):
-        ok(call(train, folder, *IN_LATENTS, *CLASSES, f"trainer.max_steps={steps[0]}"))
-        run = max(
-            (folder / "lightning_logs/digits").iterdir(), key=lambda path: int(path.name.removeprefix("version_"))
-        )
-        for further in steps[1:]:
-            ok(call(train, folder, f"resume={run}", f"trainer.max_steps={further}", *again))
-        found.append(read(run / WEIGHTS))
-        shutil.rmtree(run)
-    for key in ("state_dict", "optimizer_states"):
-        assert same(found[0][key], found[1][key]), key
+def test_a_run_that_is_resumed_ends_as_one_that_was_not_and_kept_latents_are_those_of_each_step(folder: Path) -> None:
+    def trained(version: int, *arguments: str) -> Path:
+        run = folder / f"lightning_logs/digits/version_{version}"
+        ok(call(train, folder, *IN_LATENTS, *arguments))
+        return run
 
-
-def test_latents_that_are_kept_train_the_same_model_as_those_made_in_each_step(folder: Path) -> None:
-    ok(call(train, folder, *IN_LATENTS, *CLASSES, "cache_latents=false"))
-    run = folder / "lightning_logs/digits/version_3"
-    kept, made = (read(path / WEIGHTS)["state_dict"] for path in (folder / LATENT, run))
-    shutil.rmtree(run)
-    for name, value in kept.items():
-        torch.testing.assert_close(value, made[name], rtol=1e-3, atol=1e-4)
+    quiet = ("preview_every=0", *CLASSES)
+    whole = read(trained(3, *quiet, "trainer.max_steps=6") / WEIGHTS)
+    part = trained(4, *quiet)
+    shutil.copytree(part, copy := part.with_name("version_5"))
+    for run, again in ((part, ()), (copy, (f"autoencoder={AUTOENCODER}",))):
+        ok(call(train, folder, f"resume={run}", "trainer.max_steps=6", *again))
+        resumed = read(run / WEIGHTS)
+        for key in ("state_dict", "optimizer_states"):
+            assert same(whole[key], resumed[key]), key
+    in_each_step = read(trained(6, *quiet, "trainer.max_steps=6", "cache_latents=false") / WEIGHTS)["state_dict"]
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(value, in_each_step[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_codec_that_was_swapped_is_noticed(folder: Path) -> None:

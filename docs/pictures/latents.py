@@ -1,5 +1,4 @@
-"""The picture of docs/latents.md: what an autoencoder makes of images and of its prior, and what diffusion in its latents
-makes.
+"""The picture of docs/latents.md: what an autoencoder makes of images and of its prior, and diffusion in its latents.
 
 python train.py experiment=autoencoder_fashion
 python train.py experiment=latent_fashion autoencoder=lightning_logs/fashion/version_0
