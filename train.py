@@ -146,11 +146,11 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     config.dataset.shape = list(source.shape)
     told = None
-    if config.autoencoder is not None:  # whose latents are no pixels, and have unit variance
+    if config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
         told = latents.described(str(config.autoencoder), config.dataset.name, list(source.shape))
-        config.network.shape = told["latent_shape"]
-        config.dataset.clip, config.dataset.recipe.sigma_data = False, 1.0
+        config.dataset.shape, config.dataset.clip, config.dataset.recipe.sigma_data = told["latent_shape"], False, 1.0
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain["dataset"]["shape"] = list(source.shape)
     return plain | {"autoencoder": told}
 
 
@@ -175,18 +175,17 @@ def into_latents(codec: "Codec", datamodule: "DataModule", device: Any, cache: b
     import torch
 
     from data.stream import Points
-    from diffusion.latents import measured_rows, moments
+    from diffusion.latents import BATCH, moments
 
     assert datamodule.splits is not None
-    train, size = datamodule.splits.train, datamodule.train_size
-    kept = moments(codec, train, torch.arange(size), device) if cache else None
-    if begins:
-        rows = measured_rows(size)
-        codec.measure(moments(codec, train, rows, device) if kept is None else kept[rows])
-    if kept is not None:
-        examples = Points(kept, train.labels[:size])
+    if cache:
+        train, size = datamodule.splits.train, datamodule.train_size
+        batches = (train.get(rows) for rows in torch.arange(size).split(BATCH))
+        examples = Points(moments(codec, batches, device), train.labels[:size])
         examples.embeddings = None if train.embeddings is None else train.embeddings[:size]
         datamodule.splits = datamodule.splits._replace(train=examples)
+    if begins:
+        codec.measure(moments(codec, datamodule.train_sample().split(BATCH), device))
 
 
 def check_conditions(datamodule: "DataModule", model: Any) -> None:

@@ -146,7 +146,10 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def moments(self, x: Tensor) -> Tensor:
-        """Means and log-variances of the autoencoder's own latents, (B, 2 C, ...), of data x (B, *S)."""
+        """Means and log-variances of the autoencoder's own latents, (B, 2 C, ...), of data x (B, *S); moments stay."""
+        # Latents are smaller than the data, so the shape tells which they are.
+        if x.shape[1:] == (2 * self.latent_shape[0], *self.latent_shape[1:]):
+            return x
         with torch.autocast(x.device.type, enabled=False):
             return self.autoencoder.moments(x)
 
@@ -163,9 +166,7 @@ class Codec(nn.Module):
     def latents(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
         """Normalised latents (B, *latent_shape) of data x (B, *S), or of their moments; eps None is the posterior's
         mean, else its draw with this noise."""
-        # Latents are smaller than the data, so the shape tells which they are.
-        known = x.shape[1:] == (2 * self.latent_shape[0], *self.latent_shape[1:])
-        mean, log_var = (x if known else self.moments(x)).chunk(2, dim=1)
+        mean, log_var = self.moments(x).chunk(2, dim=1)
         return ((mean if eps is None else drawn(mean, log_var, eps)) - self.mean) / self.std
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Training and sampling in an autoencoder's latents: what a configuration says of it, and where its weights are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ from diffusion.build import ConfigError, build
 from diffusion.checkpoint import CheckpointError, build_model, find, load_weights, part_of, read, trained_denoiser
 from diffusion.denoisers import Denoiser
 from diffusion.evaluation.extractors import digest
-from diffusion.evaluation.scores import Examples
+from diffusion.noise import TRAINING, Noise
+from diffusion.objectives import ENCODE
 from diffusion.schedules import Schedule
 
-# Training data that tell the latents' mean and variance, evenly spread over the set.
-MEASURED = 10_000
+# Data that are encoded at a time.
+BATCH = 256
 # Where a run's checkpoint has the codec's weights: `DiffusionModule.objective` is a `LatentObjective`.
 _PREFIX = "objective.codec."
 
@@ -132,13 +133,16 @@ def drawing(checkpoint: Mapping[str, Any], path: Path, weights: str | float) -> 
     return PriorDenoiser(schedule), Codec(trained_autoencoder(checkpoint, path, weights), config["dataset"]["clip"])
 
 
-def moments(codec: Codec, examples: Examples, rows: Tensor, device: torch.device, batch_size: int = 256) -> Tensor:
-    """Those of the latents of these examples, (len(rows), 2 C, ...) on the CPU."""
+def moments(codec: Codec, batches: Iterable[Tensor], device: torch.device) -> Tensor:
+    """Those of the latents of data, (N, 2 C, ...) on the CPU, computed on a device."""
     codec.to(device)
-    return torch.cat([codec.moments(examples.get(part).to(device)).cpu() for part in rows.split(batch_size)])
+    return torch.cat([codec.moments(x.to(device)).cpu() for x in batches])
 
 
-def measured_rows(size: int) -> Tensor:
-    """Which of so many training data tell the latents' mean and variance."""
-    count = min(size, MEASURED)
-    return torch.arange(count) * size // count
+def draws(codec: Codec | None, x: Tensor, device: torch.device, seed: int) -> Tensor:
+    """Latents of data (n, *S), or of their moments, on the CPU; without a codec the data themselves."""
+    if codec is None:
+        return x
+    found = moments(codec, x.split(BATCH), device).to(device)
+    eps = Noise(seed, torch.arange(len(x)), TRAINING).normal(codec.latent_shape, draw=ENCODE)
+    return codec.latents(found, eps.to(device)).cpu()
