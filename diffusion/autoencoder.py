@@ -132,6 +132,8 @@ class Codec(nn.Module):
 
     def __init__(self, autoencoder: Autoencoder, clip: bool) -> None:
         super().__init__()
+        # The layout decides how convolutions round: the same one, wherever the autoencoder comes from.
+        autoencoder.to(memory_format=torch.channels_last)
         self.autoencoder, self.clip = autoencoder.requires_grad_(False), clip
         self.latent_shape = autoencoder.latent_shape
         each = (self.latent_shape[0], *[1] * (len(self.latent_shape) - 1))

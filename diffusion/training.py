@@ -140,6 +140,9 @@ class Run:
             config=config,
         )
         self.module.objective.check(self.module.denoiser)
+        self.watchers = watchers(
+            self.module, self.settings.preview_every, self.settings.score_every, self.settings.clip
+        )
 
     def prepare(self, data: Callable[[], Tensor]) -> None:
         """Shows the denoiser data (n, *S), if it wants any, from which it learns what training takes for granted."""
@@ -202,7 +205,7 @@ class Run:
             logger=logger,
             callbacks=[
                 Metrics(settings.log_every),
-                *watchers(self.module, settings.preview_every, settings.score_every, settings.clip),
+                *self.watchers,
                 Progress(),
                 *([Snapshots(folder, keep)] if keep else []),
                 checkpoints,

@@ -208,7 +208,7 @@ def others(folder: Path) -> None:
         ("clip=true", "clip=true clamps pixels"),
         ("dataset.flip=true", "cache_latents=true encodes each image once"),
         ("network=encoder denoiser=classifier objective=classifier", "autoencoder= is for models that draw"),
-        ("network=autoencoder", "network=autoencoder"),
+        ("network=autoencoder", "needs a network with in_channels"),
         (f"init_from={PIXELS}", "is a model of pixels, and this run is to learn latents"),
     ],
 )
