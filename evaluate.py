@@ -134,6 +134,10 @@ def main(config: "DictConfig") -> None:
     found = [checkpoint.find(str(spec)) for spec in stages]
     path, contents = found[-1]
     dataset = contents["config"]["dataset"] if dataset is None else dataset
+    if options.likelihood and contents["config"].get("autoencoder"):
+        raise ValueError(
+            f"likelihood={options.likelihood} is that of data, and this model's is of latents: leave it out"
+        )
     if options.likelihood is None:
         score(dataset, options, found, {"sampler": sampler, "grid": grid})
     else:

@@ -165,6 +165,9 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
 
 def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) -> "Tensor":
     """Real data of the test split at the times of the states that are drawn: (frames, n, *shape)."""
+    import torch
+
+    from diffusion.autoencoder import encoded
     from diffusion.media import evenly
     from diffusion.noise import EVALUATION, Noise
     from diffusion.processes import forward
@@ -174,7 +177,9 @@ def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) 
         raise ValueError(f"n={n}: show=both draws as many real samples, and the test split has {len(test)}")
     numbers = _tensor(list(range(n)))
     times = pipeline.times[evenly(len(pipeline.times), options.frames)]
-    return forward(pipeline.denoiser.schedule, test.get(numbers), times, Noise(options.seed, numbers, EVALUATION))
+    x0 = encoded(pipeline.codec, test.get(numbers))
+    states = forward(pipeline.denoiser.schedule, x0, times, Noise(options.seed, numbers, EVALUATION))
+    return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
 
 
 def test_split(run: dict[str, Any]) -> "Examples":

@@ -5,6 +5,7 @@ Examples:
     python train.py dataset=cifar timesteps=500          another dataset, fewer noising steps
     python train.py experiment=fast_fashion              a recipe that suits a CPU
     python train.py resume=last trainer.max_steps=4000   go on with the newest run
+    python train.py experiment=latent_fashion autoencoder=last   in the latents of experiment=autoencoder_fashion
     python train.py -m lr=1e-3,2e-3 network=unet,tutorial   try each, and compare
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from data.module import DataModule
+    from diffusion.autoencoder import Codec
 
 # What each run was told, where it is, its final validation loss, and why it failed if it did.
 Result = tuple[dict[str, Any], str, float | None, str]
@@ -28,7 +30,10 @@ RESULTS: list[Result] = []
 
 # What a finished run is good for.
 SAMPLE = "sample:               python sample.py ckpt={}"
-USES = {"NoisyClassifier": "steer a model by it:  python sample.py ckpt=... classifier={} label=3 guidance=2"}
+USES = {
+    "NoisyClassifier": "steer a model by it:  python sample.py ckpt=... classifier={} label=3 guidance=2",
+    "Autoencoder": "train in its latents: python train.py experiment=latent_fashion autoencoder={}",
+}
 
 
 def main(config: "DictConfig") -> float | None:
@@ -51,7 +56,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     begun = time.monotonic()
     from pytorch_lightning.utilities import rank_zero_only
 
-    from diffusion import timing, training
+    from diffusion import latents, timing, training
     from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
     from diffusion.sampling import sampler_and_times
@@ -63,16 +68,20 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     trainer = training.check_trainer(plain)
     if cli.sweeping() and trainer.world_size > 1:
         raise ValueError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
-    datamodule = data_module(plain, settings)
-    run = training.Run(plain, datamodule)
+    device, datamodule = trainer.strategy.root_device, data_module(plain, settings)
+    codec = latents.codec_of_run(plain, str(config.autoencoder), path)
+    run = training.Run(plain, datamodule, codec)
     if isinstance(run.module.denoiser, Denoiser):
         sampler_and_times(plain, run.module.denoiser)
     if plain["init_from"] is not None and path is None:
         run.begin_from(str(plain["init_from"]))
     datamodule.setup()
     check_conditions(datamodule, run.module.denoiser)
+    if codec is not None:
+        into_latents(codec, datamodule, device, settings.cache_latents, begins=path is None)
     if path is None and plain["init_from"] is None:  # else the checkpoint has them
-        run.prepare(datamodule.train_sample)
+        most = 50_000 if codec is None else 10_000  # encoding is slow
+        run.prepare(lambda: latents.draws(codec, datamodule.train_sample(most), device, settings.seed))
     if settings.budget_minutes is not None and path is None:
         timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
@@ -102,7 +111,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
 
 def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, int]:
     """The configuration as a plain dict; the checkpoint to go on from, if any, and the step it is at."""
-    from diffusion import resume
+    from diffusion import latents, resume
 
     typed, spec = cli.typed(), config.resume
     if spec is None:
@@ -116,6 +125,8 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
         found = resume.agreed(lambda: resume.find_named(str(spec), typed.get("dataset")))
         assert found is not None
     path, checkpoint = found
+    if typed.pop("autoencoder", None) is not None and spec != "auto":
+        latents.check_same(str(config.autoencoder), checkpoint["config"])
     plain = resume.continued(checkpoint["config"], typed, path, auto=spec == "auto")
     return plain, path, checkpoint["global_step"]
 
@@ -124,6 +135,7 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     """The composed configuration as a plain dict, with what the dataset and the shorthands say filled in."""
     from omegaconf import OmegaConf
 
+    from diffusion import latents
     from diffusion.build import ConfigError, build, resolve
 
     if config.timesteps is not None:
@@ -135,8 +147,16 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
         config.schedule.timesteps = config.timesteps
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     config.dataset.shape = list(source.shape)
+    codec = None
+    if config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
+        codec = latents.described(str(config.autoencoder), config.dataset.name, list(source.shape))
+        config.dataset.shape, config.dataset.clip, config.dataset.recipe.sigma_data = codec["latent_shape"], False, 1.0
     plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain["dataset"]["shape"] = list(source.shape)
+    plain["autoencoder"] = codec
     if plain["dataset"].get("condition") is not None:
+        if codec is not None:
+            raise ConfigError("dataset.condition= is made of pixels and autoencoder= has none: leave one out")
         condition = build(plain["dataset"]["condition"], "dataset.condition")
         told = {"condition_channels": condition.channels(source.shape), "condition_level": condition.leveled}
         if not told.keys() <= inspect.signature(resolve(plain["network"]["_target_"], "network")).parameters.keys():
@@ -162,6 +182,25 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
         limit=settings.train_images,
         condition=None if condition is None else build(condition, "dataset.condition"),
     )
+
+
+def into_latents(codec: "Codec", datamodule: "DataModule", device: Any, cache: bool, begins: bool) -> None:
+    """Measures the latents of a run that begins, and puts those of the training images in their place if they are to be
+    kept."""
+    import torch
+
+    from data.stream import Points
+    from diffusion.latents import BATCH, moments
+
+    assert datamodule.splits is not None
+    if cache:
+        train, size = datamodule.splits.train, datamodule.train_size
+        batches = (train.get(rows) for rows in torch.arange(size).split(BATCH))
+        examples = Points(moments(codec, batches, device), train.labels[:size])
+        examples.embeddings = None if train.embeddings is None else train.embeddings[:size]
+        datamodule.splits = datamodule.splits._replace(train=examples)
+    if begins:
+        codec.measure(moments(codec, datamodule.train_sample().split(BATCH), device))
 
 
 def check_conditions(datamodule: "DataModule", model: Any) -> None:

@@ -80,7 +80,7 @@ class DataModule(pl.LightningDataModule):
         found = len(self._loaded().train)
         return found if self.limit is None else min(self.limit, found)
 
-    def train_sample(self, most: int = 50_000, numbers: int = 2**26) -> Tensor:
+    def train_sample(self, most: int = 10_000, numbers: int = 2**26) -> Tensor:
         """Training examples spread evenly over the set, float32 (n, *S): `most` at most, and so many `numbers`."""
         size = self.train_size
         n = max(1, min(size, most, numbers // math.prod(self.source.shape)))

@@ -92,14 +92,15 @@ class Images(Examples):
 
 
 class Points(Examples):
-    """Points float32 (N, D); they have no left and right, so `flip` is refused."""
+    """Points float32 (N, D), or other data held as they are, (N, *S); `flip` is refused, as points have no left and
+    right."""
 
     def __init__(self, points: Tensor, labels: Tensor | None = None) -> None:
         self.points = points.float()
         self.labels = torch.zeros(len(points), dtype=torch.int64) if labels is None else labels.long()
 
     def get(self, indices: Tensor, flip: Tensor | None = None) -> Tensor:
-        """Return float32 (b, D).
+        """Return float32 (b, *S).
 
         Raises:
             ValueError: `flip` is given.

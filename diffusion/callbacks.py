@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import charts, media
-from diffusion.classifiers import NoisyClassifier, accuracy_by_level
+from diffusion import media
+from diffusion.autoencoder import decoded
 from diffusion.conditioning import as_picture, of_examples
 from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
@@ -28,7 +28,7 @@ from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler
 from diffusion.noise import PREVIEW, Noise
 from diffusion.runlog import RunLogger
-from diffusion.samplers import DDIMSampler, DDPMSampler, Sampler, prior
+from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, Sampler, prior
 
 
 class AfterStep(pl.Callback):
@@ -133,8 +133,8 @@ class Preview(AfterStep):
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and isinstance(module.logger, RunLogger):
             with self.aside(module):
-                states = [state.cpu() for state in drawn(module, range(self.n), self.shape, self.clip, self.steps)]
-                frames = media.animation(states)
+                states = drawn(module, range(self.n), self.shape, self.clip, self.steps)
+                frames = media.animation([shown(module, state).cpu() for state in states])
                 writer = module.logger.experiment
                 writer.add_image("samples", frames[-1], step, dataformats="HWC")
                 module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
@@ -195,7 +195,7 @@ class Scores(AfterStep):
         """The scores by their names, which end in the number of samples; none if a sample is not finite."""
         numbers = range(len(self._real))
         fake = torch.cat([
-            list(drawn(module, numbers[first : first + 64], self.shape, self.clip, 20))[-1].cpu()
+            shown(module, list(drawn(module, numbers[first : first + 64], self.shape, self.clip, 20))[-1]).cpu()
             for first in numbers[::64]
         ])  # fmt: skip
         if not fake.isfinite().all():
@@ -213,8 +213,10 @@ class Scores(AfterStep):
 
 
 @torch.no_grad()
-def drawn(module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip: bool, steps: int) -> Iterator[Tensor]:
-    """The states x_t of the samples with these numbers on their way from fixed noise, by the averaged weights.
+def drawn(
+    module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip: bool, steps: int
+) -> Iterator[Evaluation]:
+    """The states of the samples with these numbers on their way from fixed noise, by the averaged weights.
 
     Labels are each class in turn, image conditions those of the first validation images. The training's own random
     numbers stay as they were.
@@ -232,9 +234,9 @@ def drawn(module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip:
         told = val_conditions(module.trainer, torch.tensor(numbers))
         cond |= {name: value.to(module.device) for name, value in told.items()}
     with torch.autocast(module.device.type, enabled=False):
-        x = prior(schedule, noise, shape)
+        x = prior(schedule, noise, shape if module.codec is None else module.codec.latent_shape)
         sampler, times = quick_method(denoiser, steps)
-        yield from (state.x_t for state in sampler(denoiser, x, times, cond, noise))
+        yield from sampler(denoiser, x, times, cond, noise)
     module.train(training)
 
 
@@ -243,6 +245,12 @@ def val_conditions(trainer: pl.Trainer, numbers: Tensor) -> Condition:
     datamodule = trainer.datamodule  # type: ignore[attr-defined]
     examples: Examples = datamodule.splits.val
     return of_examples(datamodule.condition, examples, numbers % len(examples))
+
+
+def shown(module: DiffusionModule, state: Evaluation) -> Tensor:
+    """x_t, or what it shows if it is latents."""
+    assert isinstance(module.evaluated, Denoiser)
+    return decoded(module.codec, module.evaluated.schedule, state.x_t, state.t)
 
 
 def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:
@@ -261,59 +269,6 @@ def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:
             continue
         return sampler, times
     return DDPMSampler(), TrailingGrid()(denoiser.schedule, most)
-
-
-def watchers(module: DiffusionModule, preview_every: int, score_every: int, clip: bool) -> list[AfterStep]:
-    """What shows how a model comes on: samples and their scores, or a classifier's accuracy.
-
-    Raises:
-        ValueError: scores of a classifier, which draws nothing.
-    """
-    if isinstance(module.denoiser, NoisyClassifier):
-        if score_every:
-            raise ValueError(f"score_every={score_every} scores samples, and a classifier draws none: leave it out")
-        return [AccuracyCurve(preview_every)]
-    shape = tuple(module.config["dataset"]["shape"])
-    return [Preview(preview_every, shape, clip), Scores(score_every, shape, clip)]
-
-
-class AccuracyCurve(AfterStep):
-    """Draws a classifier's accuracy over noise levels in TensorBoard and in `accuracy.png` of the run's folder.
-
-    It is that of the first validation images, with fixed noise and the averaged weights.
-
-    Args:
-        every: optimizer steps; also after the last one. 0 for never.
-        n: how many images.
-    """
-
-    def __init__(self, every: int, n: int = 256) -> None:
-        super().__init__()
-        if every < 0:
-            raise ValueError(f"preview_every must not be negative, got {every}")
-        self.every, self.n = every, n
-
-    def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
-        due = self.every and (step % self.every == 0 or step == trainer.max_steps)
-        if not due or not isinstance(module.logger, RunLogger) or not isinstance(module.evaluated, NoisyClassifier):
-            return
-        with self.aside(module):
-            self._draw(trainer.datamodule.splits.val, module, module.logger, step)  # type: ignore[attr-defined]
-
-    def _draw(self, examples: Examples, module: DiffusionModule, logger: RunLogger, step: int) -> None:
-        assert isinstance(module.evaluated, NoisyClassifier)
-        index = torch.arange(min(self.n, len(examples)))
-        x, label = examples.get(index).to(module.device), examples.labels[index].to(module.device)
-        training = module.training
-        module.eval()
-        with torch.autocast(module.device.type, enabled=False):
-            levels, shares = accuracy_by_level(module.evaluated, x, label, Noise(0, index.to(module.device), PREVIEW))
-        module.train(training)
-        figure = charts.curve(
-            levels, shares, "log-SNR, from noise to data", "accuracy", 1 / module.evaluated.num_classes
-        )
-        logger.experiment.add_image("accuracy", figure, step, dataformats="HWC")
-        media.save_picture(logger.folder / "accuracy.png", figure)
 
 
 class Progress(AfterStep):

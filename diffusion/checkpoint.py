@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion.autoencoder import Autoencoder
 from diffusion.build import ConfigError, build, resolve
 from diffusion.classifiers import NoisyClassifier
 from diffusion.denoisers import TrainableDenoiser
@@ -21,6 +22,8 @@ from diffusion.posthoc import WIDEST, coefficients, exponent
 from diffusion.schedules import Schedule
 
 ROOT = Path("lightning_logs")
+# What a run can train.
+Model = TrainableDenoiser | NoisyClassifier | Autoencoder
 # How far, at most, an average that is put together may be from the one that was asked for.
 FARTHEST = 0.15
 # The root mean square of what rounding a snapshot to half precision changes, as a share of each weight.
@@ -148,11 +151,16 @@ def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
         raise ConfigError(
             "this model is a classifier and draws nothing: name a model as ckpt=, and this as classifier="
         )
+    if isinstance(model, Autoencoder):
+        raise ConfigError(
+            "this model is an autoencoder, whose bound is val/elbo_bpd in its run's metrics.csv: train a model in its "
+            "latents with python train.py experiment=latent_fashion autoencoder=..."
+        )
     return model
 
 
-def build_model(config: Mapping[str, Any]) -> TrainableDenoiser | NoisyClassifier:
-    """What a run's configuration describes, untrained: a denoiser, or a classifier of noisy data."""
+def build_model(config: Mapping[str, Any]) -> Model:
+    """What a run's configuration describes, untrained: a denoiser, a classifier of noisy data or an autoencoder."""
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
@@ -179,8 +187,10 @@ def build_model(config: Mapping[str, Any]) -> TrainableDenoiser | NoisyClassifie
         raise ConfigError("network must name a network and schedule a schedule of this project")
     # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.
     network.to(memory_format=torch.channels_last)
-    denoiser = build(config["denoiser"], "denoiser", network=network, schedule=schedule)
-    if not isinstance(denoiser, TrainableDenoiser | NoisyClassifier):
+    # Autoencoders have no noise levels; their runs' schedule is for drawing from the prior.
+    noisy = {} if resolve(config["denoiser"]["_target_"], "denoiser") is Autoencoder else {"schedule": schedule}
+    denoiser = build(config["denoiser"], "denoiser", network=network, **noisy)
+    if not isinstance(denoiser, Model):
         raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
     return denoiser
 
@@ -224,7 +234,7 @@ def load_weights(denoiser: nn.Module, checkpoint: Mapping[str, Any], path: Path,
     """
     state = checkpoint["state_dict"]
     averaged = weights != "raw" and any(key.startswith("ema.") for key in state)
-    chosen = _part(state, "ema." if averaged else "denoiser.")
+    chosen = part_of(state, "ema." if averaged else "denoiser.")
     if isinstance(weights, float):
         chosen |= _average(checkpoint, path, weights, [name for name, _ in denoiser.named_parameters()])
     try:
@@ -234,7 +244,8 @@ def load_weights(denoiser: nn.Module, checkpoint: Mapping[str, Any], path: Path,
         raise CheckpointError(f"the weights in {path} do not fit this network: {reason}") from error
 
 
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
@@ -249,7 +260,7 @@ def _average(checkpoint: Mapping[str, Any], path: Path, sigma_rel: float, names:
         )
     gammas, wanted = [exponent(width) for width in widths], exponent(sigma_rel)
     prefixes = ["ema.", *(f"other_emas.{i}." for i in range(len(widths) - 1))]
-    own = [_part(checkpoint["state_dict"], prefix) for prefix in prefixes]
+    own = [part_of(checkpoint["state_dict"], prefix) for prefix in prefixes]
     folder = run_folder(path) / "averages"
     before = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal() and int(file.stem) < step)
     steps = [taken for taken in [*before, step] for _ in widths]

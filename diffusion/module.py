@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from diffusion.classifiers import NoisyClassifier
-from diffusion.denoisers import TrainableDenoiser
+from diffusion.autoencoder import Autoencoder, Codec, LatentObjective
+from diffusion.checkpoint import Model
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
@@ -37,12 +37,12 @@ def level_names() -> list[str]:
 
 
 class DiffusionModule(pl.LightningModule):
-    """Trains a denoiser, or a classifier of noisy data.
+    """Trains a denoiser, a classifier of noisy data or an autoencoder.
 
     Args:
         denoiser: what is trained.
         objective: its loss, `objective(denoiser, batch, noise)` -> "loss" (B,), whatever else is to be logged, (B,),
-            and "log_snr" (B,).
+            and "log_snr" (B,) if there are noise levels.
         optimizer: makes the optimizer.
         learning_rate: the learning rate's course.
         ema: averages the weights, or None.
@@ -55,7 +55,7 @@ class DiffusionModule(pl.LightningModule):
 
     def __init__(
         self,
-        denoiser: TrainableDenoiser | NoisyClassifier,
+        denoiser: Model,
         objective: Objective,
         optimizer: AdamW | Muon,
         learning_rate: LearningRate,
@@ -70,7 +70,7 @@ class DiffusionModule(pl.LightningModule):
         self.images_per_step, self.seed, self.config = images_per_step, seed, config
         self.averaging = ema
         copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
-        self.ema: TrainableDenoiser | NoisyClassifier | None = copies[0] if copies else None
+        self.ema: Model | None = copies[0] if copies else None
         self.other_emas = nn.ModuleList(copies[1:])
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
         self.grad_norm = torch.zeros(())
@@ -83,9 +83,14 @@ class DiffusionModule(pl.LightningModule):
         return [] if self.ema is None else [self.ema, *self.other_emas]
 
     @property
-    def evaluated(self) -> TrainableDenoiser | NoisyClassifier:
+    def evaluated(self) -> Model:
         """The model that is validated and sampled: the averaged one if there is one."""
         return self.denoiser if self.ema is None else self.ema
+
+    @property
+    def codec(self) -> Codec | None:
+        """What makes the latents that are diffused; None if the data themselves are."""
+        return self.objective.codec if isinstance(self.objective, LatentObjective) else None
 
     def setup(self, stage: str) -> None:
         """All ranks train for as many steps as the first one measured for the budget."""
@@ -115,7 +120,10 @@ class DiffusionModule(pl.LightningModule):
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Noise and noise levels depend on the image's number alone, so that losses compare between epochs and runs."""
         out = self.objective(self.evaluated, batch, Noise(0, batch["serial"], VALIDATION))
-        levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
+        levels = torch.zeros(len(out["loss"]), dtype=torch.int64)
+        self._has_levels = "log_snr" in out
+        if self._has_levels:
+            levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
         self._summed = [name for name in out if name != "log_snr"]
         values = torch.stack([out[name] for name in self._summed]).cpu().double()  # in this order: MPS has no float64
         if len(self._sums) == 1:
@@ -132,7 +140,8 @@ class DiffusionModule(pl.LightningModule):
         for what, sums in zip(self._summed, rows, strict=True):
             totals[f"val/{what}"] = (sums.sum() / counts.sum()).item()
             names = [f"val_{what}_by_level/{name}" for name in level_names()]
-            means |= {name: (s / c).item() for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+            if self._has_levels:
+                means |= {name: (s / c).item() for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
         self.log("val/loss", totals["val/loss"], logger=False, rank_zero_only=True)
         if self.logger is not None and not self.trainer.sanity_checking:
             self.logger.log_metrics(totals | means, step=self.global_step)
@@ -185,6 +194,7 @@ class DiffusionModule(pl.LightningModule):
         checkpoint["config"] = dict(self.config)
 
 
-def compile_network(denoiser: TrainableDenoiser | NoisyClassifier) -> None:
+def compile_network(denoiser: Model) -> None:
     """Compiles the network in place, which leaves its parameters' names as they are."""
-    denoiser.network.compile()
+    for part in denoiser.network.children() if isinstance(denoiser, Autoencoder) else (denoiser.network,):
+        part.compile()

@@ -18,7 +18,7 @@ from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
 
 # Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
-TIME, NOISE, DROP = range(3)
+TIME, NOISE, DROP, ENCODE = range(4)
 
 
 class Times(ABC):
@@ -329,7 +329,9 @@ class VLBObjective(Objective):
 
 def _denoiser(model: nn.Module) -> None:
     if not isinstance(model, TrainableDenoiser):
-        raise ValueError("denoiser=classifier is trained by objective=classifier")
+        raise ValueError(
+            "denoiser=classifier is trained by objective=classifier, denoiser=autoencoder by objective=elbo"
+        )
 
 
 def _behind_preconditioner(model: nn.Module) -> None:

@@ -56,6 +56,7 @@ class MixturePrior(nn.Module):
     mean: Tensor
     basis: Tensor
     rest: Tensor
+    total: Tensor
     log_weights: Tensor
     means: Tensor
     variances: Tensor

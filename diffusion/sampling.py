@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.autoencoder import Codec, decoded, encoded
 from diffusion.build import ConfigError, build
-from diffusion.checkpoint import find, trained_denoiser
+from diffusion.checkpoint import find
 from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condition_of, of_examples
 from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.grids import Grid, between
+from diffusion.latents import drawing
 from diffusion.noise import SAMPLING, Noise
 from diffusion.repaint import RePaintSampler
 from diffusion.samplers import Evaluation, Sampler, prior
@@ -67,10 +69,11 @@ class Pipeline:
         times: where it evaluates, falling from 1 to 0.
         shape: of one sample.
         num_classes: labels that the model knows, 0 if it is unconditional.
-        init: data to begin from, noised to the first time, (*shape); None begins from noise alone.
+        init: data, or their latents, to begin from, noised to the first time; None begins from noise alone.
         condition: how the model's image conditions are made; None for a model without.
         given: what conditions image k beside its label, for a model that has to be told.
         stream: of the noise; the later stages of a cascade have their own.
+        codec: turns latents, what the denoiser draws, into samples; None where it draws these.
     """
 
     denoiser: Denoiser
@@ -82,6 +85,7 @@ class Pipeline:
     condition: ImageCondition | None = None
     given: Given | None = None
     stream: int = SAMPLING
+    codec: Codec | None = None
 
     @classmethod
     def load(
@@ -115,19 +119,26 @@ class Pipeline:
         shape = config["dataset"].get("shape") if isinstance(config.get("dataset"), Mapping) else None
         if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
             raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
-        denoiser = steering.around(trained_denoiser(checkpoint, Path(path), weights), config)
+        model, codec = drawing(checkpoint, Path(path), weights)
+        if codec is not None:
+            steering.check_latents()
+            if changes.get("clip"):
+                raise ConfigError("clip=true clamps pixels, and this model draws latents: leave it out")
+        denoiser = steering.around(model, config)
+        init = steering.start(tuple(shape))
         sampler, times = sampler_and_times(config, denoiser)
         condition = condition_of(config)
         rows = steering.rows(denoiser.embedding, condition, tuple(shape))
         return cls(
-            denoiser=ClippedDenoiser(denoiser) if config["clip"] else denoiser,
+            denoiser=ClippedDenoiser(denoiser) if config["clip"] and codec is None else denoiser,
             sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
             times=times,
             shape=tuple(shape),
             num_classes=denoiser.num_classes,
-            init=steering.start(tuple(shape)),
+            init=None if init is None else encoded(codec, init[None])[0],
             condition=condition,
             given=Rows(rows) if rows else None,
+            codec=codec,
         )
 
     def labels(self, index: Tensor, label: int | Sequence[int] | None) -> Tensor | None:
@@ -172,7 +183,7 @@ class Pipeline:
 
     @torch.no_grad()
     def states(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Iterator[Evaluation]:
-        """Every state on the way of the images with these numbers, on the index's device.
+        """Every state on the way of the images with these numbers, on the index's device; see `decoded`.
 
         Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
         """
@@ -180,10 +191,16 @@ class Pipeline:
         noise = Noise(seed, index, self.stream)
         cond = self.conditions(index, seed, label)
         with torch.autocast(index.device.type, enabled=False):
-            x = prior(denoiser.schedule, noise, self.shape, self.times[0].item())
+            shape = self.shape if self.codec is None else self.codec.latent_shape
+            x = prior(denoiser.schedule, noise, shape, self.times[0].item())
             if self.init is not None:
                 x = x + denoiser.schedule(self.times[0])[0].item() * self.init.to(x)
             yield from self.sampler(denoiser, x, self.times, cond, noise)
+
+    def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
+        """The data that states at t, () of latents show, (n, *shape); themselves where there is no codec."""
+        codec = None if self.codec is None else self.codec.to(x_t.device)
+        return decoded(codec, self.denoiser.schedule, x_t, torch.as_tensor(t, dtype=torch.float64))
 
     def sample(
         self,
@@ -228,7 +245,7 @@ class Pipeline:
             kept = {}
             for i, state in enumerate(self.states(index, seed, label)):
                 if i in wanted:
-                    kept[i] = (state.x_t if show == "x_t" else state.x0).cpu()
+                    kept[i] = (self.decoded(state.x_t, state.t) if show == "x_t" else self.decoded(state.x0)).cpu()
                 after_step()
             batches.append(torch.stack([kept[i] for i in wanted]))
         return torch.cat(batches, dim=1)

@@ -101,6 +101,16 @@ class Steering:
             denoiser = Inpainting(denoiser, read_image(self.init, "init", shape), read_mask(self.mask, shape))
         return denoiser
 
+    def check_latents(self) -> None:
+        """Raises ConfigError for what needs a model of pixels."""
+        if self.mask is not None:
+            raise ConfigError(
+                f"mask={self.mask}: this model draws latents, whose decoder would not keep the known pixels: "
+                f"use a model of pixels, or begin from the image with t_start=0.6"
+            )
+        if self.classifier is not None:
+            raise ConfigError(f"classifier={self.classifier} knows noisy pixels, and this model draws latents")
+
     def start(self, shape: tuple[int, ...]) -> Tensor | None:
         """The image that sampling begins from, (C, H, W) in [-1, 1]; None from t = 1 on, where only noise is left."""
         return None if self.init is None or self.t_start == 1 else read_image(self.init, "init", shape)

@@ -17,8 +17,9 @@ import yaml
 from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
+from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.build import ConfigError, build, construct, nearest
-from diffusion.callbacks import Metrics, Progress, watchers
+from diffusion.callbacks import Metrics, Progress
 from diffusion.checkpoint import ROOT, CheckpointError, build_model, find, load_weights
 from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
@@ -27,6 +28,7 @@ from diffusion.optimizers import PowerEMA
 from diffusion.residual import ResidualDenoiser
 from diffusion.runlog import RunLogger
 from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Snapshots, StepTimer
+from diffusion.watchers import watchers
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Settings:
     train_images: int | None = None
     compile: bool = False
     condition_dropout: float = 0.0
+    cache_latents: bool = False
     ema_decay: float = 0.9999  # checked where ema=exponential takes it
 
     def __post_init__(self) -> None:
@@ -76,7 +79,7 @@ class Settings:
 # What a configuration holds beside the values of `Settings`.
 PARTS = (
     *("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "sampler", "grid", "trainer"),
-    *("ema", "learning_rate", "resume", "init_from"),
+    *("ema", "learning_rate", "resume", "init_from", "autoencoder"),
 )
 
 
@@ -114,15 +117,18 @@ class Run:
     Args:
         config: the resolved configuration, a plain dict.
         datamodule: serves the data, set up.
+        codec: makes the latents that are to be diffused; None if the data themselves are.
     """
 
-    def __init__(self, config: dict[str, Any], datamodule: pl.LightningDataModule) -> None:
+    def __init__(self, config: dict[str, Any], datamodule: pl.LightningDataModule, codec: Codec | None = None) -> None:
         self.config, self.datamodule = config, datamodule
         self.settings = settings(config)
         torch.manual_seed(self.settings.seed)  # of the initial weights
         denoiser, objective = build_model(config), build(config["objective"], "objective")
         if self.settings.condition_dropout != 0:
             objective = ConditionDropout(objective, self.settings.condition_dropout)
+        if codec is not None:
+            objective = LatentObjective(objective, codec)
         self.module = DiffusionModule(
             denoiser,
             objective,
@@ -134,6 +140,9 @@ class Run:
             config=config,
         )
         self.module.objective.check(self.module.denoiser)
+        self.watchers = watchers(
+            self.module, self.settings.preview_every, self.settings.score_every, self.settings.clip
+        )
 
     def prepare(self, data: Callable[[], Tensor]) -> None:
         """Shows the denoiser data (n, *S), if it wants any, from which it learns what training takes for granted."""
@@ -144,6 +153,11 @@ class Run:
     def begin_from(self, spec: str) -> None:
         """Takes over the weights of a checkpoint, the averaged ones if it has them; `spec` as in `checkpoint.find`."""
         path, checkpoint = find(spec)
+        theirs, ours = checkpoint["config"].get("autoencoder"), self.config.get("autoencoder")
+        if theirs != ours:
+            raise ConfigError(
+                f"init_from={spec} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}"
+            )
         load_weights(self.module.denoiser, checkpoint, path)
         self._begin_averages()
 
@@ -191,7 +205,7 @@ class Run:
             logger=logger,
             callbacks=[
                 Metrics(settings.log_every),
-                *watchers(self.module, settings.preview_every, settings.score_every, settings.clip),
+                *self.watchers,
                 Progress(),
                 *([Snapshots(folder, keep)] if keep else []),
                 checkpoints,
@@ -221,6 +235,10 @@ class Run:
             logger.log_result(self.config, result, trainer.global_step)
             logger.experiment.close()
         return None if final is None else float(final)
+
+
+def _space(autoencoder: Mapping[str, Any] | None) -> str:
+    return "pixels" if autoencoder is None else f"latents of the autoencoder {autoencoder['digest']}"
 
 
 # Options of Lightning's that count something.

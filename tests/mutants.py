@@ -48,6 +48,7 @@ TESTS = {
     "adaptive": ("adaptive",),
     "likelihood": ("likelihood", "variance"),
     "guidance": ("guidance", "repaint"),
+    "autoencoder": ("autoencoder", "latents"),
     "repaint": ("repaint",),
 }
 OPERATORS = {

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
 SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow", "ncsn"]  # for any dataset
 CASCADE = ["cascade_base", "cascade_sr"]
+ENCODING = ["dataset=digits", "network=autoencoder", "denoiser=autoencoder", "objective=elbo"]
 TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 
 
@@ -145,11 +146,13 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
         "learned": ["objective=hybrid"],
         "step": ["dataset=swissroll", "network=heads", "schedule=cosine", "timesteps=40", "objective=vlb", "steps=40"],
         "hybrid": ["denoiser=learned"],
+        "autoencoder": ENCODING,
+        "elbo": ENCODING,
         "classifier": ["dataset=digits", "network=encoder", "denoiser=classifier", "objective=classifier"],
     }.get(name, [])
     config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
     assert loss_of_one_step(config).isfinite()
-    if name != "classifier":  # which draws nothing
+    if name not in ("classifier", "autoencoder", "elbo"):  # which draw nothing, or from their prior
         sampler_and_times(config, build_denoiser(config))
 
 

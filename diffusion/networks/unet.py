@@ -29,22 +29,23 @@ def normalisation(channels: int) -> nn.GroupNorm:
 
 class ResBlock(nn.Module):
     """`x + conv(dropout(silu(norm(h) (1 + scale) + shift)))`, h = conv(silu(norm(x))), scale and shift from the
-    embedding."""
+    embedding of length `emb`; 0 is a block that is told nothing, without them."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm_in, self.norm_out = normalisation(c_in), normalisation(c_out)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
-        self.modulation = nn.Linear(emb, 2 * c_out)
+        self.modulation = nn.Linear(emb, 2 * c_out) if emb else None
         self.dropout = nn.Dropout(dropout)
         self.conv_out = _zero(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_in(F.silu(self.norm_in(x)))
-        h = self.conv_out(self.dropout(F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))))
-        return self.skip(x) + h
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        h = self.norm_out(self.conv_in(F.silu(self.norm_in(x))))
+        if self.modulation is not None:
+            scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return self.skip(x) + self.conv_out(self.dropout(F.silu(h)))
 
 
 class SelfAttention(nn.Module):

@@ -1,0 +1,220 @@
+"""Autoencoders: a variational one, its bound, and how a diffusion model lives in its latents.
+
+A variational autoencoder is `p(x) = int p(x | z) N(z; 0, I) dz`. Its prior is a diffusion model too, one whose denoiser
+is known, `PriorDenoiser`; a latent diffusion model puts a trained denoiser in that one's place, and leaves the rest.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.denoisers import Condition, Denoiser
+from diffusion.likelihood import bits, discretised_nll, gaussian_kl, gaussian_nll
+from diffusion.noise import Noise
+from diffusion.objectives import ENCODE, NOISE, Objective
+from diffusion.schedules import Schedule, expand, float64
+
+
+@runtime_checkable
+class EncodesAndDecodes(Protocol):
+    """The networks of an autoencoder: x (B, *shape) to moments (B, 2 C, ...), z (B, *latent_shape) to the mean of x.
+
+    The moments are the means of the latents' C channels and then their log-variances; `log_var`, a scalar, is the
+    log-variance of a value of x given z.
+    """
+
+    shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+    log_var: Tensor
+
+    def encode(self, x: Tensor) -> Tensor: ...
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+class Autoencoder(nn.Module):
+    """`q(z | x) = N(mu(x), diag s^2(x))` and `p(x | z) = N(mean(z), v I)` with one learned variance v for all values
+    (Kingma & Welling 2014, arXiv 1312.6114; v as in Rybkin et al. 2021, arXiv 2006.13202).
+
+    Args:
+        network: see `EncodesAndDecodes`.
+
+    Raises:
+        ValueError: the network is another kind.
+    """
+
+    num_classes = 0  # it is told no labels
+    embedding = 0  # and no vectors
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(network, EncodesAndDecodes):
+            raise ValueError("denoiser=autoencoder needs a network with two ways: network=autoencoder")
+        self.network = network
+        self.shape, self.latent_shape = network.shape, network.latent_shape
+
+    def moments(self, x: Tensor) -> Tensor:
+        """mu and log s^2, one after the other, (B, 2 C, ...), of x (B, *shape)."""
+        return self.network.encode(x.to(self.network.log_var.dtype)).to(x)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of x given z, (B, *shape)."""
+        return self.network.decode(z.to(self.network.log_var.dtype)).to(z)
+
+
+class ELBOObjective(Objective):
+    """Minus the evidence lower bound, `KL(q(z | x) || N(0, I)) - E_q log p(x | z)`, in bits per dimension of x.
+
+    The KL is exact, the expectation the mean over K draws `z = mu + s eps` (Kingma & Welling 2014, eq. 10). For pixels
+    log p(x | z) is the log-probability of the 8-bit value, the Gaussian's mass in its bin; else it is a density.
+
+    Args:
+        samples: K.
+        beta: weight of the KL in the loss; 1 is the bound. Below, z keeps more of x, and looks less like N(0, I).
+        eight_bit: whether the data are pixels, see `diffusion.likelihood`.
+    """
+
+    def __init__(self, samples: int = 1, beta: float = 1.0, eight_bit: bool = True) -> None:
+        super().__init__()
+        if samples < 1 or beta <= 0:
+            raise ValueError(f"samples must be at least 1 and beta positive, got {samples=} and {beta=}")
+        self.samples, self.beta = samples, beta
+        self.nll = discretised_nll if eight_bit else gaussian_nll
+
+    def forward(self, model: Autoencoder, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample, the bound and its two terms: "loss", "elbo_bpd", "reconstruction_bpd" and "kl_bpd",
+        (B,) each."""
+        self.check(model)
+        x = batch["x"]
+        mean, log_var = model.moments(x).chunk(2, dim=1)
+        eps = [noise.normal(mean.shape[1:], step=k, draw=NOISE) for k in range(self.samples)]
+        decoded = model.decode(torch.cat([drawn(mean, log_var, e) for e in eps]))
+        nll = self.nll(x.repeat(self.samples, *[1] * (x.ndim - 1)), decoded, model.network.log_var.to(x))
+        reconstruction = bits(nll.unflatten(0, (self.samples, len(x))).mean(0).flatten(1).mean(1))
+        nothing = torch.zeros_like(mean)
+        kl = bits(gaussian_kl(mean, log_var, nothing, nothing).flatten(1).sum(1)) / x[0].numel()
+        terms = {"elbo_bpd": reconstruction + kl, "reconstruction_bpd": reconstruction, "kl_bpd": kl}
+        return {"loss": reconstruction + self.beta * kl, **terms}
+
+    def check(self, model: nn.Module) -> None:
+        if not isinstance(model, Autoencoder):
+            raise ValueError("objective=elbo trains an autoencoder: add denoiser=autoencoder network=autoencoder")
+
+
+def drawn(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
+    """`mean + e^(log_var / 2) eps`."""
+    return mean + torch.exp(log_var / 2) * eps.to(mean)
+
+
+class PriorDenoiser(Denoiser):
+    """The exact denoiser of data that are N(0, I), `D = alpha_t x_t / (alpha_t^2 + sigma_t^2)`: it draws from an
+    autoencoder's prior."""
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+        alpha, sigma = self.schedule(float64(t))
+        return expand((alpha / (alpha**2 + sigma**2)).to(x_t), x_t) * x_t, {}
+
+
+class Codec(nn.Module):
+    """A frozen autoencoder whose latents have mean 0 and variance 1 in each channel, `(z - mean) / std`, over the data
+    that `measure` saw (a scale for each channel where Rombach et al. 2022, arXiv 2112.10752, appendix G, have one).
+
+    It never trains, and computes in full precision. Latents are draws from q(z | x), which is what the decoder knows.
+
+    Args:
+        autoencoder: trained.
+        clip: whether data are pixels, so that what is decoded is clamped to [-1, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, autoencoder: Autoencoder, clip: bool) -> None:
+        super().__init__()
+        # The layout decides how convolutions round: the same one, wherever the autoencoder comes from.
+        autoencoder.to(memory_format=torch.channels_last)
+        self.autoencoder, self.clip = autoencoder.requires_grad_(False), clip
+        self.latent_shape = autoencoder.latent_shape
+        each = (self.latent_shape[0], *[1] * (len(self.latent_shape) - 1))
+        self.register_buffer("mean", torch.zeros(each))
+        self.register_buffer("std", torch.ones(each))
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Codec":
+        """It stays in evaluation mode."""
+        super().train(False)
+        return self
+
+    @torch.no_grad()
+    def moments(self, x: Tensor) -> Tensor:
+        """Means and log-variances of the autoencoder's own latents, (B, 2 C, ...), of data x (B, *S); moments stay."""
+        # Latents are smaller than the data, so the shape tells which they are.
+        if x.shape[1:] == (2 * self.latent_shape[0], *self.latent_shape[1:]):
+            return x
+        with torch.autocast(x.device.type, enabled=False):
+            return self.autoencoder.moments(x)
+
+    def measure(self, moments: Tensor) -> None:
+        """Takes mean and standard deviation from the moments (N, 2 C, ...) of data.
+
+        The variance of a draw is that of its means and the mean of its variances.
+        """
+        mean, log_var = moments.double().transpose(0, 1).flatten(1).chunk(2)  # (C, N ...) each
+        variance = mean.var(1, correction=0) + log_var.exp().mean(1)
+        self.mean.copy_(mean.mean(1).view_as(self.mean))
+        self.std.copy_(variance.sqrt().view_as(self.std))
+
+    def latents(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
+        """Normalised latents (B, *latent_shape) of data x (B, *S), or of their moments; eps None is the posterior's
+        mean, else its draw with this noise."""
+        mean, log_var = self.moments(x).chunk(2, dim=1)
+        return ((mean if eps is None else drawn(mean, log_var, eps)) - self.mean) / self.std
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Data (B, *S) of normalised latents."""
+        with torch.autocast(z.device.type, enabled=False):
+            x = self.autoencoder.decode(z * self.std + self.mean)
+        return x.clamp(-1, 1) if self.clip else x
+
+
+class LatentObjective(Objective):
+    """Another objective, which sees draws of the data's latents in the place of the data.
+
+    Args:
+        objective: the loss.
+        codec: makes the latents; a part of the objective, so that checkpoints hold it, and no average or optimizer.
+    """
+
+    def __init__(self, objective: Objective, codec: Codec) -> None:
+        super().__init__()
+        self.objective, self.codec = objective, codec
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample; see `DenoisingObjective`."""
+        z = self.codec.latents(batch["x"], noise.normal(self.codec.latent_shape, draw=ENCODE))
+        out: dict[str, Tensor] = self.objective(model, dict(batch) | {"x": z}, noise)
+        return out
+
+    def check(self, model: nn.Module) -> None:
+        if not isinstance(model, Denoiser):
+            raise ValueError("autoencoder= is for models that draw: leave it out for a classifier or an autoencoder")
+        self.objective.check(model)
+
+
+def encoded(codec: Codec | None, x: Tensor) -> Tensor:
+    """The posterior means of data's latents; without a codec the data themselves."""
+    return x if codec is None else codec.latents(x)
+
+
+def decoded(codec: Codec | None, schedule: Schedule, x_t: Tensor, t: Tensor) -> Tensor:
+    """What a state shows: itself without a codec; else its data after scaling it by `(alpha_t^2 + sigma_t^2)^(-1/2)`.
+
+    So scaled, latents have unit variance at every t as they have at t = 0, whatever the schedule: the decoder sees what
+    it knows, and pure noise becomes a draw from the autoencoder's prior.
+    """
+    if codec is None:
+        return x_t
+    alpha, sigma = schedule(t)
+    return codec.decode((alpha**2 + sigma**2).rsqrt().item() * x_t)

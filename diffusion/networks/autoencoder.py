@@ -1,0 +1,82 @@
+"""The two networks of an autoencoder: from images to the moments of their latents, and back."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.networks.unet import ResBlock, check_levels, normalisation
+
+
+class AutoencoderNetwork(nn.Module):
+    """Residual blocks at falling resolutions, and their mirror image.
+
+    An image (C, H, W) has latents (latent, H / f, W / f), f = patch * 2^(levels - 1), 2 at least.
+
+    Args:
+        shape: (C, H, W) of the data.
+        latent: channels of the latents.
+        widths: channels of each level; each level but the last halves the resolution.
+        blocks: residual blocks a level, on either side.
+        patch: side of the squares that are folded into channels first (1 for none).
+    """
+
+    num_classes = 0  # it is told no labels
+    ends = ("encoder.1", "to_moments", "decoder.0", "to_data")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        latent: int = 4,
+        widths: Sequence[int] = (32, 64),
+        blocks: int = 1,
+        patch: int = 2,
+    ) -> None:
+        super().__init__()
+        channels = check_levels("autoencoder", shape, widths, blocks, (), patch)
+        factor = patch * 2 ** (len(widths) - 1)
+        if latent < 1 or factor < 2:
+            raise ValueError(
+                f"network=autoencoder needs latent of at least 1 and a lower resolution, got {latent=} and {patch=} "
+                f"with {len(widths)} level: use patch=2, or two network.widths"
+            )
+        self.shape, self.latent_shape = tuple(shape), (latent, shape[1] // factor, shape[2] // factor)
+        encoder: list[nn.Module] = [nn.PixelUnshuffle(patch), _conv(channels * patch**2, widths[0])]
+        decoder: list[nn.Module] = [_conv(latent, widths[-1])]
+        before = widths[0]
+        for level, width in enumerate(widths):
+            if level:
+                encoder.append(nn.Conv2d(before, before, 3, stride=2, padding=1))
+            for _ in range(blocks):
+                encoder.append(ResBlock(before, width, emb=0))
+                before = width
+        for level, width in reversed(list(enumerate(widths))):
+            for _ in range(blocks):
+                decoder.append(ResBlock(before, width, emb=0))
+                before = width
+            if level:
+                decoder += [nn.Upsample(scale_factor=2, mode="nearest"), _conv(before, before)]
+        self.encoder = nn.Sequential(*encoder, normalisation(widths[-1]), nn.SiLU())
+        self.decoder = nn.Sequential(*decoder, normalisation(widths[0]), nn.SiLU())
+        self.to_moments = _conv(widths[-1], 2 * latent)
+        self.to_data = nn.Sequential(_conv(widths[0], channels * patch**2), nn.PixelShuffle(patch))
+        self.log_var = nn.Parameter(torch.tensor(2 * math.log(0.5)))  # of a pixel given z, where data begin in [-1, 1]
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Means and log-variances of the latents, one after the other, (B, 2 latent, h, w), from x (B, C, H, W)."""
+        moments: Tensor = self.to_moments(self.encoder(x))
+        return moments
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The mean of the data, (B, C, H, W), from z (B, latent, h, w)."""
+        mean: Tensor = self.to_data(self.decoder(z))
+        return mean
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """Raises ValueError: it has two ways, and neither denoises."""
+        raise ValueError("network=autoencoder does not denoise: add denoiser=autoencoder objective=elbo")
+
+
+def _conv(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
