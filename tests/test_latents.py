@@ -1,4 +1,4 @@
-"""Diffusion in an autoencoder's latents, as a user sees it: trained, resumed, sampled, scored, refused."""
+"""Diffusion in an autoencoder's latents, as a user sees it: trained, resumed, sampled, refused."""
 
 import importlib
 import shutil
@@ -125,13 +125,6 @@ def test_the_pages_picture_is_drawn(folder: Path, tmp_path: Path, monkeypatch: p
         assert picture.width > 1000
     with pytest.raises(ValueError, match="is a model of pixels"):
         script.panels(str(folder / AUTOENCODER), str(folder / PIXELS), 4)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("run", [AUTOENCODER, LATENT])
-def test_both_are_scored(folder: Path, run: str) -> None:
-    out = ok(call(evaluate, folder, f"ckpt={run}", "n=100", "steps=2", "split=val", "extractors=[random]")).out
-    assert "frechet_random_n100" in out
 
 
 def test_an_autoencoder_draws_what_its_prior_says(folder: Path) -> None:
