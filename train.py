@@ -20,6 +20,7 @@ import cli
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+    from torch import Tensor
 
     from data.module import DataModule
     from diffusion.autoencoder import Codec
@@ -80,8 +81,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     if codec is not None:
         into_latents(codec, datamodule, device, settings.cache_latents, begins=path is None)
     if path is None and plain["init_from"] is None:  # else the checkpoint has them
-        most = 50_000 if codec is None else 10_000  # encoding is slow
-        run.prepare(lambda: latents.draws(codec, datamodule.train_sample(most), device, settings.seed))
+        run.prepare(lambda: training_data(codec, datamodule, device, settings.seed))
     if settings.budget_minutes is not None and path is None:
         timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
@@ -184,6 +184,14 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     )
 
 
+def training_data(codec: "Codec | None", datamodule: "DataModule", device: Any, seed: int) -> "tuple[Tensor, Tensor]":
+    """What is to be diffused, data or their latents, (n, *S), with labels (n,)."""
+    from diffusion.latents import draws
+
+    x, labels = datamodule.train_sample(50_000 if codec is None else 10_000)  # encoding is slow
+    return draws(codec, x, device, seed), labels
+
+
 def into_latents(codec: "Codec", datamodule: "DataModule", device: Any, cache: bool, begins: bool) -> None:
     """Measures the latents of a run that begins, and puts those of the training images in their place if they are to be
     kept."""
@@ -200,7 +208,7 @@ def into_latents(codec: "Codec", datamodule: "DataModule", device: Any, cache: b
         examples.embeddings = None if train.embeddings is None else train.embeddings[:size]
         datamodule.splits = datamodule.splits._replace(train=examples)
     if begins:
-        codec.measure(moments(codec, datamodule.train_sample().split(BATCH), device))
+        codec.measure(moments(codec, datamodule.train_sample()[0].split(BATCH), device))
 
 
 def check_conditions(datamodule: "DataModule", model: Any) -> None:

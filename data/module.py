@@ -80,11 +80,13 @@ class DataModule(pl.LightningDataModule):
         found = len(self._loaded().train)
         return found if self.limit is None else min(self.limit, found)
 
-    def train_sample(self, most: int = 10_000, numbers: int = 2**26) -> Tensor:
-        """Training examples spread evenly over the set, float32 (n, *S): `most` at most, and so many `numbers`."""
+    def train_sample(self, most: int = 10_000, numbers: int = 2**26) -> tuple[Tensor, Tensor]:
+        """Training examples spread evenly over the set, float32 (n, *S), with their labels (n,): `most` at most, and so
+        many `numbers`."""
         size = self.train_size
         n = max(1, min(size, most, numbers // math.prod(self.source.shape)))
-        return self._loaded().train.get(torch.linspace(0, size - 1, n).long())
+        rows, train = torch.linspace(0, size - 1, n).long(), self._loaded().train
+        return train.get(rows), train.labels[rows]
 
     @property
     def val_size(self) -> int:

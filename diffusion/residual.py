@@ -45,12 +45,14 @@ class MixturePrior(nn.Module):
 
     Inside the span of the data's k principal components V each of the K clusters that k-means finds there has its own
     mean and covariance; outside, all share the mean and the mean remaining variance (Tipping & Bishop 1999,
-    "Probabilistic principal component analysis", eqs. 7 and 8). K = 1 is one Gaussian. Before `fit` it is N(0, I).
+    "Probabilistic principal component analysis", eqs. 7 and 8). K = 1 is one Gaussian. Each class has its own shares of
+    the clusters. Before `fit` it is N(0, I).
 
     Args:
         d: numbers of one sample.
         k: principal components.
         count: K.
+        num_classes: labels that it is told, 0 for none.
     """
 
     mean: Tensor
@@ -63,20 +65,22 @@ class MixturePrior(nn.Module):
     axes: Tensor
     log_errors: Tensor
 
-    def __init__(self, d: int, k: int, count: int) -> None:
+    def __init__(self, d: int, k: int, count: int, num_classes: int = 0) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("basis", torch.eye(d, k))
         self.register_buffer("rest", torch.ones(()))
-        self.register_buffer("log_weights", torch.zeros(count) - math.log(count))
+        # Of the clusters in each class, and in the last row in all data: what NO_LABEL, -1, means.
+        self.register_buffer("log_weights", torch.full((num_classes + 1, count), -math.log(count)))
         self.register_buffer("means", torch.zeros(count, k))
         self.register_buffer("variances", torch.ones(count, k))
         self.register_buffer("axes", torch.eye(k).repeat(count, 1, 1))
         self.register_buffer("total", torch.ones(()))
         self.register_buffer("log_errors", -torch.log1p((-2 * _LEVELS).exp()))  # that of N(0, I)
 
-    def fit(self, x: Tensor) -> None:
-        """Estimates everything from data (n, d), the same each time; torch's own generator is left as it was."""
+    def fit(self, x: Tensor, labels: Tensor) -> None:
+        """Estimates everything from data (n, d) with labels (n,), the same each time; torch's own generator is left as
+        it was."""
         (n, d), k, count = x.shape, self.basis.shape[1], len(self.means)
         if n < 2:
             raise ValueError("denoiser=residual needs at least two training examples to know their covariance")
@@ -100,20 +104,27 @@ class MixturePrior(nn.Module):
         self.mean.copy_(mean)
         self.basis.copy_(v)
         self.rest.copy_(rest.clamp(min=_SMALLEST))
-        self.log_weights.copy_((sizes / n).log())
+        # A datum that belongs to all clusters is added to each class, so that none is impossible there.
+        joint = torch.zeros(len(self.log_weights), count, dtype=torch.float64)
+        if len(joint) > 1:
+            joint.index_put_((labels, assigned), torch.ones(n, dtype=torch.float64), accumulate=True)
+            joint[:-1] += sizes / n
+        joint[-1] = sizes
+        self.log_weights.copy_((joint / joint.sum(1, keepdim=True)).log())
         self.means.copy_(means)
         self.variances.copy_(variances.clamp(min=_SMALLEST))
         self.axes.copy_(axes)
         self.total.copy_((total / d).clamp(min=_SMALLEST))
-        self._measure_errors(x[torch.linspace(0, n - 1, min(n, 500)).long()])
+        some = torch.linspace(0, n - 1, min(n, 500)).long()
+        self._measure_errors(x[some], labels[some])
 
-    def _measure_errors(self, x: Tensor) -> None:
+    def _measure_errors(self, x: Tensor, labels: Tensor) -> None:
         """The mean square error per dimension of `forward` at each of the levels, which has no closed form."""
         noise = Noise(0, torch.arange(len(x)), EVALUATION)
         for i, level in enumerate(_LEVELS.exp().tolist()):
             eps = noise.normal(x.shape[1:], draw=i).to(x)
             one = torch.ones(1, 1, dtype=torch.float64)
-            found = self(x + level * eps, one, level * one)
+            found = self(x + level * eps, one, level * one, labels)
             self.log_errors[i] = (found - x).double().square().mean().log()
 
     def error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -124,8 +135,8 @@ class MixturePrior(nn.Module):
         below = place.long()
         return (torch.lerp(log_errors[below], log_errors[below + 1], place - below) / 2).exp()
 
-    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """`E[x0 | x_t]` for x_t (B, d) and alpha, sigma (B or 1, 1) float64.
+    def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """`E[x0 | x_t, label]` for x_t (B, d), alpha and sigma (B or 1, 1) float64, and labels (B,), if any.
 
         In each cluster it is linear, `m_i + alpha C_i (alpha^2 C_i + sigma^2 I)^-1 (x_t - alpha m_i)`, and the clusters
         weigh what they make x_t likely; see `diffusion.denoisers.GaussianMixtureDenoiser`.
@@ -137,7 +148,9 @@ class MixturePrior(nn.Module):
         a, variances = alpha[:, :, None], self.variances.to(alpha)
         power = a**2 * variances + sigma[:, :, None] ** 2  # (B, K, k)
         residual = torch.einsum("bik,ikl->bil", z[:, None] - a.to(dtype) * self.means.to(dtype), axes)
-        log_joint = self.log_weights - 0.5 * (residual**2 / power + power.log()).sum(-1)
+        rows = len(self.log_weights)
+        log_weights = self.log_weights[-1] if labels is None or rows == 1 else self.log_weights[labels % rows]
+        log_joint = log_weights - 0.5 * (residual**2 / power + power.log()).sum(-1)
         inside = torch.einsum("bil,ikl->bik", (a * variances / power).to(dtype) * residual, axes) + self.means.to(dtype)
         inside = (log_joint.softmax(-1).to(dtype)[..., None] * inside).sum(1)
         gain = (alpha * self.rest / (alpha**2 * self.rest + sigma**2)).to(dtype)
@@ -146,7 +159,7 @@ class MixturePrior(nn.Module):
 
 class ResidualDenoiser(RegressionDenoiser):
     """`D = P(x_t, t) + c_out F(c_in (x_t - alpha_t m), (P - m) / s, c_noise)`: a network behind the exact denoiser P of
-    a Gaussian mixture fitted to the data, whose mean is m.
+    a Gaussian mixture fitted to the data, whose mean is m; of a label's mixture where the network knows labels.
 
     c_out, P's root mean square error per dimension, gives the network targets of unit variance, and c_in and s inputs
     of unit variance. With one cluster, m = 0 and the covariance `sigma_data^2 I` this is EDM's preconditioning (Karras
@@ -180,11 +193,11 @@ class ResidualDenoiser(RegressionDenoiser):
             raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
         super().__init__(network, schedule, variance)
         d = torch.Size(shape).numel()
-        self.prior = MixturePrior(d, min(components, d), clusters)
+        self.prior = MixturePrior(d, min(components, d), clusters, self.num_classes)
 
-    def prepare(self, x: Tensor) -> None:
-        """Fits the mixture to data (n, *S), before training begins."""
-        self.prior.fit(x.flatten(1))
+    def prepare(self, x: Tensor, labels: Tensor) -> None:
+        """Fits the mixture to data (n, *S) with labels (n,), before training begins."""
+        self.prior.fit(x.flatten(1), labels)
 
     def c_noise(self, t: Tensor) -> Tensor:
         """As EDM's."""
@@ -197,7 +210,7 @@ class ResidualDenoiser(RegressionDenoiser):
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
         with torch.autocast(x_t.device.type, enabled=False):
-            prior = self.prior(x_t.flatten(1), alpha, sigma).view_as(x_t)
+            prior = self.prior(x_t.flatten(1), alpha, sigma, cond.get("label")).view_as(x_t)
         total, mean = self.prior.total.to(alpha), self.prior.mean.to(x_t.dtype).view(x_t.shape[1:])
         c_out, c_in = (
             expand(c.flatten().to(x_t.dtype), x_t)

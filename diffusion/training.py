@@ -144,10 +144,11 @@ class Run:
             self.module, self.settings.preview_every, self.settings.score_every, self.settings.clip
         )
 
-    def prepare(self, data: Callable[[], Tensor]) -> None:
-        """Shows the denoiser data (n, *S), if it wants any, from which it learns what training takes for granted."""
+    def prepare(self, data: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        """Shows the denoiser data (n, *S) with labels (n,), if it wants any, from which it learns what training takes
+        for granted."""
         if isinstance(self.module.denoiser, ResidualDenoiser):
-            self.module.denoiser.prepare(data())
+            self.module.denoiser.prepare(*data())
             self._begin_averages()
 
     def begin_from(self, spec: str) -> None:

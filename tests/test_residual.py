@@ -41,19 +41,26 @@ def islands(data: Tensor) -> Tensor:
 
 
 def residual(
-    schedule: Schedule, data: Tensor, factor: float = 0.0, clusters: int = 1, components: int = D
+    schedule: Schedule,
+    data: Tensor,
+    factor: float = 0.0,
+    clusters: int = 1,
+    components: int = D,
+    labels: Tensor | None = None,
 ) -> ResidualDenoiser:
-    denoiser = ResidualDenoiser(Half(factor), schedule, list(data.shape[1:]), clusters, components).double()
-    denoiser.prepare(data)
+    network = Half(factor)
+    network.num_classes = 0 if labels is None else int(labels.max()) + 1
+    denoiser = ResidualDenoiser(network, schedule, list(data.shape[1:]), clusters, components).double()
+    denoiser.prepare(data, torch.zeros(len(data), dtype=torch.int64) if labels is None else labels)
     return denoiser
 
 
-def whole(prior: MixturePrior, schedule: Schedule) -> GaussianMixtureDenoiser:
-    """The same mixture written out in all dimensions."""
+def whole(prior: MixturePrior, schedule: Schedule, row: int = -1) -> GaussianMixtureDenoiser:
+    """The same mixture, or that of a label, written out in all dimensions."""
     outside = torch.eye(D, dtype=torch.float64) - prior.basis @ prior.basis.T
     inside = torch.einsum("dk,ikl,il,iml,em->ide", prior.basis, prior.axes, prior.variances, prior.axes, prior.basis)
     means = prior.mean + prior.means @ prior.basis.T
-    return GaussianMixtureDenoiser(schedule, means, inside + prior.rest * outside, prior.log_weights.exp())
+    return GaussianMixtureDenoiser(schedule, means, inside + prior.rest * outside, prior.log_weights[row].exp())
 
 
 @pytest.mark.parametrize("schedule", [VarianceExplodingSchedule(), VPSchedule(), FlowSchedule()])
@@ -79,8 +86,23 @@ def test_fitting_finds_clusters_their_shares_and_their_means(islands: Tensor) ->
     means = prior.mean + prior.means @ prior.basis.T
     for i in range(3):
         found = means.argmax(1) == i
-        torch.testing.assert_close(prior.log_weights[found].exp().item(), (nearest == i).double().mean().item())
+        torch.testing.assert_close(prior.log_weights[-1, found].exp().item(), (nearest == i).double().mean().item())
         torch.testing.assert_close(means[found][0], islands[nearest == i].mean(0))
+
+
+def test_a_label_chooses_the_shares_of_its_class_and_none_those_of_all(islands: Tensor) -> None:
+    schedule, nearest = VPSchedule(), islands.argmax(1)
+    labels = (nearest == 2).long()  # class 0 is two of the islands, class 1 the third
+    denoiser = residual(schedule, islands, clusters=3, labels=labels)
+    t = torch.full((30,), 0.9, dtype=torch.float64)
+    x_t = schedule(t)[1][:, None] * islands[:30] / 30
+    for label in (0, 1, -1):
+        found = denoiser(x_t, t, {"label": torch.full((30,), label)})
+        torch.testing.assert_close(found, whole(denoiser.prior, schedule, label)(x_t, t), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(denoiser(x_t, t, {"label": torch.full((30,), -1)}), denoiser(x_t, t))
+    far = torch.ones((), dtype=torch.float64)  # where nothing is seen, D is the mean of what is possible
+    pure = denoiser(torch.zeros(1, D, dtype=torch.float64), far, {"label": torch.ones(1, dtype=torch.int64)})
+    torch.testing.assert_close(pure[0], islands[labels == 1].mean(0), rtol=0, atol=0.5)
 
 
 def test_the_target_makes_it_exact_and_has_unit_variance(islands: Tensor) -> None:
@@ -143,11 +165,11 @@ def test_fewer_data_than_components_or_clusters_still_give_a_denoiser(data: Tens
 
 def test_fitting_leaves_torchs_generator_alone_and_repeats_itself(islands: Tensor) -> None:
     one, other = MixturePrior(D, 3, 2).double(), MixturePrior(D, 3, 2).double()
-    state = torch.get_rng_state()
-    one.fit(islands)
+    state, labels = torch.get_rng_state(), torch.zeros(len(islands), dtype=torch.int64)
+    one.fit(islands, labels)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(5)
-    other.fit(islands)
+    other.fit(islands, labels)
     for a, b in zip(one.buffers(), other.buffers(), strict=True):
         assert torch.equal(a, b)
 
@@ -173,7 +195,7 @@ def test_images_pass_a_network_with_twice_the_channels() -> None:
     network = UNet((2, 8, 8), (8, 8), attention=(), in_channels=4)
     denoiser = ResidualDenoiser(network, VPSchedule(), [2, 8, 8], clusters=2, components=16)
     x = torch.rand(20, 2, 8, 8) * 2 - 1
-    denoiser.prepare(x)
+    denoiser.prepare(x, torch.zeros(20, dtype=torch.int64))
     assert denoiser(x, torch.tensor(0.5)).shape == x.shape
 
 
@@ -188,4 +210,4 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object], said: 
 
 def test_one_training_example_is_refused_before_anything_is_fitted() -> None:
     with pytest.raises(ValueError, match="at least two"):
-        MixturePrior(D, 2, 1).fit(torch.zeros(1, D))
+        MixturePrior(D, 2, 1).fit(torch.zeros(1, D), torch.zeros(1, dtype=torch.int64))

@@ -181,7 +181,10 @@ def test_options_that_do_not_go_together_are_refused_at_once(told: dict[str, Any
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (f"ckpt={PLAIN} guidance=2", "guidance=2: this model is unconditional; train one with experiment=fast_digits_cond"),
+        (
+            f"ckpt={PLAIN} guidance=2",
+            "guidance=2: this model is unconditional; train one with experiment=fast_digits_cond",
+        ),
         (f"ckpt={PLAIN} label=2", "label=2: this model is unconditional"),
         (f"ckpt={PLAIN} label=all", "label=all: this model has no classes"),
         (f"ckpt={TOLD} guidance=2", "this model was always told the label and cannot do without"),
