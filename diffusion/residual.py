@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.denoisers import Condition, RegressionDenoiser
@@ -45,8 +46,8 @@ class MixturePrior(nn.Module):
 
     Inside the span of the data's k principal components V each of the K clusters that k-means finds there has its own
     mean and covariance; outside, all share the mean and the mean remaining variance (Tipping & Bishop 1999,
-    "Probabilistic principal component analysis", eqs. 7 and 8). K = 1 is one Gaussian. Each class has its own shares of
-    the clusters. Before `fit` it is N(0, I).
+    "Probabilistic principal component analysis", eqs. 7 and 8). K = 1 is one Gaussian. Each class has clusters of its
+    own, if there are enough, and in any case its own shares of them. Before `fit` it is N(0, I).
 
     Args:
         d: numbers of one sample.
@@ -93,7 +94,10 @@ class MixturePrior(nn.Module):
         z = (x - mean) @ v
         total = (x - mean).double().square().sum() / n
         rest = (total - z.double().square().sum() / n) / max(d - k, 1)
-        assigned = clusters(z, max(1, min(count, n // _FEWEST)))
+        classes = len(self.log_weights) - 1
+        # As far apart as if classes were the largest difference there is, so that each has clusters of its own.
+        apart = F.one_hot(labels, classes).to(z) * (2 * total.sqrt().to(z)) if classes else z[:, :0]
+        assigned = clusters(torch.cat((z, apart), dim=1), max(1, min(count, n // _FEWEST)))
         sizes = torch.bincount(assigned, minlength=count).double()
         means = torch.zeros_like(self.means).index_add_(0, assigned, z) / sizes.clamp(min=1)[:, None].to(z)
         within = z - means[assigned]

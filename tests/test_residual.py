@@ -105,6 +105,12 @@ def test_a_label_chooses_the_shares_of_its_class_and_none_those_of_all(islands: 
     torch.testing.assert_close(pure[0], islands[labels == 1].mean(0), rtol=0, atol=0.5)
 
 
+def test_classes_have_clusters_of_their_own_though_they_lie_in_one_another(data: Tensor) -> None:
+    labels = torch.arange(len(data)) % 2
+    shares = residual(VPSchedule(), data, clusters=4, labels=labels).prior.log_weights[:2].exp()
+    assert (shares.min(0).values < 0.01).all()
+
+
 def test_the_target_makes_it_exact_and_has_unit_variance(islands: Tensor) -> None:
     schedule = VPSchedule()
     denoiser = residual(schedule, islands, clusters=3)
