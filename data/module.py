@@ -82,11 +82,12 @@ class DataModule(pl.LightningDataModule):
 
     def train_sample(self, most: int = 10_000, numbers: int = 2**26) -> tuple[Tensor, Tensor]:
         """Training examples spread evenly over the set, float32 (n, *S), with their labels (n,): `most` at most, and so
-        many `numbers`."""
-        size = self.train_size
-        n = max(1, min(size, most, numbers // math.prod(self.source.shape)))
-        rows, train = torch.linspace(0, size - 1, n).long(), self._loaded().train
-        return train.get(rows), train.labels[rows]
+        many `numbers`; mirrored ones count as further examples where training sees them."""
+        size, train = self.train_size, self._loaded().train
+        examples = 2 * size if self.flip else size
+        n = max(1, min(examples, most, numbers // math.prod(self.source.shape)))
+        rows = torch.linspace(0, examples - 1, n).long()
+        return train.get(rows % size, rows >= size if self.flip else None), train.labels[rows % size]
 
     @property
     def val_size(self) -> int:

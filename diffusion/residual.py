@@ -14,6 +14,7 @@ from diffusion.schedules import Schedule, expand, float64
 _LEVELS = torch.linspace(-8.0, 8.0, 33, dtype=torch.float64)  # ln(sigma / alpha), where errors are measured
 _SMALLEST = 1e-6  # variance, of a pixel that never changes
 _FEWEST = 50  # data a cluster, on average: the mean of a few would be a copy of them
+_PER_COMPONENT = 10  # data a component, at least: few data span little, and others are not confined to that
 
 
 def clusters(z: Tensor, count: int, rounds: int = 20) -> Tensor:
@@ -51,7 +52,7 @@ class MixturePrior(nn.Module):
 
     Args:
         d: numbers of one sample.
-        k: principal components.
+        k: principal components, at most; as many as ten data each give.
         count: K.
         num_classes: labels that it is told, 0 for none.
     """
@@ -89,11 +90,13 @@ class MixturePrior(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of the randomised decomposition
             _, s, v = torch.svd_lowrank(x - mean, q=min(k + 32, n, d), niter=4)
-        # Fewer data than components: the missing ones are directions like all the rest.
-        v = torch.linalg.qr(torch.cat((v[:, : min(k, len(s))], self.basis), dim=1))[0][:, :k]
+        # Fewer data than components ask for: the missing ones are directions like all the rest.
+        known = min(k, len(s), n // _PER_COMPONENT)
+        v = torch.linalg.qr(torch.cat((v[:, :known], torch.eye(d, k).to(v)), dim=1))[0][:, :k]
         z = (x - mean) @ v
+        z[:, known:] = 0
         total = (x - mean).double().square().sum() / n
-        rest = (total - z.double().square().sum() / n) / max(d - k, 1)
+        rest = (total - z.double().square().sum() / n) / max(d - known, 1)
         classes = len(self.log_weights) - 1
         # As far apart as if classes were the largest difference there is, so that each has clusters of its own.
         apart = F.one_hot(labels, classes).to(z) * (2 * total.sqrt().to(z)) if classes else z[:, :0]
@@ -104,6 +107,7 @@ class MixturePrior(nn.Module):
         covariances = torch.stack([(part := within[assigned == i].double()).T @ part for i in range(count)])
         # A covariance of few data is not to be believed: k data are worth as much as all clusters' common one.
         covariances = (covariances + k * covariances.sum(0) / n) / (sizes + k)[:, None, None]
+        covariances += torch.diag((torch.arange(k) >= known) * rest)
         variances, axes = torch.linalg.eigh(covariances)
         self.mean.copy_(mean)
         self.basis.copy_(v)
@@ -129,7 +133,7 @@ class MixturePrior(nn.Module):
             eps = noise.normal(x.shape[1:], draw=i).to(x)
             one = torch.ones(1, 1, dtype=torch.float64)
             found = self(x + level * eps, one, level * one, labels)
-            self.log_errors[i] = (found - x).double().square().mean().log()
+            self.log_errors[i] = (found - x).double().square().mean().clamp(min=_SMALLEST**2).log()
 
     def error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The root mean square error per dimension, interpolated in ln(sigma / alpha); float64, shaped like these."""
@@ -176,7 +180,7 @@ class ResidualDenoiser(RegressionDenoiser):
         schedule: see `Denoiser`.
         shape: of one sample.
         clusters: components of the mixture; at most one for 50 data.
-        components: principal components in which clusters differ, at most the dimensions.
+        components: principal components in which clusters differ, at most the dimensions; one for ten data.
         variance: "beta" or "beta_tilde", see `Denoiser`.
     """
 

@@ -114,6 +114,12 @@ def test_normalisation_is_exact_at_both_ends() -> None:
     assert torch.equal(((x + 1) * 127.5).round().to(torch.uint8), pixels.flatten())
 
 
+def test_what_is_fitted_to_data_sees_mirrored_images_where_training_does() -> None:
+    module = DataModule(Digits(), 4, 0, flip=True, limit=3)
+    plain = DataModule(Digits(), 4, 0, limit=3).train_sample()[0]
+    assert torch.equal(module.train_sample()[0], torch.cat((plain, plain.flip(-1))))
+
+
 def test_flip_mirrors_left_right_only_where_asked() -> None:
     pixels = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
     plain = Images(pixels).get(torch.tensor([0, 1]))

@@ -169,6 +169,21 @@ def test_fewer_data_than_components_or_clusters_still_give_a_denoiser(data: Tens
     assert denoiser(data[:9], torch.tensor(0.5, dtype=torch.float64)).isfinite().all()
 
 
+def test_few_data_do_not_make_it_sure_of_others() -> None:
+    everyone = torch.randn(60, 40, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    prior = MixturePrior(40, 40, 1).double()
+    prior.fit(everyone[:30], torch.zeros(30, dtype=torch.int64))
+    one, eps = torch.ones(1, 1, dtype=torch.float64), torch.randn(30, 40, dtype=torch.float64)
+    error = (prior(everyone[30:] + 0.1 * eps, one, 0.1 * one) - everyone[30:]).square().mean()
+    assert error < 2 * prior.error(one, 0.1 * one) ** 2
+
+
+def test_data_that_are_all_the_same_leave_something_to_divide_by() -> None:
+    prior = MixturePrior(D, D, 1)
+    prior.fit(torch.full((4, D), 0.5), torch.zeros(4, dtype=torch.int64))
+    assert prior.log_errors.isfinite().all()
+
+
 def test_fitting_leaves_torchs_generator_alone_and_repeats_itself(islands: Tensor) -> None:
     one, other = MixturePrior(D, 3, 2).double(), MixturePrior(D, 3, 2).double()
     state, labels = torch.get_rng_state(), torch.zeros(len(islands), dtype=torch.int64)
