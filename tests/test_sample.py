@@ -205,7 +205,7 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
             ["or the width of an average, above 0 and at most 0.28, got 0.5"],
         ),
         (f"ckpt={RUN} weights=0.07", ["weights=0.07 is an average", "needs a run with ema=power"]),
-        (f"ckpt={RUN} show=x1", ["show must be x_t or x0 or both, got 'x1'"]),
+        (f"ckpt={RUN} show=x1", ["show must be x_t or x0 or both or condition, got 'x1'"]),
         (f"ckpt={RUN} fps=0", ["fps must be above 0", "got 0"]),
         (f"ckpt={RUN} frames=0", ["frames must be at least 1"]),
         (f"ckpt={RUN} eta=1", ["eta=1 belongs to the ddim sampler: add sampler=ddim"]),

@@ -187,7 +187,7 @@ def test_options_that_do_not_go_together_are_refused_at_once(told: dict[str, Any
         ),
         (f"ckpt={PLAIN} label=2", "label=2: this model is unconditional"),
         (f"ckpt={PLAIN} label=all", "label=all: this model has no classes"),
-        (f"ckpt={TOLD} guidance=2", "this model was always told the label and cannot do without"),
+        (f"ckpt={TOLD} guidance=2", "this model was always told the label, or the image, and cannot do without"),
         (f"ckpt={GUIDABLE} label=10", "label must be a whole number from 0 to 9, got 10"),
         (f"ckpt={GUIDABLE} label=cat", "label must be a whole number, a list of them, or all, got 'cat'"),
         (f"ckpt={GUIDABLE} label=all n=9", "label=all draws one row for each of 10 classes"),

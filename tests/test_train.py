@@ -108,7 +108,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("objective=hybrid denoiser=learned schedule=continuous_cosine steps=9", ["choose a discrete schedule"]),
         ("objective=vlb schedule=variance_exploding steps=9", ["choose a discrete schedule"]),
         ("dataset=mnist network=tutorial denoiser.variance=learned", ["needs a network with out_channels"]),
-        ("+network.out_channels=2", ["network.out_channels is not for setting", "denoiser.variance"]),
+        ("+network.out_channels=2", ["network.out_channels is not for setting", "the denoiser"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(
