@@ -28,7 +28,7 @@ from diffusion.schedules import VarianceExplodingSchedule
 
 SHAPE = (1, 32, 32)
 NETWORKS: dict[str, Callable[[], torch.nn.Module]] = {
-    "fast: patch 2, 32-64-64": lambda: UNet(SHAPE, widths=(32, 64, 64), attention=(2,), patch=2),
+    "fast: patch 2, 32-64-64": lambda: UNet(SHAPE, widths=(32, 64, 64), blocks=1, attention=(2,), patch=2),
     "default: 64-128-128": lambda: UNet(SHAPE, widths=(64, 128, 128), attention=(1, 2)),
     "tutorial: 12.9 M": lambda: TutorialUNet(SHAPE),
 }

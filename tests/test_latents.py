@@ -148,6 +148,7 @@ def test_an_image_to_begin_from_is_encoded(folder: Path, codec: Codec) -> None:
     assert (near - expected).abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_ends_as_one_that_was_not_and_kept_latents_are_those_of_each_step(folder: Path) -> None:
     def trained(version: int, *arguments: str) -> Path:
         run = folder / f"lightning_logs/digits/version_{version}"
