@@ -246,6 +246,16 @@ class _Idx(_Published):
     train_images = 60_000
     torchvision_class: type[datasets.MNIST]
 
+    def __init__(
+        self,
+        data_dir: str | Path = "data/raw",
+        download: bool = True,
+        pad: int = 2,
+        holdout: int = 5000,
+        downsample: int = 1,
+    ) -> None:
+        super().__init__(data_dir, download, pad, holdout, downsample)
+
     def _read(self, root: Path) -> _Raw:
         train, test = (self.torchvision_class(root, train=part) for part in (True, False))
         return _Raw(
@@ -261,16 +271,6 @@ class Mnist(_Idx):
 
     name, folder, torchvision_class = "mnist", "MNIST/raw", datasets.MNIST
 
-    def __init__(
-        self,
-        data_dir: str | Path = "data/raw",
-        download: bool = True,
-        pad: int = 2,
-        holdout: int = 5000,
-        downsample: int = 1,
-    ) -> None:
-        super().__init__(data_dir, download, pad, holdout, downsample)
-
 
 class Fashion(_Idx):
     """Fashion-MNIST: 60,000 + 10,000 pictures of clothes in MNIST's format (Xiao et al., arXiv 1708.07747).
@@ -279,16 +279,6 @@ class Fashion(_Idx):
     """
 
     name, folder, torchvision_class = "fashion", "FashionMNIST/raw", datasets.FashionMNIST
-
-    def __init__(
-        self,
-        data_dir: str | Path = "data/raw",
-        download: bool = True,
-        pad: int = 2,
-        holdout: int = 5000,
-        downsample: int = 1,
-    ) -> None:
-        super().__init__(data_dir, download, pad, holdout, downsample)
 
     def _elsewhere(self) -> list[tuple[Path, Callable[[], _Raw]]]:
         def read() -> _Raw:

@@ -182,6 +182,9 @@ class ResidualDenoiser(RegressionDenoiser):
         clusters: components of the mixture; at most one for 50 data.
         components: principal components in which clusters differ, at most the dimensions; one for ten data.
         variance: "beta" or "beta_tilde", see `Denoiser`.
+
+    Raises:
+        ValueError: a learned variance, no component or cluster, or a schedule with zero terminal SNR.
     """
 
     inputs = 2
@@ -200,6 +203,11 @@ class ResidualDenoiser(RegressionDenoiser):
         if min(clusters, components) < 1:
             raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
         super().__init__(network, schedule, variance)
+        if schedule.log_snr(torch.ones(())).isinf():
+            raise ValueError(
+                "denoiser=residual cannot tell its network of a noise level without any data: use denoiser=v, x0 or "
+                "flow, or schedule.zero_terminal_snr=false"
+            )
         d = torch.Size(shape).numel()
         self.prior = MixturePrior(d, min(components, d), clusters, self.num_classes)
 

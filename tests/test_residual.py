@@ -9,7 +9,7 @@ from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, LognormalTimes, SimpleWeighting
 from diffusion.residual import MixturePrior, ResidualDenoiser, clusters
-from diffusion.schedules import FlowSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, float64
+from diffusion.schedules import CosineSchedule, FlowSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, float64
 
 D = 6
 
@@ -232,3 +232,8 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, object], said: 
 def test_one_training_example_is_refused_before_anything_is_fitted() -> None:
     with pytest.raises(ValueError, match="at least two"):
         MixturePrior(D, 2, 1).fit(torch.zeros(1, D), torch.zeros(1, dtype=torch.int64))
+
+
+def test_a_schedule_that_begins_without_any_data_is_refused() -> None:
+    with pytest.raises(ValueError, match="zero_terminal_snr=false"):
+        ResidualDenoiser(Half(0.0), CosineSchedule(20, zero_terminal_snr=True), [D])
