@@ -56,9 +56,10 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
     config = resolved(f"experiment={experiment}")
     training.settings(config)
     with torch.device("meta"):
-        build(config["network"], "network")
-    for part in ("objective", "optimizer", "learning_rate", "ema", "sampler", "grid"):
+        network = build(config["network"], "network")
+    for part in ("objective", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
+    assert build(config["optimizer"], "optimizer")(network, fused=False).param_groups
     name = {**dict.fromkeys((*SDES, "learned_variance"), "digits"), **dict.fromkeys(CASCADE, "fashion")}
     assert config["dataset"]["name"] == name.get(experiment, experiment.removesuffix("_cond").rpartition("_")[2])
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None

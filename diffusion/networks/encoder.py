@@ -24,6 +24,7 @@ class Encoder(nn.Module):
     """
 
     num_classes = 0  # it is told no labels
+    ends = ("conv_in", "out")
 
     def __init__(
         self,
