@@ -27,8 +27,9 @@ class EncodesAndDecodes(Protocol):
 
     shape: tuple[int, ...]
     latent_shape: tuple[int, ...]
-    log_var: Tensor
 
+    @property
+    def log_var(self) -> Tensor: ...
     def encode(self, x: Tensor) -> Tensor: ...
     def decode(self, z: Tensor) -> Tensor: ...
 

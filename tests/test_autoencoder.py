@@ -14,6 +14,7 @@ from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.mlp import MLP
 from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes
+from diffusion.optimizers import AdamW
 from diffusion.samplers import DDPMSampler, prior
 from diffusion.schedules import LinearSchedule, Schedule
 
@@ -124,6 +125,19 @@ def test_a_pixel_costs_the_mass_of_its_bin() -> None:
     low = torch.where(x < -0.999, 0, normal.cdf(x - HALF_BIN))
     high = torch.where(x > 0.999, 1, normal.cdf(x + HALF_BIN))
     torch.testing.assert_close(out["reconstruction_bpd"], -(high - low).log2().flatten(1).mean(1))
+
+
+def test_the_variance_given_z_comes_to_the_mean_square_error_in_a_short_training() -> None:
+    model, noise = Autoencoder(AutoencoderNetwork((1, 8, 8), 1, (4,), 2)), Noise(0, torch.arange(64))
+    x = 0.1 * noise.normal((1, 8, 8), draw=7)
+    optimizer = AdamW(lr=2e-3)(model.network, fused=False)
+    for _ in range(250):
+        optimizer.zero_grad()
+        ELBOObjective(eight_bit=False)(model, {"x": x}, noise)["loss"].mean().backward()
+        optimizer.step()
+    mean, log_var = model.moments(x).chunk(2, dim=1)
+    error = (model.decode(drawn(mean, log_var, noise.normal(mean.shape[1:], draw=1))) - x).square().mean()
+    torch.testing.assert_close(model.network.log_var.exp(), error, rtol=0.25, atol=0)  # which is still falling
 
 
 def test_the_priors_denoiser_is_that_of_a_standard_normal(schedule: Schedule, times: Tensor) -> None:

@@ -171,7 +171,7 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not_and_kept_latents_are_tho
 
 def test_a_codec_that_was_swapped_is_noticed(folder: Path) -> None:
     checkpoint = read(folder / LATENT / WEIGHTS)
-    checkpoint["state_dict"]["objective.codec.autoencoder.network.log_var"] += 1e-3
+    checkpoint["state_dict"]["objective.codec.autoencoder.network.tenth_of_log_var"] += 1e-3
     torch.save(checkpoint, folder / "swapped.ckpt")
     assert_refused(call(sample, folder, "ckpt=swapped.ckpt"), "the autoencoder in swapped.ckpt is another")
     del checkpoint["state_dict"]["objective.codec.mean"]

@@ -61,7 +61,14 @@ class AutoencoderNetwork(nn.Module):
         self.decoder = nn.Sequential(*decoder, normalisation(widths[0]), nn.SiLU())
         self.to_moments = _conv(widths[-1], 2 * latent)
         self.to_data = nn.Sequential(_conv(widths[0], channels * patch**2), nn.PixelShuffle(patch))
-        self.log_var = nn.Parameter(torch.tensor(2 * math.log(0.5)))  # of a pixel given z, where data begin in [-1, 1]
+        # Where data in [-1, 1] begin. Adam moves a weight by about its rate a step, too little for a log-variance that
+        # has far to go, so the weight is a tenth of it.
+        self.tenth_of_log_var = nn.Parameter(torch.tensor(2 * math.log(0.5) / 10))
+
+    @property
+    def log_var(self) -> Tensor:
+        """Log-variance of a value given z, a scalar."""
+        return 10 * self.tenth_of_log_var
 
     def encode(self, x: Tensor) -> Tensor:
         """Means and log-variances of the latents, one after the other, (B, 2 latent, h, w), from x (B, C, H, W)."""
