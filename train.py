@@ -81,7 +81,8 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     if codec is not None:
         into_latents(codec, datamodule, device, settings.cache_latents, begins=path is None)
     if path is None and plain["init_from"] is None:  # else the checkpoint has them
-        run.prepare(lambda: training_data(codec, datamodule, device, settings.seed))
+        most = 50_000 if codec is None or settings.cache_latents else 10_000  # encoding is slow
+        run.prepare(lambda: training_data(codec, datamodule, device, settings.seed, most))
     if settings.budget_minutes is not None and path is None:
         timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
@@ -184,12 +185,19 @@ def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     )
 
 
-def training_data(codec: "Codec | None", datamodule: "DataModule", device: Any, seed: int) -> "tuple[Tensor, Tensor]":
-    """What is to be diffused, data or their latents, (n, *S), with labels (n,)."""
+def training_data(
+    codec: "Codec | None", datamodule: "DataModule", device: Any, seed: int, most: int
+) -> "tuple[Tensor, dict[str, Tensor]]":
+    """What is to be diffused, data or their latents, (n, *S), and what conditions them: "label" and perhaps "image";
+    n is `most` at most."""
+    import torch
+
     from diffusion.latents import draws
 
-    x, labels = datamodule.train_sample(50_000 if codec is None else 10_000)  # encoding is slow
-    return draws(codec, x, device, seed), labels
+    condition = datamodule.condition
+    x, labels = datamodule.train_sample(most if condition is None else min(most, 20_000))  # images to be told are large
+    told = {} if condition is None else condition.augmented(x, seed, torch.arange(len(x)))
+    return draws(codec, x, device, seed), {"label": labels, **told}
 
 
 def into_latents(codec: "Codec", datamodule: "DataModule", device: Any, cache: bool, begins: bool) -> None:

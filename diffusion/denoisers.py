@@ -219,6 +219,7 @@ class TrainableDenoiser(Denoiser):
         ValueError: the schedule has other steps than the network.
     """
 
+    always_told: bool = False  # whether it counts on its image condition, so that none can be kept from it
     inputs: int = 1  # of the network for each number of x
     outputs: int = 1  # of the network for each number of x, a learned variance's not counted
 

@@ -372,6 +372,11 @@ class ConditionDropout(Objective):
                 f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
                 f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
+        if trainable.always_told:
+            raise ValueError(
+                f"condition_dropout={self.share:g}: denoiser=residual counts on the image that it is told; add "
+                f"denoiser=edm, or condition_dropout=0"
+            )
         self.objective.check(model)
 
 

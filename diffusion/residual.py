@@ -42,6 +42,58 @@ def clusters(z: Tensor, count: int, rounds: int = 20) -> Tensor:
     return assigned
 
 
+def principal(x: Tensor, k: int) -> tuple[Tensor, int]:
+    """Orthonormal directions (d, k) of centred data (n, d), the leading principal components first, and how many of
+    them are that: as many as ten data each give, the rest being like any other. torch's generator stays as it was."""
+    n, d = x.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # of the randomised decomposition
+        _, s, v = torch.svd_lowrank(x, q=min(k + 32, n, d), niter=4)
+    known = min(k, len(s), n // _PER_COMPONENT)
+    return torch.linalg.qr(torch.cat((v[:, :known], torch.eye(d, k).to(v)), dim=1))[0][:, :k], known
+
+
+class LinearGuess(nn.Module):
+    """The best linear guess of data from what is told of them: a regression on its k principal components (Jolliffe
+    1982, "A note on the use of principal components in regression"). Before `fit` it is 0.
+
+    Args:
+        told: numbers of one condition.
+        d: numbers of one sample.
+        k: principal components of the conditions.
+    """
+
+    told_mean: Tensor
+    basis: Tensor
+    mean: Tensor
+    slopes: Tensor
+
+    def __init__(self, told: int, d: int, k: int) -> None:
+        super().__init__()
+        self.register_buffer("told_mean", torch.zeros(told))
+        self.register_buffer("basis", torch.eye(told, k))
+        self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("slopes", torch.zeros(k, d))
+
+    def fit(self, told: Tensor, x: Tensor) -> None:
+        """Estimates it from conditions (n, told) of data (n, d)."""
+        mean, told_mean = x.mean(0), told.mean(0)
+        basis, known = principal(told - told_mean, self.basis.shape[1])
+        z = ((told - told_mean) @ basis).double()
+        z[:, known:] = 0
+        # A direction without variance says nothing of the data, rather than anything.
+        gram = z.T @ z + _SMALLEST * len(z) * torch.eye(z.shape[1], dtype=z.dtype)
+        self.told_mean.copy_(told_mean)
+        self.basis.copy_(basis)
+        self.mean.copy_(mean)
+        self.slopes.copy_(torch.linalg.solve(gram, z.T @ (x - mean).double()))
+
+    def forward(self, told: Tensor) -> Tensor:
+        """(B, d) of conditions (B, told)."""
+        dtype = told.dtype
+        return self.mean.to(dtype) + (told - self.told_mean.to(dtype)) @ self.basis.to(dtype) @ self.slopes.to(dtype)
+
+
 class MixturePrior(nn.Module):
     """A Gaussian mixture fitted to data, and its exact denoiser.
 
@@ -87,12 +139,7 @@ class MixturePrior(nn.Module):
         if n < 2:
             raise ValueError("denoiser=residual needs at least two training examples to know their covariance")
         mean = x.mean(0)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # of the randomised decomposition
-            _, s, v = torch.svd_lowrank(x - mean, q=min(k + 32, n, d), niter=4)
-        # Fewer data than components ask for: the missing ones are directions like all the rest.
-        known = min(k, len(s), n // _PER_COMPONENT)
-        v = torch.linalg.qr(torch.cat((v[:, :known], torch.eye(d, k).to(v)), dim=1))[0][:, :k]
+        v, known = principal(x - mean, k)
         z = (x - mean) @ v
         z[:, known:] = 0
         total = (x - mean).double().square().sum() / n
@@ -175,6 +222,10 @@ class ResidualDenoiser(RegressionDenoiser):
     F = 0 is exact. Wang & Vastola 2023 (arXiv 2311.10892) measured that trained denoisers are nearly linear at high
     noise, those of one Gaussian; here the network need not learn it.
 
+    Where the network is told images, all this is of what the best linear guess G of the data from the image leaves
+    over: of `x0 - G(image)` and `x_t - alpha_t G(image)`. If image and data are Gaussian together and there is one
+    cluster, P is exact then too, since their covariance given the image is the same for every image.
+
     Args:
         network: with `in_channels` twice those of x; F is shaped like x.
         schedule: see `Denoiser`.
@@ -210,10 +261,19 @@ class ResidualDenoiser(RegressionDenoiser):
             )
         d = torch.Size(shape).numel()
         self.prior = MixturePrior(d, min(components, d), clusters, self.num_classes)
+        told = self.condition_channels * d // shape[0]
+        self.guess = LinearGuess(told, d, min(components, told)) if told else None
+        self.always_told = self.guess is not None
 
-    def prepare(self, x: Tensor, labels: Tensor) -> None:
-        """Fits the mixture to data (n, *S) with labels (n,), before training begins."""
-        self.prior.fit(x.flatten(1), labels)
+    def prepare(self, x: Tensor, cond: Condition) -> None:
+        """Fits guess and mixture to data (n, *S) and what is told of them, "label" and perhaps "image", before training
+        begins."""
+        x = x.flatten(1)
+        if self.guess is not None:
+            told = cond["image"].flatten(1)
+            self.guess.fit(told, x)
+            x = x - self.guess(told)
+        self.prior.fit(x, cond["label"])
 
     def c_noise(self, t: Tensor) -> Tensor:
         """As EDM's."""
@@ -225,7 +285,11 @@ class ResidualDenoiser(RegressionDenoiser):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
+        guess = torch.zeros_like(x_t)
         with torch.autocast(x_t.device.type, enabled=False):
+            if self.guess is not None:
+                guess = self.guess(cond["image"].to(x_t.dtype).flatten(1)).view_as(x_t)
+                x_t = x_t - expand(alpha.flatten().to(x_t.dtype), x_t) * guess
             prior = self.prior(x_t.flatten(1), alpha, sigma, cond.get("label")).view_as(x_t)
         total, mean = self.prior.total.to(alpha), self.prior.mean.to(x_t.dtype).view(x_t.shape[1:])
         c_out, c_in = (
@@ -240,4 +304,5 @@ class ResidualDenoiser(RegressionDenoiser):
             dim=1,
         )
         raw = self.output(seen, self.c_noise(t), cond)
+        prior = guess + prior
         return prior + c_out * raw, {"raw": raw, "prior": prior}

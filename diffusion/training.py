@@ -21,6 +21,7 @@ from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress
 from diffusion.checkpoint import ROOT, CheckpointError, build_model, find, load_weights
+from diffusion.denoisers import Condition
 from diffusion.devices import check_devices
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.objectives import ConditionDropout
@@ -144,9 +145,9 @@ class Run:
             self.module, self.settings.preview_every, self.settings.score_every, self.settings.clip
         )
 
-    def prepare(self, data: Callable[[], tuple[Tensor, Tensor]]) -> None:
-        """Shows the denoiser data (n, *S) with labels (n,), if it wants any, from which it learns what training takes
-        for granted."""
+    def prepare(self, data: Callable[[], tuple[Tensor, Condition]]) -> None:
+        """Shows the denoiser data (n, *S) and what conditions them, if it wants any, from which it learns what training
+        takes for granted."""
         if isinstance(self.module.denoiser, ResidualDenoiser):
             self.module.denoiser.prepare(*data())
             self._begin_averages()

@@ -28,8 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for arguments in (
         ("experiment=cascade_base", *CASCADE, "preview_every=0"),
-        ("experiment=cascade_sr", *CASCADE, "condition_dropout=0.3", "preview_every=4"),
-        (*TINY, "dataset.condition=masked", "preview_every=0"),
+        ("experiment=cascade_sr", *CASCADE, "denoiser=edm", "condition_dropout=0.3", "preview_every=4"),
+        (*TINY, "dataset.condition=masked", "denoiser=residual", "preview_every=0"),
         (*TINY, "preview_every=0"),
     ):
         outcome = call(train, folder, *arguments)

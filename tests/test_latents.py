@@ -18,6 +18,7 @@ from data.images import Digits
 from diffusion.autoencoder import Codec
 from diffusion.checkpoint import read
 from diffusion.denoisers import ClippedDenoiser
+from diffusion.evaluation.scores import random_rows
 from diffusion.latents import trained_autoencoder
 from diffusion.noise import SAMPLING, Noise
 from diffusion.samplers import prior
@@ -125,6 +126,20 @@ def test_the_pages_picture_is_drawn(folder: Path, tmp_path: Path, monkeypatch: p
         assert picture.width > 1000
     with pytest.raises(ValueError, match="is a model of pixels"):
         script.panels(str(folder / AUTOENCODER), str(folder / PIXELS), 4)
+
+
+def test_reconstructions_are_scored_as_samples(
+    folder: Path, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent.parent / "docs")
+    importlib.import_module("reconstructions").main(str(folder / AUTOENCODER), str(tmp_path / "made.npz"), n=100)
+    made = torch.from_numpy(np.load(tmp_path / "made.npz")["arr_0"]).permute(0, 3, 1, 2)
+    train_images = Digits().load().train
+    x = train_images.get(random_rows(len(train_images))[:100])
+    seen, mean = codec.decode(codec.latents(x)), x.mean(0)
+    assert (made / 127.5 - 1 - seen).square().mean() < (made / 127.5 - 1 - mean).square().mean()
+    given = (f"samples={tmp_path / 'made.npz'}", "dataset=digits", "extractors=random", f"out={tmp_path}")
+    assert "100 samples in" in ok(call(evaluate, folder, *given)).out
 
 
 def test_an_autoencoder_draws_what_its_prior_says(folder: Path) -> None:

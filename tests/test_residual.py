@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import EDMPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
-from diffusion.objectives import DenoisingObjective, LognormalTimes, SimpleWeighting
+from diffusion.objectives import ConditionDropout, DenoisingObjective, LognormalTimes, SimpleWeighting
 from diffusion.residual import MixturePrior, ResidualDenoiser, clusters
 from diffusion.schedules import CosineSchedule, FlowSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, float64
 
@@ -51,7 +51,7 @@ def residual(
     network = Half(factor)
     network.num_classes = 0 if labels is None else int(labels.max()) + 1
     denoiser = ResidualDenoiser(network, schedule, list(data.shape[1:]), clusters, components).double()
-    denoiser.prepare(data, torch.zeros(len(data), dtype=torch.int64) if labels is None else labels)
+    denoiser.prepare(data, {"label": torch.zeros(len(data), dtype=torch.int64) if labels is None else labels})
     return denoiser
 
 
@@ -216,8 +216,70 @@ def test_images_pass_a_network_with_twice_the_channels() -> None:
     network = UNet((2, 8, 8), (8, 8), attention=(), in_channels=4)
     denoiser = ResidualDenoiser(network, VPSchedule(), [2, 8, 8], clusters=2, components=16)
     x = torch.rand(20, 2, 8, 8) * 2 - 1
-    denoiser.prepare(x, torch.zeros(20, dtype=torch.int64))
+    denoiser.prepare(x, {"label": torch.zeros(20, dtype=torch.int64)})
     assert denoiser(x, torch.tensor(0.5)).shape == x.shape
+
+
+class Told(nn.Module):
+    """Told an image, says nothing."""
+
+    condition_channels = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return self.factor * x[:, :1]
+
+
+@pytest.fixture
+def told(data: Tensor) -> Tensor:
+    """An image beside each of the data as conditions are: values, here six, and a channel of ones."""
+    generator = torch.Generator().manual_seed(6)
+    values = data @ torch.randn(D, D, generator=generator, dtype=torch.float64) + torch.randn(
+        len(data), D, generator=generator, dtype=torch.float64
+    )
+    return torch.stack((values, torch.ones_like(values)), dim=1).view(-1, 2, 2, 3)
+
+
+def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, told: Tensor) -> None:
+    schedule, label = VPSchedule(), torch.zeros(len(data), dtype=torch.int64)
+    denoiser = ResidualDenoiser(Told(), schedule, [1, 2, 3], clusters=1, components=D).double()
+    denoiser.prepare(data.view(-1, 1, 2, 3), {"label": label, "image": told})
+    c = told[:, 0].flatten(1)
+    joint = torch.cat((data, c), dim=1).T.cov(correction=0)
+    xx, xc, cc = joint[:D, :D], joint[:D, D:], joint[D:, D:]
+    for level in (schedule.t_min, 0.2, 0.7, 1.0):
+        t = torch.tensor(level, dtype=torch.float64)
+        alpha, sigma = schedule(t)
+        x_t = alpha * data[:5] + sigma
+        # The mean of x0 given x_t and c, all three Gaussian together.
+        noised = alpha**2 * xx + sigma**2 * torch.eye(D).double()
+        seen = torch.cat((torch.cat((noised, alpha * xc), 1), torch.cat((alpha * xc.T, cc), 1)))
+        off = torch.cat((x_t - alpha * data.mean(0), c[:5] - c.mean(0)), dim=1)
+        exact = data.mean(0) + off @ torch.linalg.solve(seen, torch.cat((alpha * xx, xc), 1).T)
+        found = denoiser(x_t.view(5, 1, 2, 3), t, {"image": told[:5]})
+        torch.testing.assert_close(found.flatten(1), exact, rtol=1e-5, atol=1e-5)
+        # What the image says lowers the error that the network's targets are scaled by.
+        alone = residual(schedule, data).prior.error(alpha, sigma)
+        assert denoiser.prior.error(alpha, sigma) < 1.02 * alone
+
+
+def test_what_is_told_of_few_data_is_not_believed(data: Tensor, told: Tensor) -> None:
+    denoiser = ResidualDenoiser(Told(), VPSchedule(), [1, 2, 3]).double()
+    denoiser.prepare(data[:3].view(-1, 1, 2, 3), {"label": torch.zeros(3, dtype=torch.int64), "image": told[:3]})
+    assert denoiser.guess is not None
+    torch.testing.assert_close(denoiser.guess(told[5:6].flatten(1))[0], data[:3].mean(0))
+    assert denoiser(data[:9].view(-1, 1, 2, 3), torch.tensor(0.5).double(), {"image": told[:9]}).isfinite().all()
+
+
+def test_an_image_that_is_counted_on_cannot_be_kept_from_it() -> None:
+    denoiser = ResidualDenoiser(Told(), VarianceExplodingSchedule(), [1, 2, 3])
+    objective = DenoisingObjective(LognormalTimes(), SimpleWeighting())
+    objective.check(denoiser)
+    with pytest.raises(ValueError, match="denoiser=edm"):
+        ConditionDropout(objective, 0.1).check(denoiser)
 
 
 @pytest.mark.parametrize(
