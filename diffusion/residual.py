@@ -57,6 +57,8 @@ class LinearGuess(nn.Module):
     """The best linear guess of data from what is told of them: a regression on its k principal components (Jolliffe
     1982, "A note on the use of principal components in regression"). Before `fit` it is 0.
 
+    `mean` and `total` are the data's mean and variance per dimension.
+
     Args:
         told: numbers of one condition.
         d: numbers of one sample.
@@ -66,6 +68,7 @@ class LinearGuess(nn.Module):
     told_mean: Tensor
     basis: Tensor
     mean: Tensor
+    total: Tensor
     slopes: Tensor
 
     def __init__(self, told: int, d: int, k: int) -> None:
@@ -73,6 +76,7 @@ class LinearGuess(nn.Module):
         self.register_buffer("told_mean", torch.zeros(told))
         self.register_buffer("basis", torch.eye(told, k))
         self.register_buffer("mean", torch.zeros(d))
+        self.register_buffer("total", torch.ones(()))
         self.register_buffer("slopes", torch.zeros(k, d))
 
     def fit(self, told: Tensor, x: Tensor) -> None:
@@ -86,6 +90,7 @@ class LinearGuess(nn.Module):
         self.told_mean.copy_(told_mean)
         self.basis.copy_(basis)
         self.mean.copy_(mean)
+        self.total.copy_((x - mean).double().square().mean().clamp(min=_SMALLEST))
         self.slopes.copy_(torch.linalg.solve(gram, z.T @ (x - mean).double()))
 
     def forward(self, told: Tensor) -> Tensor:
@@ -222,9 +227,9 @@ class ResidualDenoiser(RegressionDenoiser):
     F = 0 is exact. Wang & Vastola 2023 (arXiv 2311.10892) measured that trained denoisers are nearly linear at high
     noise, those of one Gaussian; here the network need not learn it.
 
-    Where the network is told images, all this is of what the best linear guess G of the data from the image leaves
-    over: of `x0 - G(image)` and `x_t - alpha_t G(image)`. If image and data are Gaussian together and there is one
-    cluster, P is exact then too, since their covariance given the image is the same for every image.
+    Where the network is told images, the mixture is that of what the best linear guess G of the data from the image
+    leaves over, `x0 - G(image)`, and P is G plus its denoiser at `x_t - alpha_t G(image)`. If image and data are
+    Gaussian together and there is one cluster, P is exact then too: the covariance given the image is the same for all.
 
     Args:
         network: with `in_channels` twice those of x; F is shaped like x.
@@ -285,13 +290,15 @@ class ResidualDenoiser(RegressionDenoiser):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
-        guess = torch.zeros_like(x_t)
+        x, label, data = x_t.flatten(1), cond.get("label"), self.guess or self.prior
         with torch.autocast(x_t.device.type, enabled=False):
-            if self.guess is not None:
-                guess = self.guess(cond["image"].to(x_t.dtype).flatten(1)).view_as(x_t)
-                x_t = x_t - expand(alpha.flatten().to(x_t.dtype), x_t) * guess
-            prior = self.prior(x_t.flatten(1), alpha, sigma, cond.get("label")).view_as(x_t)
-        total, mean = self.prior.total.to(alpha), self.prior.mean.to(x_t.dtype).view(x_t.shape[1:])
+            if self.guess is None:
+                prior = self.prior(x, alpha, sigma, label)
+            else:
+                guess = self.guess(cond["image"].to(x_t.dtype).flatten(1))
+                prior = guess + self.prior(x - alpha.to(x_t.dtype) * guess, alpha, sigma, label)
+        prior = prior.view_as(x_t)
+        total, mean = data.total.to(alpha), data.mean.to(x_t.dtype).view(x_t.shape[1:])
         c_out, c_in = (
             expand(c.flatten().to(x_t.dtype), x_t)
             for c in (self.prior.error(alpha, sigma), (alpha**2 * total + sigma**2).rsqrt())
@@ -304,5 +311,4 @@ class ResidualDenoiser(RegressionDenoiser):
             dim=1,
         )
         raw = self.output(seen, self.c_noise(t), cond)
-        prior = guess + prior
         return prior + c_out * raw, {"raw": raw, "prior": prior}
