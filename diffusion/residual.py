@@ -13,6 +13,7 @@ from diffusion.schedules import Schedule, expand, float64
 
 _LEVELS = torch.linspace(-8.0, 8.0, 33, dtype=torch.float64)  # ln(sigma / alpha), where errors are measured
 _SMALLEST = 1e-6  # variance, of a pixel that never changes
+_RIDGE = 1e-3  # variance of a condition's component, below which it is hardly believed
 _FEWEST = 50  # data a cluster, on average: the mean of a few would be a copy of them
 _PER_COMPONENT = 10  # data a component, at least: few data span little, and others are not confined to that
 
@@ -54,8 +55,8 @@ def principal(x: Tensor, k: int) -> tuple[Tensor, int]:
 
 
 class LinearGuess(nn.Module):
-    """The best linear guess of data from what is told of them: a regression on its k principal components (Jolliffe
-    1982, "A note on the use of principal components in regression"). Before `fit` it is 0.
+    """The best linear guess of data from what is told of them: a ridge regression on its k principal components
+    (Jolliffe 1982, "A note on the use of principal components in regression"). Before `fit` it is 0.
 
     `mean` and `total` are the data's mean and variance per dimension.
 
@@ -85,8 +86,8 @@ class LinearGuess(nn.Module):
         basis, known = principal(told - told_mean, self.basis.shape[1])
         z = ((told - told_mean) @ basis).double()
         z[:, known:] = 0
-        # A direction without variance says nothing of the data, rather than anything.
-        gram = z.T @ z + _SMALLEST * len(z) * torch.eye(z.shape[1], dtype=z.dtype)
+        # With a ridge: a component that hardly varied would have a huge slope, and vary more in other pictures.
+        gram = z.T @ z + _RIDGE * len(z) * torch.eye(z.shape[1], dtype=z.dtype)
         self.told_mean.copy_(told_mean)
         self.basis.copy_(basis)
         self.mean.copy_(mean)
@@ -229,7 +230,8 @@ class ResidualDenoiser(RegressionDenoiser):
 
     Where the network is told images, the mixture is that of what the best linear guess G of the data from the image
     leaves over, `x0 - G(image)`, and P is G plus its denoiser at `x_t - alpha_t G(image)`. If image and data are
-    Gaussian together and there is one cluster, P is exact then too: the covariance given the image is the same for all.
+    Gaussian together and there are one cluster and components enough, P is exact but for the ridge of G: the covariance
+    given the image is the same for all.
 
     Args:
         network: with `in_channels` twice those of x; F is shaped like x.

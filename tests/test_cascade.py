@@ -15,9 +15,10 @@ import sample
 import train
 from data.conditions import LowRes
 from data.images import Digits
+from data.module import DataModule
 from diffusion.checkpoint import read
 
-BASE, SR, MASKED, PLAIN = (f"lightning_logs/digits/version_{k}" for k in range(4))
+BASE, SR, MASKED, PLAIN, GUIDED = (f"lightning_logs/digits/version_{k}" for k in range(5))
 SMALL = [option for option in TINY if option != "timesteps=50"]
 CASCADE = (*SMALL, "network.attention=[1]", "lr=0.01", "learning_rate.warmup_images=0", "learning_rate.decay=none")
 
@@ -28,9 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for arguments in (
         ("experiment=cascade_base", *CASCADE, "preview_every=0"),
-        ("experiment=cascade_sr", *CASCADE, "denoiser=edm", "condition_dropout=0.3", "preview_every=4"),
+        ("experiment=cascade_sr", *CASCADE, "preview_every=4"),
         (*TINY, "dataset.condition=masked", "denoiser=residual", "preview_every=0"),
         (*TINY, "preview_every=0"),
+        (*TINY, "dataset.condition=lowres", "condition_dropout=0.3", "preview_every=0"),
     ):
         outcome = call(train, folder, *arguments)
         assert outcome.code == 0, outcome.err
@@ -76,8 +78,8 @@ def test_what_is_given_decides_and_twice_the_same_is_the_same(folder: Path) -> N
     assert np.abs(both[1].astype(int) - other[1]).max() <= 1
     # The picture that the small one was made from is reduced to it.
     assert np.abs(draw(folder, *base, "condition=photo0.png").astype(int) - first).max() <= 3
-    guided = draw(folder, *base, "condition=small/0.png", "guidance=4")
-    assert (guided != first).any()
+    plain, guided = (draw(folder, f"ckpt={GUIDED}", "n=2", "condition=small/0.png", f"guidance={w}") for w in (1, 4))
+    assert (guided != plain).any()
 
 
 def test_a_model_that_was_given_nothing_is_told_test_images_and_shows_them(folder: Path) -> None:
@@ -170,6 +172,23 @@ def test_what_does_not_go_together_is_one_line(folder: Path, arguments: str, sai
     assert_refused(call(sample, folder, *arguments.split()), said)
 
 
+def test_weights_of_a_model_that_counts_on_other_images_are_refused(folder: Path) -> None:
+    told = ("dataset.condition=lowres", "denoiser=residual", f"init_from={MASKED}", "preview_every=0")
+    before = sorted(folder.glob("lightning_logs/*/*"))
+    assert_refused(call(train, folder, *TINY, *told), "is of no use for others: that run's dataset.condition is")
+    assert sorted(folder.glob("lightning_logs/*/*")) == before
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bool) -> None:
+    module = DataModule(Digits(), batch_size=8, seed=0, flip=flip, condition=LowRes(2, noise=1e-6))
+    module.setup()
+    x, told = train.training_data(None, module, torch.device("cpu"), 0, most=10_000)
+    assert len(x) == (2 if flip else 1) * module.train_size == len(told["label"])
+    torch.testing.assert_close(told["image"], LowRes(2)(x, 0, torch.arange(len(x)))["image"], rtol=0, atol=1e-4)
+    assert len(told["level"].unique()) > 1000  # as in training
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -183,6 +202,10 @@ def test_what_does_not_go_together_is_one_line(folder: Path, arguments: str, sai
         ("dataset.condition=lowres network=tutorial", "this network is told no images beside its input"),
         ("dataset.source.downsample=3", "downsample=3: must divide the images' 8 rows"),
         ("dataset.condition=masked dataset.condition.largest=2", "need 0 < smallest <= largest <= 1"),
+        (
+            "experiment=cascade_sr dataset=digits condition_dropout=0.1",
+            "condition_dropout=0.1: denoiser=residual counts on the image that it is told; add denoiser=edm",
+        ),
     ],
 )
 def test_training_refuses_conditions_that_cannot_be(tmp_path: Path, arguments: str, said: str) -> None:

@@ -8,8 +8,16 @@ from diffusion.denoisers import EDMPreconditioner, GaussianMixtureDenoiser, Netw
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
 from diffusion.objectives import ConditionDropout, DenoisingObjective, LognormalTimes, SimpleWeighting
-from diffusion.residual import MixturePrior, ResidualDenoiser, clusters
-from diffusion.schedules import CosineSchedule, FlowSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, float64
+from diffusion.residual import LinearGuess, MixturePrior, ResidualDenoiser, clusters
+from diffusion.schedules import (
+    CosineSchedule,
+    FlowSchedule,
+    Schedule,
+    VarianceExplodingSchedule,
+    VPSchedule,
+    expand,
+    float64,
+)
 
 D = 6
 
@@ -240,7 +248,9 @@ def told(data: Tensor) -> Tensor:
     values = data @ torch.randn(D, D, generator=generator, dtype=torch.float64) + torch.randn(
         len(data), D, generator=generator, dtype=torch.float64
     )
-    return torch.stack((values, torch.ones_like(values)), dim=1).view(-1, 2, 2, 3)
+    return torch.stack((100 * values, torch.ones_like(values)), dim=1).view(
+        -1, 2, 2, 3
+    )  # 100: the ridge is small there
 
 
 def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, told: Tensor) -> None:
@@ -261,17 +271,40 @@ def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, to
         exact = data.mean(0) + off @ torch.linalg.solve(seen, torch.cat((alpha * xx, xc), 1).T)
         found = denoiser(x_t.view(5, 1, 2, 3), t, {"image": told[:5]})
         torch.testing.assert_close(found.flatten(1), exact, rtol=1e-5, atol=1e-5)
-        # What the image says lowers the error that the network's targets are scaled by.
-        alone = residual(schedule, data).prior.error(alpha, sigma)
-        assert denoiser.prior.error(alpha, sigma) < 1.02 * alone
+        # What the image says lowers the error, most where x_t says little, and that is what targets are scaled by.
+        ratio = denoiser.prior.error(alpha, sigma) / residual(schedule, data).prior.error(alpha, sigma)
+        assert ratio < (0.5 if level > 0.5 else 1.001)
+        x0, eps, batch_t = data[:500].view(-1, 1, 2, 3), torch.ones(500, 1, 2, 3).double(), t.expand(500)
+        prior, aux = denoiser.predict(alpha * x0 + sigma * eps, batch_t, {"image": told[:500]})
+        target, c_out = denoiser.target(x0, eps, batch_t, aux)
+        torch.testing.assert_close(prior + expand(c_out, x0) * target, x0, rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_that_is_told_images_sees_the_data_themselves_at_unit_variance(data: Tensor, told: Tensor) -> None:
+    denoiser, seen = ResidualDenoiser(Told(), VPSchedule(), [1, 2, 3]).double(), []
+    denoiser.prepare(data.view(-1, 1, 2, 3), {"label": torch.zeros(len(data), dtype=torch.int64), "image": told})
+    denoiser.network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    t = torch.tensor(VPSchedule().t_min, dtype=torch.float64)
+    denoiser(data.view(-1, 1, 2, 3), t, {"image": told})
+    whitened = ((data - data.mean(0)) / (data - data.mean(0)).square().mean().sqrt()).view(-1, 1, 2, 3)
+    for channel in (seen[0][:, :1], seen[0][:, 1:]):  # there P is nearly x0
+        torch.testing.assert_close(channel, whitened, rtol=0, atol=0.05)
 
 
 def test_what_is_told_of_few_data_is_not_believed(data: Tensor, told: Tensor) -> None:
     denoiser = ResidualDenoiser(Told(), VPSchedule(), [1, 2, 3]).double()
     denoiser.prepare(data[:3].view(-1, 1, 2, 3), {"label": torch.zeros(3, dtype=torch.int64), "image": told[:3]})
     assert denoiser.guess is not None
-    torch.testing.assert_close(denoiser.guess(told[5:6].flatten(1))[0], data[:3].mean(0))
+    torch.testing.assert_close(denoiser.guess(told[5:6].flatten(1))[0], data[:3].mean(0))  # no component is known
     assert denoiser(data[:9].view(-1, 1, 2, 3), torch.tensor(0.5).double(), {"image": told[:9]}).isfinite().all()
+
+
+def test_a_component_that_hardly_varied_is_hardly_believed(data: Tensor) -> None:
+    guess = LinearGuess(2, D, 2).double()
+    said = torch.stack((data[:, 0], 1e-3 * data[:, 1]), dim=1)
+    guess.fit(said, data)
+    twice, off = said.mean(0), torch.tensor([0.0, 1.0], dtype=torch.float64)  # a thousand times what it ever varied
+    assert (guess((twice + off)[None]) - guess(twice[None])).abs().max() < 10 * data.std(0).max()
 
 
 def test_an_image_that_is_counted_on_cannot_be_kept_from_it() -> None:
