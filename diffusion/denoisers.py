@@ -212,8 +212,7 @@ class Denoiser(nn.Module, ABC):
 class TrainableDenoiser(Denoiser):
     """A denoiser whose weights are those of one network, `network(x, c_noise, cond) -> F`; c_noise is (B,).
 
-    Its `num_classes` says which labels it knows, and its `steps`, of one with weights of its own for each noising step,
-    how many these are: 0 for a network that knows any c_noise.
+    Its `num_classes` says which labels it knows, its `steps` how many noising steps have weights of their own, or 0.
 
     Raises:
         ValueError: the schedule has other steps than the network.

@@ -373,10 +373,7 @@ class ConditionDropout(Objective):
                 f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
         if trainable.always_told:
-            raise ValueError(
-                f"condition_dropout={self.share:g}: denoiser=residual counts on the image that it is told; add "
-                f"denoiser=edm, or condition_dropout=0"
-            )
+            raise ValueError(f"condition_dropout={self.share:g}: denoiser=residual counts on its image; add denoiser=edm")
         self.objective.check(model)
 
 
