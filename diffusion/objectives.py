@@ -373,7 +373,7 @@ class ConditionDropout(Objective):
                 f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
         if trainable.always_told:
-            raise ValueError(f"condition_dropout={self.share:g}: denoiser=residual counts on its image; add denoiser=edm")
+            raise ValueError(f"condition_dropout={self.share:g}: denoiser=residual needs its image; add denoiser=edm")
         self.objective.check(model)
 
 
