@@ -292,7 +292,8 @@ class ResidualDenoiser(RegressionDenoiser):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
-        x, label, data = x_t.flatten(1), cond.get("label"), self.guess or self.prior
+        x, label = x_t.flatten(1), cond.get("label")
+        data: MixturePrior | LinearGuess = self.prior if self.guess is None else self.guess
         with torch.autocast(x_t.device.type, enabled=False):
             if self.guess is None:
                 prior = self.prior(x, alpha, sigma, label)

@@ -160,11 +160,11 @@ class Run:
             raise ConfigError(
                 f"init_from={spec} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}"
             )
-        told, ours = (config["dataset"].get("condition") for config in (checkpoint["config"], self.config))
-        if self.module.denoiser.always_told and told != ours:
+        told, tells = (config["dataset"].get("condition") for config in (checkpoint["config"], self.config))
+        if self.module.denoiser.always_told and told != tells:
             raise ConfigError(
                 f"init_from={spec}: what denoiser=residual fitted to its images is of no use for others: that run's "
-                f"dataset.condition is {told}, and this one's {ours}"
+                f"dataset.condition is {told}, and this one's {tells}"
             )
         load_weights(self.module.denoiser, checkpoint, path)
         self._begin_averages()

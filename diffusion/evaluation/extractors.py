@@ -174,9 +174,9 @@ def blamed_on(name: str, what: str) -> Iterator[None]:
     """Whatever an extractor's own code raises becomes a ValueError, one line that names the extractor."""
     try:
         yield
-    # All of it, since this runs a module that the user named: what its import, constructor or forward raises is not
-    # known here, and is no fault of this program. Nothing else stands inside.
-    except Exception as error:
+    except (
+        Exception
+    ) as error:  # all of it: what import, constructor or forward of a user's own module raises is unknown
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"extractor={name}: {what} ({type(error).__name__}: {text})") from error
 
