@@ -148,12 +148,12 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
     """The table of scores of samples: drawn from these checkpoints (path, contents), or given if there are none."""
     from diffusion.cascade import from_checkpoints
     from diffusion.checkpoint import run_folder
+    from diffusion.conditioning import Rows
     from diffusion.devices import devices
     from diffusion.evaluation.cache import Cache
-    from diffusion.evaluation.extractors import random_rows
     from diffusion.evaluation.files import read_samples
     from diffusion.evaluation.judge import Judge
-    from diffusion.evaluation.loading import drawn, loaded
+    from diffusion.evaluation.loading import check_classes, drawn, loaded
     from diffusion.evaluation.record import record_path
     from diffusion.evaluation.weights import class_count
 
@@ -176,16 +176,23 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
         given = read_samples(Path(options.samples), dataset["shape"], wanted, class_count(splits.train.labels))
         wanted = len(given[0])
         settings |= {"samples": options.samples}
+    if pipeline is not None:
+        check_classes(pipeline.num_classes, splits, dataset["name"])
     cache = Cache(None if options.cache is None else Path(options.cache))
     judge = Judge(splits, options.split, wanted, dataset, options.extractors, cache, places[0])
     n = len(judge)
     if pipeline is not None:
-        data = getattr(splits, options.split)
-        pipeline.condition_on(data, random_rows(len(data))[-n:])  # the real ones are the first
-        given = drawn(pipeline, n, options.seed, places, options.batch(pipeline.shape))
+        data, told = getattr(splits, options.split), judge.reference.told
+        given = drawn(pipeline, data, told, options.seed, places, options.batch(pipeline.shape))
     assert given is not None
     fake, labels = given
     found = judge(fake[:n], None if labels is None else labels[:n])
+    again = 2 * n - len(getattr(splits, options.split))
+    if pipeline is not None and pipeline.condition is not None and isinstance(pipeline.given, Rows) and again > 0:
+        found.notes.append(
+            f"{again} of the {n} images that the model was told are those that it is judged by: split {options.split} "
+            f"holds no more others"
+        )
     print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
     print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
     print(found.text())
@@ -203,7 +210,7 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     from diffusion.devices import devices
     from diffusion.evaluation.judge import Findings
     from diffusion.evaluation.likelihoods import Likelihood
-    from diffusion.evaluation.loading import loaded
+    from diffusion.evaluation.loading import check_classes, loaded
     from diffusion.evaluation.record import record_path, write_likelihood
 
     kind, shape, step = str(options.likelihood), contents["config"]["dataset"]["shape"], contents["global_step"]
@@ -213,7 +220,11 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     settings = {name: vars(options)[name] for name in ("seed", "steps", "tolerance", "probes")}
     condition = condition_of(contents["config"])
     measure = Likelihood(kind, denoiser, shape, dataset["clip"], condition=condition, **settings)
-    data = getattr(loaded(dataset, options.data_dir, options.download, shape)[1], options.split)
+    splits = loaded(dataset, options.data_dir, options.download, shape)[1]
+    check_classes(denoiser.num_classes, splits, dataset["name"])
+    data = getattr(splits, options.split)
+    if len(data) < 2:
+        raise ValueError(f"split {options.split} of {dataset['name']} holds one example: a standard error needs two")
     count = min(options.n or 256, len(data))
     found = measure(data, count, options.batch(shape), place)
     print(f"{path} at step {step}, {options.weights} weights")

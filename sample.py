@@ -118,8 +118,8 @@ def main(config: "DictConfig") -> None:
     assert options.n is not None
     numbers = list(range(options.n))
     assert not isinstance(options.label, str)
-    labels = pipeline.labels(_tensor(numbers), options.label)
     truth = settle_conditions(pipeline, contents["config"], options.n)
+    labels = pipeline.labels(_tensor(numbers), options.label)
     moving = out.suffix.lower() in (".gif", ".webp")
     if options.show == "condition":
         told = pipeline.conditions(_tensor(numbers), options.seed, options.label)
@@ -193,7 +193,7 @@ def test_split(run: dict[str, Any]) -> "Examples":
 
 
 def settle_conditions(pipeline: "Pipeline", run: dict[str, Any], n: int) -> "Tensor | None":
-    """Gives a model that has to be told images, and was told none, those made from test data.
+    """Gives a model that has to be told images, and was told none, those made from test data, with their labels.
 
     Returns:
         The test images that they were made from, at most n; None if they were not needed.

@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from diffusion import media
 from diffusion.autoencoder import decoded
-from diffusion.conditioning import as_picture, of_examples
+from diffusion.conditioning import Examples, as_picture, of_examples
 from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
-from diffusion.evaluation.scores import Examples
+from diffusion.evaluation.scores import judged_and_told
 from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler
@@ -133,21 +133,22 @@ class Preview(AfterStep):
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and isinstance(module.logger, RunLogger):
             with self.aside(module):
-                states = drawn(module, range(self.n), self.shape, self.clip, self.steps)
+                told = None  # each class in turn, unless it is told images, which have classes of their own
+                if module.denoiser.condition_channels:
+                    told = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
+                states = drawn(module, range(self.n), self.shape, self.clip, self.steps, told)
                 frames = media.animation([shown(module, state).cpu() for state in states])
                 writer = module.logger.experiment
                 writer.add_image("samples", frames[-1], step, dataformats="HWC")
                 module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
-                if module.denoiser.condition_channels:
-                    self._add_given(trainer, writer, step)
+                if told is not None:
+                    self._add_given(module, told, writer, step)
 
-    def _add_given(self, trainer: pl.Trainer, writer: Any, step: int) -> None:
+    def _add_given(self, module: DiffusionModule, told: Tensor, writer: Any, step: int) -> None:
         """What the samples were made from, in the same places, and the validation images that this was made from."""
-        examples: Examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
-        numbers = torch.arange(self.n)
-        truth = examples.get(numbers % len(examples))
-        told = as_picture(val_conditions(trainer, numbers)["image"], self.shape)
-        for name, images in (("samples_given", told), ("samples_truth", truth)):
+        examples: Examples = module.trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        shown_to_it = as_picture(val_conditions(module, told)["image"], self.shape)
+        for name, images in (("samples_given", shown_to_it), ("samples_truth", examples.get(told))):
             writer.add_image(name, media.picture(images), step, dataformats="HWC")
 
 
@@ -168,7 +169,7 @@ class Scores(AfterStep):
         self.every, self.shape, self.clip, self.n = every, shape, clip, n
         # Not a part of the Lightning module, where it would get into checkpoints.
         self._extractor = RandomConvolutions(shape[0]).eval() if len(shape) == 3 else None
-        self._real = torch.empty(0)
+        self._real, self._told = torch.empty(0), torch.empty(0, dtype=torch.int64)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
@@ -178,7 +179,8 @@ class Scores(AfterStep):
             raise ValueError(f"score_every scores images and points in the plane, not data of shape {self.shape}")
         # Not from the loader, whose part of the data depends on the number of devices.
         examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
-        data = examples.get(torch.arange(min(self.n, len(examples))))
+        rows, self._told = judged_and_told(len(examples), self.n)
+        data = examples.get(rows)
         self._real = data if self._extractor is None else features(self._extractor, media.quantised(data))
         if len(data) <= (width := self._real.shape[1]):
             print(f"score_every={self.every}: no scores, as {len(data)} validation data are not more than {width}")
@@ -194,10 +196,11 @@ class Scores(AfterStep):
     def scores(self, module: DiffusionModule) -> dict[str, float]:
         """The scores by their names, which end in the number of samples; none if a sample is not finite."""
         numbers = range(len(self._real))
-        fake = torch.cat([
-            shown(module, list(drawn(module, numbers[first : first + 64], self.shape, self.clip, 20))[-1]).cpu()
-            for first in numbers[::64]
-        ])  # fmt: skip
+        batches = [
+            list(drawn(module, numbers[k : k + 64], self.shape, self.clip, 20, self._told[k : k + 64]))[-1]
+            for k in numbers[::64]
+        ]
+        fake = torch.cat([shown(module, last).cpu() for last in batches])
         if not fake.isfinite().all():
             return {}  # a gap in the curves
         if self._extractor is None:
@@ -214,12 +217,17 @@ class Scores(AfterStep):
 
 @torch.no_grad()
 def drawn(
-    module: DiffusionModule, numbers: range, shape: tuple[int, ...], clip: bool, steps: int
+    module: DiffusionModule,
+    numbers: range,
+    shape: tuple[int, ...],
+    clip: bool,
+    steps: int,
+    told: Tensor | None = None,
 ) -> Iterator[Evaluation]:
     """The states of the samples with these numbers on their way from fixed noise, by the averaged weights.
 
-    Labels are each class in turn, image conditions those of the first validation images. The training's own random
-    numbers stay as they were.
+    A conditional model is told what belongs to the validation data `told` (n,); where that is None, each class in turn.
+    The training's own random numbers stay as they were.
     """
     assert isinstance(module.evaluated, Denoiser)
     denoiser = ClippedDenoiser(module.evaluated) if clip else module.evaluated
@@ -227,12 +235,12 @@ def drawn(
     training = module.training
     module.eval()
     noise = Noise(0, torch.tensor(numbers, device=module.device), PREVIEW)
-    cond = {"label": noise.index % denoiser.num_classes} if denoiser.num_classes else {}
-    if denoiser.embedding:  # nobody said what to draw
-        cond["embedding"] = torch.zeros(len(numbers), denoiser.embedding, device=module.device)
-    if denoiser.condition_channels:
-        told = val_conditions(module.trainer, torch.tensor(numbers))
-        cond |= {name: value.to(module.device) for name, value in told.items()}
+    cond = {} if told is None else val_conditions(module, told)
+    if told is None and denoiser.num_classes:
+        cond["label"] = noise.index % denoiser.num_classes
+    if told is None and denoiser.embedding:  # nobody said what to draw
+        cond["embedding"] = torch.zeros(len(numbers), denoiser.embedding)
+    cond = {name: value.to(module.device) for name, value in cond.items()}
     with torch.autocast(module.device.type, enabled=False):
         x = prior(schedule, noise, shape if module.codec is None else module.codec.latent_shape)
         sampler, times = quick_method(denoiser, steps)
@@ -240,11 +248,11 @@ def drawn(
     module.train(training)
 
 
-def val_conditions(trainer: pl.Trainer, numbers: Tensor) -> Condition:
-    """The image conditions of these validation examples, which go round, as in sampling."""
-    datamodule = trainer.datamodule  # type: ignore[attr-defined]
-    examples: Examples = datamodule.splits.val
-    return of_examples(datamodule.condition, examples, numbers % len(examples))
+def val_conditions(module: DiffusionModule, rows: Tensor) -> Condition:
+    """What belongs to these validation examples."""
+    datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(module.evaluated, Denoiser)
+    return of_examples(module.evaluated, datamodule.condition, datamodule.splits.val, rows)
 
 
 def shown(module: DiffusionModule, state: Evaluation) -> Tensor:

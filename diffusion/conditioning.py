@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from diffusion.build import ConfigError, build
-from diffusion.denoisers import Condition
+from diffusion.denoisers import Condition, Denoiser
 
 
 @runtime_checkable
@@ -43,14 +43,29 @@ def condition_of(config: Mapping[str, Any]) -> ImageCondition | None:
 
 
 class Examples(Protocol):
-    """Images that can be fetched, `get(indices)` -> float32 (b, C, H, W)."""
+    """A finite set of data: `labels` (N,), `embeddings` (N, d) if there are any, `get(indices)` -> float32 (b, *S)."""
 
+    labels: Tensor
+    embeddings: Tensor | None
+
+    def __len__(self) -> int: ...
     def get(self, indices: Tensor) -> Tensor: ...
 
 
-def of_examples(condition: ImageCondition, examples: Examples, index: Tensor) -> Condition:
-    """The conditions made from these examples, always the same: what a trained model is shown."""
+def of_images(condition: ImageCondition, examples: Examples, index: Tensor) -> Condition:
+    """The conditions made from these images, always the same: what a trained model is shown."""
     return condition(examples.get(index), 0, index)
+
+
+def of_examples(denoiser: Denoiser, condition: ImageCondition | None, examples: Examples, index: Tensor) -> Condition:
+    """All that a model is told of these examples (n,), which belongs together: labels, vectors, conditions made from
+    the images."""
+    told = {} if condition is None else of_images(condition, examples, index)
+    if denoiser.num_classes:
+        told["label"] = examples.labels[index]
+    if denoiser.embedding and examples.embeddings is not None:
+        told["embedding"] = examples.embeddings[index]
+    return told
 
 
 class Given(Protocol):

@@ -23,7 +23,7 @@ from torch import Tensor
 from diffusion.autoencoder import Codec, decoded, encoded
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find
-from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condition_of, of_examples
+from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condition_of, of_images
 from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.grids import Grid, between
 from diffusion.latents import drawing
@@ -72,6 +72,7 @@ class Pipeline:
         init: data, or their latents, to begin from, noised to the first time; None begins from noise alone.
         condition: how the model's image conditions are made; None for a model without.
         given: what conditions image k beside its label, for a model that has to be told.
+        label: what it is where nobody asks for another; see `labels`.
         stream: of the noise; the later stages of a cascade have their own.
         codec: turns latents, what the denoiser draws, into samples; None where it draws these.
     """
@@ -84,6 +85,7 @@ class Pipeline:
     init: Tensor | None = None
     condition: ImageCondition | None = None
     given: Given | None = None
+    label: int | Sequence[int] | None = None
     stream: int = SAMPLING
     codec: Codec | None = None
 
@@ -142,8 +144,8 @@ class Pipeline:
         )
 
     def labels(self, index: Tensor, label: int | Sequence[int] | None) -> Tensor | None:
-        """The labels of these images: `label` for all, item k of several for image k, round and round, or each class in
-        turn; None for an unconditional model.
+        """The labels of these images, None for an unconditional model: `label` for all, or item k of several for image
+        k, round and round; where it is None the pipeline's own in the same way, or each class in turn.
 
         Raises:
             ConfigError: a label that the model does not know.
@@ -152,6 +154,7 @@ class Pipeline:
             if label is not None:
                 raise ConfigError(f"label={label}: this model is unconditional; train one with network.num_classes")
             return None
+        label = self.label if label is None else label
         if label is None:
             return index % self.num_classes
         several = [label] if isinstance(label, int) else list(label)
@@ -160,11 +163,13 @@ class Pipeline:
         return torch.tensor(several, device=index.device)[index % len(several)]
 
     def condition_on(self, examples: Examples, index: Tensor) -> bool:
-        """Tells a model that is to be told images, and was given none, those that these examples (N,) make, round and
-        round; whether that was so."""
+        """Tells the model what belongs to these examples (N,), round and round: their labels if it knows classes, and
+        images made from them if it is to be told some and was given none; whether the latter was so."""
+        if self.num_classes:
+            self.label = examples.labels[index].tolist()
         if self.condition is None or self.given is not None:
             return False
-        self.given = Rows(of_examples(self.condition, examples, index))
+        self.given = Rows(of_images(self.condition, examples, index))
         return True
 
     def conditions(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Condition:
@@ -173,6 +178,7 @@ class Pipeline:
         Raises:
             ConfigError: the model has to be told an image, and nobody gave one.
         """
+        label = self.label if label is None else label
         labels = self.labels(index, label)
         told = {} if labels is None else {"label": labels}
         if self.given is not None:

@@ -153,7 +153,10 @@ class Steering:
         """The vectors that condition a model which takes those of this length, (N, length); None if it takes none."""
         if self.embedding is None:
             if length:
-                raise ConfigError(f"this model is conditioned on vectors of length {length}: add embedding=file.npy")
+                raise ConfigError(
+                    f"this model is conditioned on vectors of length {length}: add embedding=file.npy to sample.py; "
+                    f"evaluate.py scores what that draws, samples=x.npz"
+                )
             return None
         if not length:
             raise ConfigError(f"embedding={self.embedding}: this model takes no vectors; see network.embedding")

@@ -9,7 +9,7 @@ from diffusion import charts, media
 from diffusion.autoencoder import Autoencoder, Codec
 from diffusion.callbacks import AfterStep, Preview, Scores
 from diffusion.classifiers import NoisyClassifier, accuracy_by_level
-from diffusion.evaluation.scores import Examples
+from diffusion.conditioning import Examples
 from diffusion.module import DiffusionModule
 from diffusion.noise import PREVIEW, Noise
 from diffusion.runlog import RunLogger

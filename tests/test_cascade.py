@@ -1,7 +1,9 @@
 """Image conditions and cascades as a user sees them: `train.py`, `sample.py` and `evaluate.py`, what they refuse."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import torch
 from helpers_cli import TINY, assert_refused, call
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 import evaluate
 import sample
@@ -16,9 +19,18 @@ import train
 from data.conditions import LowRes
 from data.images import Digits
 from data.module import DataModule
+from diffusion import callbacks
+from diffusion.callbacks import quick_method
 from diffusion.checkpoint import read
+from diffusion.conditioning import of_images
+from diffusion.denoisers import Condition, Denoiser
+from diffusion.evaluation.loading import drawn
+from diffusion.evaluation.scores import judged_and_told
+from diffusion.noise import Noise
+from diffusion.samplers import Evaluation
+from diffusion.sampling import Pipeline
 
-BASE, SR, MASKED, PLAIN, GUIDED = (f"lightning_logs/digits/version_{k}" for k in range(5))
+BASE, SR, MASKED, PLAIN, GUIDED, CLASSES = (f"lightning_logs/digits/version_{k}" for k in range(6))
 SMALL = [option for option in TINY if option != "timesteps=50"]
 CASCADE = (*SMALL, "network.attention=[1]", "lr=0.01", "learning_rate.warmup_images=0", "learning_rate.decay=none")
 
@@ -33,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (*TINY, "dataset.condition=masked", "denoiser=residual", "preview_every=0"),
         (*TINY, "preview_every=0"),
         (*TINY, "dataset.condition=lowres", "condition_dropout=0.3", "preview_every=0"),
+        (*TINY, "dataset.condition=lowres", "network.num_classes=10", "preview_every=0"),
     ):
         outcome = call(train, folder, *arguments)
         assert outcome.code == 0, outcome.err
@@ -211,3 +224,64 @@ def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bo
 def test_training_refuses_conditions_that_cannot_be(tmp_path: Path, arguments: str, said: str) -> None:
     assert_refused(call(train, tmp_path, *arguments.split()), said)
     assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_an_image_that_a_model_is_told_comes_with_its_own_class(folder: Path) -> None:
+    test, told = Digits().load().test, torch.tensor([5, 2, 9, 100])
+    pipeline = Pipeline.load(str(folder / CLASSES))
+    _, labels = drawn(pipeline, test, told, 0, ["cpu"], 3)
+    assert labels is not None
+    assert torch.equal(labels, test.labels[told])
+    cond, rows = pipeline.conditions(torch.arange(6)), told[[0, 1, 2, 3, 0, 1]]
+    assert pipeline.condition is not None
+    assert torch.equal(cond["label"], test.labels[rows])
+    assert torch.equal(cond["image"], of_images(pipeline.condition, test, rows)["image"])
+    assert pipeline.conditions(torch.arange(2), label=7)["label"].tolist() == [7, 7]
+    for asked, expected in (((), test.labels[:12].tolist()), (("label=7",), [7] * 12)):
+        draw(folder, f"ckpt={CLASSES}", "n=12", *asked)
+        with np.load(folder / "arrays.npz") as file:
+            assert file["arr_1"].tolist() == expected
+
+
+def test_a_split_that_holds_no_others_is_said_to_be_told_again(folder: Path) -> None:
+    base = ("extractors=random", "steps=2", "cache=null", "out=again")
+    noted = call(evaluate, folder, f"ckpt={SR}", "n=100", *base)
+    assert "20 of the 100 images that the model was told are those that it is judged by" in noted.out, noted.err
+    for quiet in ((f"ckpt={SR}", "n=100", "split=train"), (f"ckpt={PLAIN}", "n=100")):
+        outcome = call(evaluate, folder, *quiet, *base)
+        assert outcome.code == 0, outcome.err
+        assert "was told" not in outcome.out
+
+
+@pytest.mark.parametrize("conditions", [("dataset.condition=lowres",), ()])
+def test_previews_and_scores_tell_what_belongs_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conditions: tuple[str, ...]
+) -> None:
+    seen: list[Condition] = []
+
+    def watched(denoiser: Denoiser, steps: int) -> tuple[Any, Tensor]:
+        sampler, times = quick_method(denoiser, 2)
+
+        def run(denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition, noise: Noise) -> Iterator[Evaluation]:
+            seen.append(cond)
+            return sampler(denoiser, x, times, cond, noise)
+
+        return run, times
+
+    monkeypatch.setattr(callbacks, "quick_method", watched)
+    every = ("preview_every=4", "score_every=4", "network.num_classes=10")
+    outcome = call(train, tmp_path, *TINY, *every, *conditions)
+    assert outcome.code == 0, outcome.err
+    val = Digits().load().val
+    in_preview = torch.arange(16)
+    of_scores = judged_and_told(180, 256)[1]
+    previews = [cond for cond in seen if len(cond["label"]) == 16]
+    scored = {name: torch.cat([cond[name] for cond in seen if len(cond["label"]) > 16]) for name in seen[0]}
+    assert len(previews) == 1
+    assert torch.equal(previews[0]["label"], val.labels[in_preview] if conditions else in_preview % 10)
+    assert torch.equal(scored["label"], val.labels[of_scores])
+    if conditions:
+        of_both = ((previews[0]["image"], in_preview), (scored["image"], of_scores))
+        assert all(torch.equal(image, of_images(LowRes(2, "bilinear"), val, rows)["image"]) for image, rows in of_both)
+    else:
+        assert set(scored) == {"label"}

@@ -1,12 +1,14 @@
 """Labels and vectors that condition a network, and how they are kept from it in training."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from data.stream import Batches, Points, Request
+from data.stream import Batches, Images, Points, Request
+from diffusion.conditioning import of_examples
 from diffusion.denoisers import NO_LABEL, EpsPreconditioner, NetworkDenoiser, dropped
 from diffusion.networks.mlp import MLP
 from diffusion.networks.unet import UNet
@@ -126,3 +128,14 @@ def test_vectors_of_a_dataset_are_served_beside_its_labels() -> None:
     assert "embedding" not in Batches(points)[request]
     points.embeddings = torch.arange(18.0).reshape(6, 3)
     assert Batches(points)[request]["embedding"].tolist() == [[12, 13, 14], [3, 4, 5]]
+
+
+def test_all_that_a_model_takes_of_an_example_belongs_to_it() -> None:
+    pixels = torch.arange(4, dtype=torch.uint8).reshape(4, 1, 1, 1).expand(4, 1, 2, 2)
+    examples, rows = Images(pixels, torch.tensor([3, 2, 1, 0])), torch.tensor([2, 0])
+    examples.embeddings = torch.arange(8.0).reshape(4, 2)
+    for num_classes, embedding, taken in ((4, 2, {"label", "embedding"}), (4, 0, {"label"}), (0, 0, set())):
+        model: Any = SimpleNamespace(num_classes=num_classes, embedding=embedding)
+        told = of_examples(model, None, examples, rows)
+        assert set(told) == taken
+        assert all(told[name].tolist() == {"label": [1, 3], "embedding": [[4, 5], [0, 1]]}[name] for name in taken)

@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 from helpers_cli import TINY, Outcome, assert_refused, call
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
@@ -175,8 +176,8 @@ def test_a_model_that_diverged_is_no_black_image(folder: Path, tmp_path: Path) -
         if value.is_floating_point():
             value.fill_(torch.nan)
     torch.save(checkpoint, tmp_path / "diverged.ckpt")
-    outcome = call(evaluate, tmp_path, "ckpt=diverged.ckpt", "n=90", "steps=1", "extractors=random", "cache=null")
-    assert_refused(outcome, "90 of 90 samples are not finite", "diverged", "nothing was scored")
+    outcome = call(evaluate, tmp_path, "ckpt=diverged.ckpt", "n=95", "steps=1", "extractors=random", "cache=null")
+    assert_refused(outcome, "95 of 95 samples are not finite", "diverged", "nothing was scored")
     assert not (tmp_path / "metrics.json").exists()
 
 
@@ -255,3 +256,21 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
 )
 def test_bad_input_is_refused_in_one_line(folder: Path, arguments: str, said: list[str]) -> None:
     assert_refused(call(evaluate, folder, *arguments.split()), *said)
+
+
+def test_data_of_other_classes_or_too_few_are_refused_before_anything_is_drawn(folder: Path) -> None:
+    for k in range(10):
+        place = folder / "few" / "ab"[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * k).save(place / f"{k}.png")
+    few = ("dataset=folder", "dataset.path=few", "dataset.image_size=8", "dataset.channels=1")
+    for likelihood in ("null", "ode"):
+        assert_refused(
+            call(evaluate, folder, f"ckpt={LEARNED}", *few, f"likelihood={likelihood}"),
+            "dataset=folder has 2 classes, and the model knows 10 classes",
+        )
+    assert_refused(
+        call(evaluate, folder, f"ckpt={RUN}", *few, "likelihood=ode"), "split test of folder holds one example"
+    )
+    points = ("dataset=moons", "dataset.source.n=30")
+    assert_refused(call(evaluate, folder, f"ckpt={CLOUD}", *points), "n=3 points are too few", "at least 8")

@@ -81,8 +81,13 @@ def test_shipped_classifiers_are_small_whole_and_accurate() -> None:
         if name == "fashion" and not DEBIAN_FASHION.is_dir():
             continue
         target = f"data.images.{type(source).__name__}"
-        made = weights.shipped({"name": name, "shape": list(source.shape), "source": {"_target_": target}})
+        data = {"name": name, "shape": list(source.shape), "source": {"_target_": target}}
+        made = weights.shipped(data)
         assert made is not None
+        # A larger validation split has images that it was trained on; all of a smaller one are new to it.
+        for holdout, comes in ((0, True), (5000, True), (5001, False)):
+            found = weights.shipped(data | {"source": {"_target_": target, "holdout": holdout}})
+            assert (found is not None) == comes
         test = source.load().test
         rows = random_rows(len(test))[:2000]
         assert (ext.predicted(made, held(test, rows)) == test.labels[rows]).double().mean() > least

@@ -11,12 +11,14 @@ from torchmetrics.image.kid import poly_mmd
 
 from diffusion.evaluation.clouds import sliced_wasserstein, two_sample_test
 from diffusion.evaluation.metrics import (
+    NEARLY_ALL,
     Score,
     copying_share,
     frechet_distance,
     gaussian_frechet,
     histogram_distance,
     kernel_distance,
+    least_rows,
     neighbour_scores,
     random_parts,
     share,
@@ -239,3 +241,14 @@ def test_two_sample_test_is_a_coin_for_equal_clouds_and_sure_for_distant_ones() 
 def test_too_few_samples_are_refused(call: Callable[[], object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()
+
+
+@pytest.mark.parametrize("d", [11, 64, 84, 2048])
+def test_from_the_least_number_of_rows_a_parts_covariance_has_full_rank(d: int) -> None:
+    n = least_rows(d)
+    assert random_parts(n, 1, 0, NEARLY_ALL)[1].sum() > d
+    assert random_parts(n - 2, 1, 0, NEARLY_ALL)[1].sum() <= d  # one fewer may be rounded up
+
+
+def test_the_least_number_of_rows_has_scores_of_neighbours() -> None:
+    assert len(neighbour_scores(normal(least_rows(2), 2), normal(least_rows(2), 2))) == 4

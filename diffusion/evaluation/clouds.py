@@ -9,6 +9,7 @@ from torch import Tensor
 from diffusion.evaluation.metrics import REPLICATES, Score, from_replicates, random_parts, share
 
 ANGLES = 32
+LEAST = 8  # points that a two-sample test needs
 
 
 def sliced_wasserstein(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None = None) -> Score:
@@ -47,8 +48,8 @@ def two_sample_test(x: Tensor, y: Tensor, seed: int = 0) -> Score:
     Raises:
         ValueError: unequal numbers of points, by which guessing alone would succeed, or fewer than 8.
     """
-    if x.shape != y.shape or len(x) < 8:
-        raise ValueError(f"two sets of as many points, at least 8, are needed, got {len(x)} and {len(y)}")
+    if x.shape != y.shape or len(x) < LEAST:
+        raise ValueError(f"two sets of as many points, at least {LEAST}, are needed, got {len(x)} and {len(y)}")
     points = torch.cat((x, y)).double()
     is_y = torch.arange(2 * len(x)) >= len(x)
     shuffle = np.random.RandomState(seed)

@@ -12,8 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusion import media
 from diffusion.evaluation import extractors as ext
-from diffusion.evaluation import scores
+from diffusion.evaluation import metrics, scores
 from diffusion.evaluation.cache import Cache
+from diffusion.evaluation.clouds import LEAST
 from diffusion.evaluation.copying import copying_row, neighbours
 from diffusion.evaluation.pictures import histogram_picture, neighbour_picture
 from diffusion.evaluation.record import marked, write_scores
@@ -99,6 +100,8 @@ class Judge:
         self.images = len(dataset["shape"]) == 3
         self.extractors: dict[str, nn.Module] = {}
         if not self.images:
+            if len(self) < LEAST:
+                raise ValueError(f"n={len(self)} points are too few to be scored: at least {LEAST} are needed")
             return
         self.training, labels = scores.everything(splits.train)
         self.classes = class_count(labels)
@@ -121,9 +124,9 @@ class Judge:
             assert made is not None
             with ext.blamed_on(name, f"no features of images of shape {tuple(dataset['shape'])}"):
                 d = ext.features(made, self.reference.real[:2], device).shape[1]
-            if len(self) <= d:
+            if len(self) < (needed := metrics.least_rows(d)):
                 raise ValueError(
-                    f"n={len(self)} is too small for the {d} features of extractor {name}: more than {d} are needed"
+                    f"n={len(self)} is too small for the {d} features of extractor {name}: at least {needed} are needed"
                     + ("" if n > len(self) else f"; split {split} would allow {len(getattr(splits, split))}")
                 )
             self.extractors[name] = made

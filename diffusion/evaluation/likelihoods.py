@@ -82,7 +82,7 @@ class Likelihood:
         probes: int | None = 1,
         condition: ImageCondition | None = None,
     ) -> None:
-        self.eight_bit, self.labelled, self.condition = eight_bit, denoiser.num_classes > 0, condition
+        self.eight_bit, self.denoiser, self.condition = eight_bit, denoiser, condition
         self.times = bound_times(denoiser, steps) if kind == "vlb" else None
         self._compute = (
             density(denoiser, seed, math.prod(shape), eight_bit, steps, tolerance, probes)
@@ -92,7 +92,7 @@ class Likelihood:
 
     def __call__(self, data: Examples, count: int, batch_size: int, device: str) -> Measured:
         """That of `count` data, computed so many at a time on a device."""
-        nats, values = evaluated(self._compute, data, count, batch_size, device, self.labelled, self.condition)
+        nats, values = evaluated(self._compute, data, count, batch_size, device, self.denoiser, self.condition)
         terms, unit = (nats / math.log(2), "bits/dim") if self.eight_bit else (nats, "nats/dim")
         lines = []
         if self.eight_bit and values < 256:
@@ -178,7 +178,7 @@ def evaluated(
     count: int,
     batch_size: int,
     device: str,
-    labelled: bool,
+    denoiser: Denoiser,
     condition: ImageCondition | None = None,
 ) -> tuple[Tensor, int]:
     """The terms of `count` data, (count, terms), and how many different values these have (pixels do not vary much).
@@ -191,17 +191,14 @@ def evaluated(
         count: how many of them.
         batch_size: at a time.
         device: to compute on.
-        labelled: whether the model is conditioned on the data's labels.
+        denoiser: tells what of the data the model is conditioned on.
         condition: what of the images it is conditioned on.
     """
     terms, values = [], torch.empty(0)
     for index in tqdm(random_rows(len(data))[:count].split(batch_size), desc="evaluating", leave=False, disable=None):
         x = data.get(index)
         values = torch.cat((values, x.flatten())).unique()
-        cond = {"label": data.labels[index]} if labelled else {}
-        if condition is not None:
-            cond |= of_examples(condition, data, index)
-        cond = {name: value.to(device) for name, value in cond.items()}
+        cond = {name: value.to(device) for name, value in of_examples(denoiser, condition, data, index).items()}
         terms.append(compute(x.to(device), index.to(device), cond).double().cpu())
     return torch.cat(terms), len(values)
 

@@ -9,7 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.build import build
+from diffusion.conditioning import Examples
 from diffusion.evaluation.scores import Splits
+from diffusion.evaluation.weights import class_count
 from diffusion.media import quantised
 from diffusion.sampling import Pipeline, frames_on
 
@@ -47,14 +49,25 @@ def loaded(
     return dict(dataset) | {"shape": list(built.shape)}, built.load()  # a folder's shape is known only now
 
 
+def check_classes(num_classes: int, splits: Splits, name: str) -> None:
+    """Raises ValueError if a model knows other classes than the data of this name, whose labels it is to be told."""
+    found = class_count(torch.cat([splits.train.labels, splits.val.labels, splits.test.labels]))
+    if num_classes not in (0, found):
+        raise ValueError(
+            f"dataset={name} has {f'{found} classes' if found else 'no labels'}, and the model knows {num_classes} "
+            f"classes: leave dataset= out, or name the one that it was trained on"
+        )
+
+
 def drawn(
-    pipeline: Pipeline, n: int, seed: int, places: Sequence[str], batch_size: int
+    pipeline: Pipeline, examples: Examples, told: Tensor, seed: int, places: Sequence[str], batch_size: int
 ) -> tuple[Tensor, Tensor | None]:
     """A model's first n samples of a seed as they are scored, bytes (n, C, H, W) or points, and their labels (n,).
 
     Args:
         pipeline: what draws.
-        n: how many; labelled ones take each class in turn.
+        examples: the data.
+        told: which of them sample k is conditioned on, (n,), if the model is conditional.
         seed: of the noise.
         places: the devices that share them.
         batch_size: samples at a time on each.
@@ -62,6 +75,8 @@ def drawn(
     Raises:
         ValueError: some are not finite.
     """
+    n = len(told)
+    pipeline.condition_on(examples, told)
     steps = math.ceil(math.ceil(n / len(places)) / batch_size) * len(pipeline.times)
     with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
         samples = frames_on(places, pipeline, range(n), seed, None, batch_size, after_step=bar.update)[-1]

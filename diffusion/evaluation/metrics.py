@@ -75,6 +75,11 @@ def random_parts(n: int, replicates: int, seed: int, kept: float = HALF) -> Tens
     return weights
 
 
+def least_rows(d: int) -> int:
+    """Rows of d features from which every score has its interval: a Frechet distance's parts need more than d."""
+    return max(2 * _NEAREST, math.ceil((d + 1) / NEARLY_ALL))
+
+
 def gaussian_frechet(mean_x: Tensor, cov_x: Tensor, mean_y: Tensor, cov_y: Tensor) -> Tensor:
     """The squared Frechet (2-Wasserstein) distance of Gaussians, `|m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^(1/2))`.
 

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from diffusion.conditioning import Examples
 from diffusion.evaluation import metrics
 from diffusion.evaluation.cache import Cache, fingerprint
 from diffusion.evaluation.clouds import sliced_wasserstein, two_sample_test
@@ -31,15 +32,6 @@ from diffusion.noise import EVALUATION, Noise
 NOISE = 0.1
 CLASSIFIER_STEPS = 600  # of the classification accuracy score
 _MOST_BYTES = 2**30  # of images held at a time
-
-
-class Examples(Protocol):
-    """A finite set of data: `labels` (N,) and `get(indices)` -> float32 (b, *S)."""
-
-    labels: Tensor
-
-    def __len__(self) -> int: ...
-    def get(self, indices: Tensor) -> Tensor: ...
 
 
 class Splits(Protocol):
@@ -73,6 +65,8 @@ class Reference:
         labels: of the real ones, (n,).
         train: likewise.
         train_labels: of these.
+        told: what a conditional model is told belongs to these rows of the split, (n,): not to the real ones, as far as
+            there are others.
     """
 
     is_training: bool
@@ -80,6 +74,7 @@ class Reference:
     labels: Tensor
     train: Tensor
     train_labels: Tensor
+    told: Tensor
 
     def __len__(self) -> int:
         return len(self.real)
@@ -114,14 +109,24 @@ def reference(splits: Splits, split: str, n: int) -> Reference:
     is_training = chosen is splits.train
     others = random_rows(len(splits.train))
     n = min(n, len(chosen), len(others) // 2 if is_training else len(others))
-    rows = others[-n:] if is_training else random_rows(len(chosen))[:n]
+    rows, told = (others[-n:], others[:n]) if is_training else judged_and_told(len(chosen), n)
     return Reference(
         is_training,
         real=held(chosen, rows),
         labels=chosen.labels[rows],
         train=held(splits.train, others[:n]),
         train_labels=splits.train.labels[others[:n]],
+        told=told,
     )
+
+
+def judged_and_told(size: int, n: int) -> tuple[Tensor, Tensor]:
+    """n of so many data to judge by, and n that samples are conditioned on: others, as far as there are so many.
+
+    Both are chosen at random but always the same: the first of a set that is sorted would not stand for it.
+    """
+    rows = random_rows(size)
+    return rows[:n], rows.roll(-n)[:n]
 
 
 def feature_rows(

@@ -113,7 +113,9 @@ class Scorer:
         dataset, splits = loaded(dataset, options.data_dir, download=False)
         if len(dataset["shape"]) != 3:
             raise ValueError(f"this scores images, and {dataset['name']} has none")
+        self.data = getattr(splits, options.split)
         self.device, real = device, reference(splits, options.split, options.n)
+        self.told = real.told
         known = classifier(dataset, *everything(splits.train), Cache(Path(".cache")))
         self.extractors = {CLASSIFIER: known, RANDOM: RandomConvolutions(dataset["shape"][0]).eval()}
         self._real = {name: features(module, real.real, device) for name, module in self.extractors.items()}
@@ -155,7 +157,7 @@ def measured(options: Options) -> tuple[Path, dict[str, Any]]:
             pipeline = Pipeline.from_checkpoint(
                 contents, str(path), options.weights, sampler=sampler, grid=grid, steps=steps
             )
-            pixels, _ = drawn(pipeline, scorer.n, options.seed, places, options.batch_size)
+            pixels, _ = drawn(pipeline, scorer.data, scorer.told, options.seed, places, options.batch_size)
         except ValueError as error:  # this sampler cannot go there, or did not arrive: the others can
             print(f"{name}, {grid_name}, {calls} calls: left out ({cli.one_line(error)})")
             continue
