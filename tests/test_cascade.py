@@ -150,7 +150,7 @@ def test_a_likelihood_is_that_given_the_condition(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_samples_of_conditional_models_and_of_cascades_are_scored(folder: Path) -> None:
-    few = ("n=90", "steps=2", "extractors=random", "cache=null")
+    few = ("n=95", "steps=2", "extractors=random", "cache=null")
     for name, ckpt in (("sr", SR), ("cascade", f"[{BASE},{SR}]")):
         outcome = call(evaluate, folder, f"ckpt={ckpt}", *few, f"out={name}")
         assert outcome.code == 0, outcome.err

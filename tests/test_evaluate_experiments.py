@@ -46,7 +46,7 @@ def test_every_experiment_is_scored_or_refused_in_one_line(
     monkeypatch.setattr(metrics, "REPLICATES", 10)
     monkeypatch.setattr(scores, "CLASSIFIER_STEPS", 5)
     (tmp_path / "images").mkdir()
-    for number, pixels in enumerate(held(Digits().load().test, torch.arange(180))):
+    for number, pixels in enumerate(held(Digits().load().train, torch.arange(200))):
         iio.imwrite(tmp_path / "images" / f"{number:03d}.png", pixels[0].numpy())
     latents: list[str] = []
     if path.stem.startswith("latent_"):
@@ -55,7 +55,7 @@ def test_every_experiment_is_scored_or_refused_in_one_line(
     trained = call(train, tmp_path, *tiny(path), *latents)
     assert trained.code == 0, trained.err
     few = [] if path.stem == "swissroll" else ["steps=2"]  # that of 2015 goes along its own steps alone
-    outcome = call(evaluate, tmp_path, "ckpt=last", "n=90", "split=val", "extractors=random", "accelerator=cpu", *few)
+    outcome = call(evaluate, tmp_path, "ckpt=last", "n=95", "split=val", "extractors=random", "accelerator=cpu", *few)
     if path.stem.startswith("classifier_"):
         assert_refused(outcome, "classifier")
         return
@@ -63,13 +63,13 @@ def test_every_experiment_is_scored_or_refused_in_one_line(
     (found,) = tmp_path.glob("lightning_logs/*/version_*/metrics_val.json")
     names = set(json.loads(found.read_text())["scores"])
     if path.stem in ON_POINTS:
-        assert names == {"sliced_wasserstein_n90", "two_sample_accuracy_n90"}
+        assert names == {"sliced_wasserstein_n95", "two_sample_accuracy_n95"}
     elif path.stem.startswith("tutorial_"):  # a folder without classes, all of it for training
-        assert "frechet_random_n90" in names
-        assert "copying_pixels_n90" not in names
+        assert "frechet_random_n95" in names
+        assert "copying_pixels_n95" not in names
     else:
-        assert {"frechet_random_n90", "copying_pixels_n90", "class_histogram_distance_n90"} <= names
-    assert ("class_accuracy_n90" in names) is path.stem.endswith("_cond")
+        assert {"frechet_random_n95", "copying_pixels_n95", "class_histogram_distance_n95"} <= names
+    assert ("class_accuracy_n95" in names) is path.stem.endswith("_cond")
 
 
 @pytest.mark.slow
