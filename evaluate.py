@@ -151,13 +151,19 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
     from diffusion.conditioning import Rows
     from diffusion.devices import devices
     from diffusion.evaluation.cache import Cache
-    from diffusion.evaluation.files import read_samples
+    from diffusion.evaluation.files import check_samples, read_samples
     from diffusion.evaluation.judge import Judge
     from diffusion.evaluation.loading import check_classes, drawn, loaded
     from diffusion.evaluation.record import record_path
     from diffusion.evaluation.weights import class_count
+    from diffusion.media import check_writable
 
+    if options.samples is not None:
+        check_samples(Path(options.samples))
     path, contents = stages[-1] if stages else (None, None)
+    folder = Path(options.out) if options.out is not None else None if path is None else run_folder(path)
+    if folder is not None:
+        check_writable(folder)
     places, wanted = devices(options.devices, options.accelerator), options.n or 2000
     settings: dict[str, Any] = {"dataset": dataset["name"], "split": options.split}
     pipeline = given = None
@@ -196,7 +202,6 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
     print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
     print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
     print(found.text())
-    folder = Path(options.out) if options.out is not None else None if path is None else run_folder(path)
     if folder is not None:
         step = 0 if contents is None else contents["global_step"]
         found.write(folder, options.split, settings | {"n": n, "step": step}, step)
@@ -212,7 +217,10 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     from diffusion.evaluation.likelihoods import Likelihood
     from diffusion.evaluation.loading import check_classes, loaded
     from diffusion.evaluation.record import record_path, write_likelihood
+    from diffusion.media import check_writable
 
+    folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
+    check_writable(folder)
     kind, shape, step = str(options.likelihood), contents["config"]["dataset"]["shape"], contents["global_step"]
     # Densities need float64, which Apple's GPUs do not have.
     place = devices("auto", options.accelerator)[0].replace("mps", "cpu")
@@ -232,7 +240,6 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
     print(found.text)
     settings |= {"weights": options.weights, "dataset": dataset["name"], "checkpoint": str(path), "step": step}
     figures = {"n": count, "unit": found.unit, "value": found.value, "standard_error": found.standard_error}
-    folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
     write_likelihood(folder, options.split, kind, settings | figures)
     Findings(pictures=found.pictures).draw(folder, options.split, step)
     print(f"written: {record_path(folder, options.split)}")

@@ -11,6 +11,7 @@ Examples:
 
 import inspect
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -113,12 +114,19 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
 def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, int]:
     """The configuration as a plain dict; the checkpoint to go on from, if any, and the step it is at."""
     from diffusion import latents, resume
+    from diffusion.build import ConfigError
 
     typed, spec = cli.typed(), config.resume
-    if spec is None:
-        return resume.limited(resolved(config), typed), None, 0
-    if spec == "auto":
+    for name in ("dataset.shape", "network.shape"):
+        if name in typed:
+            raise ConfigError(f"{name} is not for setting: it follows from the data")
+    if spec in (None, "auto"):
         plain = resume.limited(resolved(config), typed)
+        if "ema_decay" in typed and "decay" not in (plain["ema"] or {}):
+            raise ConfigError(f"ema_decay={typed['ema_decay']} is of ema=exponential: leave it out, or choose that")
+    if spec is None:
+        return plain, None, 0
+    if spec == "auto":
         found = resume.agreed(lambda: resume.find_begun(plain))
         if found is None:
             return plain, None, 0
@@ -134,7 +142,7 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
 
 def resolved(config: "DictConfig") -> dict[str, Any]:
     """The composed configuration as a plain dict, with what the dataset and the shorthands say filled in."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from diffusion import latents
     from diffusion.build import ConfigError, build, resolve
@@ -146,6 +154,12 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
                 f"steps=... sets how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
             )
         config.schedule.timesteps = config.timesteps
+    if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
+        raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
+    if not isinstance(config.dataset.source, DictConfig):
+        raise ConfigError(
+            f"dataset.source={config.dataset.source}: choose data by dataset=..., and set dataset.source.name=value"
+        )
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     config.dataset.shape = list(source.shape)
     codec = None
@@ -171,14 +185,16 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
 def data_module(plain: dict[str, Any], settings: Any) -> "DataModule":
     """The data module that a configuration describes."""
     from data.module import DataModule
-    from diffusion.build import build
+    from diffusion.build import ConfigError, build
 
-    condition = plain["dataset"].get("condition")
+    condition, flip = plain["dataset"].get("condition"), plain["dataset"]["flip"]
+    if not isinstance(flip, bool):
+        raise ConfigError(f"dataset.flip must be true or false, got {flip!r}")
     return DataModule(
         source=build(plain["dataset"]["source"], "dataset.source"),
         batch_size=settings.batch_size,
         seed=settings.seed,
-        flip=plain["dataset"]["flip"],
+        flip=flip,
         workers=settings.workers,
         limit=settings.train_images,
         condition=None if condition is None else build(condition, "dataset.condition"),

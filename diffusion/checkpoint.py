@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import sys
+import textwrap
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -51,18 +52,31 @@ def read(path: Path) -> dict[str, Any]:
 
 def _load(path: Path) -> Any:
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise CheckpointError(
+            f"there is no checkpoint {path}: give last (the newest run), a version number, a run folder or a file"
+        )
     try:
         with warnings.catch_warnings():  # torch has remarks on other programs' pickles, which are refused below
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            if damaged := _damaged(path):
+                raise CheckpointError(f"{path} is damaged: {damaged} in it does not match its checksum")
+            return loaded
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is refused: it holds objects other than tensors and plain values, or is no checkpoint at all"
         ) from error
     except _UNREADABLE as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
+        reason = textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
         raise CheckpointError(f"{path} cannot be read ({reason}): torn or not a checkpoint") from error
+
+
+def _damaged(path: Path) -> str | None:
+    """What in an archive does not match its checksum, which torch does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def runs(root: Path = ROOT) -> list[Path]:
@@ -240,7 +254,7 @@ def load_weights(denoiser: nn.Module, checkpoint: Mapping[str, Any], path: Path,
     try:
         denoiser.load_state_dict(chosen)
     except RuntimeError as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[1:2])
+        reason = textwrap.shorten(" ".join(str(error).splitlines()[1:2]), 160, placeholder=" ...")
         raise CheckpointError(f"the weights in {path} do not fit this network: {reason}") from error
 
 

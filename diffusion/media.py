@@ -288,14 +288,20 @@ def check_out(path: str | Path, shape: Sequence[int] | None = None) -> Path:
         _check_shape(path, shape)
     if suffix and path.is_dir():
         raise IsADirectoryError(f"out={path} is a folder: name a file, or a folder without {suffix}")
-    folder = path.parent if suffix else path
+    check_writable(path.parent if suffix else path, path)
+    return path
+
+
+def check_writable(folder: Path, out: Path | None = None) -> None:
+    """Raises OSError (one line, naming `out`) unless files can be written into a folder, existing or not; creates
+    nothing."""
+    path = out or folder
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     if not folder.is_dir():
         raise NotADirectoryError(f"out={path} cannot be written: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"out={path} cannot be written: no permission to write in {folder}; choose another place")
-    return path
 
 
 def image_name(index: int) -> str:
@@ -321,7 +327,7 @@ def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
     """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own
     images.
 
-    Raises ValueError if the folder holds images that other settings made.
+    Raises ValueError if the folder holds images that other settings made, or something else.
     """
     folder = Path(folder)
     record = folder / "settings.json"
@@ -329,6 +335,9 @@ def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
     if record.exists() and record.read_text() != text:
         raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
     if not record.exists():
+        others = [path.name for path in folder.glob("[!.]*") if path.suffix != ".part"]
+        if others:
+            raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
         with atomic(record) as file:
             file.write(text.encode())
     return folder

@@ -110,7 +110,8 @@ def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, a
             again = f"{name}={value}".replace(" ", "")
             raise ConfigError(
                 f"a resumed run keeps its settings, so {name} cannot change (only {', '.join(CHANGEABLE)} can); a new "
-                f"run that begins with its weights: init_from={run_folder(path)} {again}"
+                f"run that begins with its weights: init_from={run_folder(path)} {again}; to repeat a run's whole "
+                f"command: resume=auto"
             )
     # Epochs were turned into steps when the run began, so only the limit that was typed counts now.
     steps, epochs = "trainer.max_steps" in typed, "trainer.max_epochs" in typed

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffusion.build import ConfigError
@@ -17,6 +16,7 @@ from diffusion.classifiers import LabelLogProb
 from diffusion.conditioning import ImageCondition
 from diffusion.denoisers import Condition, Denoiser
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
+from diffusion.pixels import UNREADABLE, read_pixels
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of the images in a folder
 
@@ -218,13 +218,11 @@ def read_picture(path: str, what: str, shape: Sequence[int]) -> Tensor:
     """
     if len(shape) != 3:
         raise ConfigError(f"{what}={path} is an image, and this model draws points")
-    channels = shape[0]
     try:
-        with Image.open(Path(path)) as image:
-            pixels = np.asarray(image.convert("L" if channels == 1 else "RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        pixels = read_pixels(Path(path), shape[0])
+    except UNREADABLE as error:
         raise ConfigError(f"{what}={path} cannot be read as an image: {' '.join(str(error).split())}") from error
-    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).copy()).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
 def read_mask(path: str, shape: Sequence[int]) -> Tensor:

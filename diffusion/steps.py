@@ -44,7 +44,7 @@ class StepDenoiser(TrainableDenoiser):
         if far.any() or ((steps - steps.round()).abs() > 1e-3).any():
             raise ValueError(
                 f"denoiser=step knows each of its {self.timesteps} steps and nothing between or across them: use "
-                f"steps={self.timesteps} and grid=trailing"
+                f"steps={self.timesteps} and grid=trailing, or for a likelihood likelihood=vlb"
             )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:

@@ -125,7 +125,7 @@ class Run:
         self.config, self.datamodule = config, datamodule
         self.settings = settings(config)
         torch.manual_seed(self.settings.seed)  # of the initial weights
-        denoiser, objective = build_model(config), build(config["objective"], "objective")
+        denoiser, objective = build_model(config), built(config, "objective")
         if self.settings.condition_dropout != 0:
             objective = ConditionDropout(objective, self.settings.condition_dropout)
         if codec is not None:
@@ -133,9 +133,9 @@ class Run:
         self.module = DiffusionModule(
             denoiser,
             objective,
-            optimizer=build(config["optimizer"], "optimizer"),
-            learning_rate=build(config["learning_rate"], "learning_rate"),
-            ema=None if config["ema"] is None else build(config["ema"], "ema"),
+            optimizer=built(config, "optimizer"),
+            learning_rate=built(config, "learning_rate"),
+            ema=None if config["ema"] is None else built(config, "ema"),
             images_per_step=self.settings.batch_size * (config["trainer"].get("accumulate_grad_batches") or 1),
             seed=self.settings.seed,
             config=config,
@@ -250,6 +250,7 @@ def _space(autoencoder: Mapping[str, Any] | None) -> str:
 
 
 # Options of Lightning's that count something.
+SWITCHES = ("deterministic", "benchmark", "detect_anomaly")
 COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes")
 # Options of Lightning's that have their own place, or that this project depends on.
 OURS = {
@@ -268,6 +269,15 @@ OURS = {
         "this project sets it itself",
     ),
 }
+
+
+def built(config: Mapping[str, Any], part: str) -> Any:
+    """The part of this name; raises `ConfigError` for a value in the place of the part, `learning_rate=0.001`."""
+    if not isinstance(config[part], Mapping):
+        raise ConfigError(
+            f"{part}={config[part]}: {part} has settings of its own, {part}.name=value; --help lists them"
+        )
+    return build(config[part], part)
 
 
 def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -291,6 +301,9 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
         ):
             raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
     _check_numerics(options)
+    for name in SWITCHES:
+        if not isinstance(options.get(name), bool | None):
+            raise ConfigError(f"trainer.{name} must be true or false, got {options[name]!r}")
     accumulate = options.get("accumulate_grad_batches") or 1
     # Lightning's own timer would stop in the middle of an accumulation.
     limit = options.pop("max_time", None)

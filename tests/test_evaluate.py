@@ -223,7 +223,11 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
         (f"ckpt={RUN} steps=51", ["steps=51 is more than the 50 timesteps"]),
         (f"ckpt={RUN} extractors=[fid]", ["extractor 'fid' does not exist: choose classifier, random, inception"]),
         (f"ckpt={RUN} n=64", ["n=64 is too small for the 64 features of extractor classifier"]),
-        ("dataset=digits samples=x.npz", ["samples=x.npz: there is no such .npz file or folder of images"]),
+        ("dataset=digits samples=x.npz", ["samples=x.npz: there is no such file or folder"]),
+        (
+            "dataset=cifar download=false data_dir=nowhere samples=x.npz",
+            ["samples=x.npz: there is no such file or folder"],
+        ),
         (f"ckpt={RUN} samples=x.npz likelihood=ode", ["leave samples= out"]),
         (f"ckpt={RUN} samples=x.npz", ["ckpt= draws samples and samples= brings them"]),
         (f"ckpt={RUN} out={RUN}/config.yaml", ["config.yaml is a file, and out= is a folder"]),

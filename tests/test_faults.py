@@ -1,9 +1,11 @@
 """Faults that end a run: each says why in one line and leaves the previous checkpoint whole."""
 
 import errno
+import io
 import pickle
 import random
 import shutil
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,15 @@ def test_a_learning_rate_that_explodes(tmp_path: Path) -> None:
         assert all_finite(checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "foreign", "text", "other program"])
+def flipped(whole: bytes) -> bytes:
+    """A checkpoint with one bit of a weight turned over, which nothing but its checksum tells."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    position = largest.header_offset + 300 + largest.file_size // 2
+    return whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :]
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "bit", "foreign", "text", "other program"])
 def test_newest_good_checkpoint_is_used(damage: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     last = run / "checkpoints" / "last.ckpt"
     whole = last.read_bytes()
@@ -122,7 +132,9 @@ def test_newest_good_checkpoint_is_used(damage: str, run: Path, capsys: pytest.C
     elif damage == "other program":
         last.write_bytes(pickle.dumps({"a": pickle.PicklingError}))
     else:
-        last.write_bytes({"empty": b"", "truncated": whole[: len(whole) // 2], "text": b"not a checkpoint"}[damage])
+        cut = whole[: len(whole) // 2]
+        contents = {"empty": b"", "truncated": cut, "bit": flipped(whole), "text": b"not a checkpoint"}
+        last.write_bytes(contents[damage])
     path, contents = newest_good(run)
     assert path.name == "best.ckpt"
     assert contents["global_step"] == 4

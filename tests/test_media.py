@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from diffusion import media
+from diffusion.pixels import read_pixels
 
 
 def _pixels(*shape: int, seed: int = 0) -> media.Pixels:
@@ -311,3 +312,32 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: py
     with pytest.raises(PermissionError) as error:
         media.check_out(tmp_path / "new" / "a.png")
     _one_line(error, str(tmp_path / "new" / "a.png"), "permission")
+
+
+def test_a_folder_of_other_peoples_files_is_not_taken_for_samples(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "00000.png").write_bytes(b"mine")
+    with pytest.raises(ValueError, match="holds other files .00000.png.: name a new folder, or an empty one"):
+        media.claim(tmp_path / "photos", {"seed": 0})
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["00000.png"]
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "new", "new"):
+        assert media.claim(tmp_path / folder, {"seed": 0}) == tmp_path / folder
+
+
+def test_image_files_are_read_as_they_look_or_refused(tmp_path: Path) -> None:
+    tall = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(3, 2) * 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned right by a quarter
+    tall.save(tmp_path / "turned.png", exif=exif)
+    assert (read_pixels(tmp_path / "turned.png", 1)[..., 0] == np.rot90(np.asarray(tall), -1)).all()
+    tall.convert("RGBA").save(tmp_path / "opaque.png")
+    assert (read_pixels(tmp_path / "opaque.png", 3) == np.asarray(tall)[..., None]).all()
+    for name, image, said in (
+        ("deep.png", Image.new("I;16", (2, 2)), "more than 8 bits a channel"),
+        ("float.tiff", Image.new("F", (2, 2)), "more than 8 bits a channel"),
+        ("glass.png", Image.new("LA", (2, 2), (9, 254)), "parts of it are transparent"),
+    ):
+        image.save(tmp_path / name)
+        with pytest.raises(ValueError, match=said):
+            read_pixels(tmp_path / name, 1)

@@ -181,7 +181,8 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
     [
         ("", ["ckpt= is missing", "ckpt", "last"]),
         ("ckpt=null", ["ckpt= is missing"]),
-        ("ckpt=nowhere", ["there is no checkpoint nowhere"]),
+        ("ckpt=nowhere", ["there is no checkpoint nowhere", "last", "a version number"]),
+        (f"ckpt={RUN} n=1,2 -m", ["-m is of train.py"]),
         ("ckpt=9", ["there is no run version_9"]),
         ("ckpt=0", ["there are several runs version_0", "digits", "moons"]),
         ("ckpt=https://example.org/a.ckpt", ["is an address"]),

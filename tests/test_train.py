@@ -109,6 +109,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("objective=vlb schedule=variance_exploding steps=9", ["choose a discrete schedule"]),
         ("dataset=mnist network=tutorial denoiser.variance=learned", ["needs a network with out_channels"]),
         ("+network.out_channels=2", ["network.out_channels is not for setting", "the denoiser"]),
+        ("learning_rate=1e-3", ["learning_rate=0.001: learning_rate has settings of its own"]),
+        ("network.shape=[3,8,8]", ["network.shape is not for setting: it follows from the data"]),
+        ("dataset.shape=[3,3]", ["dataset.shape is not for setting"]),
+        ("dataset.name=null", ["dataset.name=None names the folder of its runs: give one plain name"]),
+        ("dataset.name=a/b", ["dataset.name=a/b names the folder"]),
+        ("dataset.source=foo", ["dataset.source=foo: choose data by dataset="]),
+        ("dataset.flip=foo", ["dataset.flip must be true or false, got 'foo'"]),
+        ("trainer.detect_anomaly=foo", ["trainer.detect_anomaly must be true or false, got 'foo'"]),
+        ("ema=none ema_decay=0.5", ["ema_decay=0.5 is of ema=exponential"]),
+        ("ema=power ema_decay=0.5", ["ema_decay=0.5 is of ema=exponential"]),
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(

@@ -5,12 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from diffusion.evaluation.cache import UNREADABLE, read_arrays
+from diffusion.pixels import UNREADABLE as _NO_IMAGE
+from diffusion.pixels import read_pixels
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def check_samples(path: Path) -> None:
+    """Raises ValueError unless a path is a folder or an .npz file."""
+    if not path.exists():
+        raise ValueError(f"samples={path}: there is no such file or folder")
+    if path.is_file() and path.suffix.lower() != ".npz":
+        raise ValueError(f"samples={path} is neither an .npz file nor a folder of images")
 
 
 def read_samples(path: Path, shape: Sequence[int], n: int, classes: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -28,10 +37,9 @@ def read_samples(path: Path, shape: Sequence[int], n: int, classes: int = 0) -> 
     Raises:
         ValueError: it is not there, cannot be read without unpickling, or holds something else.
     """
+    check_samples(path)
     if path.is_dir():
         return _folder(path, shape, n), None
-    if path.suffix.lower() != ".npz" or not path.is_file():
-        raise ValueError(f"samples={path}: there is no such .npz file or folder of images")
     try:
         arrays = read_arrays(path)
     except UNREADABLE as error:
@@ -77,12 +85,11 @@ def _folder(path: Path, shape: Sequence[int], n: int) -> Tensor:
     pixels = torch.empty((len(files), channels, height, width), dtype=torch.uint8)
     for row, file in enumerate(files):
         try:
-            with Image.open(file) as opened:
-                image = np.array(opened.convert("L" if channels == 1 else "RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = read_pixels(file, channels)
+        except _NO_IMAGE as error:
             raise ValueError(f"samples={path}: cannot read {file.name} ({' '.join(str(error).split())})") from error
         if image.shape[:2] != (height, width):
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise ValueError(f"samples={path}: {file.name} is {size} pixels, and these data are {width}x{height}")
-        pixels[row] = torch.from_numpy(image.reshape(height, width, channels)).permute(2, 0, 1)
+        pixels[row] = torch.from_numpy(image).permute(2, 0, 1)
     return pixels

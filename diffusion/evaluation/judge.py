@@ -103,6 +103,9 @@ class Judge:
             if len(self) < LEAST:
                 raise ValueError(f"n={len(self)} points are too few to be scored: at least {LEAST} are needed")
             return
+        room = "" if n > len(self) else f"; split {split} would allow {len(getattr(splits, split))}"
+        if ext.CLASSIFIER in extractors:
+            self._check_size(ext.CLASSIFIER, ext.FEATURES, room)  # before one is trained
         self.training, labels = scores.everything(splits.train)
         self.classes = class_count(labels)
         # The shares of classes need it even if it is not asked for as an extractor.
@@ -124,12 +127,15 @@ class Judge:
             assert made is not None
             with ext.blamed_on(name, f"no features of images of shape {tuple(dataset['shape'])}"):
                 d = ext.features(made, self.reference.real[:2], device).shape[1]
-            if len(self) < (needed := metrics.least_rows(d)):
-                raise ValueError(
-                    f"n={len(self)} is too small for the {d} features of extractor {name}: at least {needed} are needed"
-                    + ("" if n > len(self) else f"; split {split} would allow {len(getattr(splits, split))}")
-                )
+            self._check_size(name, d, room)
             self.extractors[name] = made
+
+    def _check_size(self, name: str, d: int, room: str) -> None:
+        n, needed = len(self), metrics.least_rows(d)
+        if n < needed:
+            raise ValueError(
+                f"n={n} is too small for the {d} features of extractor {name}: at least {needed} are needed{room}"
+            )
 
     def __len__(self) -> int:
         return len(self.reference)

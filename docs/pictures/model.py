@@ -14,6 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import cli
 from data.stream import Source
 from diffusion import media
 from diffusion.build import build
@@ -42,4 +43,7 @@ def gif(spec: str, out: str, n: int = 24, rows: int = 3, frames: int = 21) -> No
 if __name__ == "__main__":
     if len(sys.argv) != 4 or sys.argv[1] not in ("beside", "gif"):
         sys.exit(f"usage:{__doc__}")
-    {"beside": beside, "gif": gif}[sys.argv[1]](sys.argv[2], sys.argv[3])
+    try:
+        {"beside": beside, "gif": gif}[sys.argv[1]](sys.argv[2], sys.argv[3])
+    except cli.USER_ERRORS as error:
+        cli.fail(cli.one_line(error))
