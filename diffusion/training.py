@@ -125,7 +125,7 @@ class Run:
         self.config, self.datamodule = config, datamodule
         self.settings = settings(config)
         torch.manual_seed(self.settings.seed)  # of the initial weights
-        denoiser, objective = build_model(config), built(config, "objective")
+        denoiser, objective = build_model(config), built(config["objective"], "objective")
         if self.settings.condition_dropout != 0:
             objective = ConditionDropout(objective, self.settings.condition_dropout)
         if codec is not None:
@@ -133,9 +133,9 @@ class Run:
         self.module = DiffusionModule(
             denoiser,
             objective,
-            optimizer=built(config, "optimizer"),
-            learning_rate=built(config, "learning_rate"),
-            ema=None if config["ema"] is None else built(config, "ema"),
+            optimizer=built(config["optimizer"], "optimizer"),
+            learning_rate=built(config["learning_rate"], "learning_rate"),
+            ema=None if config["ema"] is None else built(config["ema"], "ema"),
             images_per_step=self.settings.batch_size * (config["trainer"].get("accumulate_grad_batches") or 1),
             seed=self.settings.seed,
             config=config,
@@ -271,13 +271,11 @@ OURS = {
 }
 
 
-def built(config: Mapping[str, Any], part: str) -> Any:
-    """The part of this name; raises `ConfigError` for a value in the place of the part, `learning_rate=0.001`."""
-    if not isinstance(config[part], Mapping):
-        raise ConfigError(
-            f"{part}={config[part]}: {part} has settings of its own, {part}.name=value; --help lists them"
-        )
-    return build(config[part], part)
+def built(config: Any, part: str) -> Any:
+    """The part of this name; raises `ConfigError` for a value in the place of its settings, `learning_rate=0.001`."""
+    if not isinstance(config, Mapping):
+        raise ConfigError(f"{part}={config}: {part} has settings of its own, {part}.name=value; --help lists them")
+    return build(config, part)
 
 
 def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks: list[pl.Callback]) -> pl.Trainer:
