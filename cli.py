@@ -1,5 +1,6 @@
 """What the scripts at the top share: the help page, the configuration, and one clear line for whatever goes wrong."""
 
+import io
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str) -> 
         usage: heads the page that --help prints.
     """
     warnings.formatwarning = _format_warning
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # in a file or a pipe too, lines stand in the order of events
     try:
         arguments = sys.argv[1:]
         if "--help" in arguments or "-h" in arguments:
