@@ -1,5 +1,6 @@
 """What several test modules share: one schedule of each kind and data whose exact denoiser is known."""
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -17,6 +18,9 @@ from diffusion.schedules import (
     VarianceExplodingSchedule,
     VPSchedule,
 )
+
+# The scripts run as in a user's shell: the order of their lines has to be theirs, not this variable's.
+os.environ.pop("PYTHONUNBUFFERED", None)
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": LinearSchedule,
