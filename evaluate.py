@@ -197,7 +197,7 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
     if pipeline is not None and pipeline.condition is not None and isinstance(pipeline.given, Rows) and again > 0:
         found.notes.append(
             f"{again} of the {n} images that the model was told are those that it is judged by: split {options.split} "
-            f"holds no more others"
+            f"holds too few others"
         )
     print(f"{n} samples {'in ' + str(options.samples) if options.samples else 'of ' + str(path)} against as many of")
     print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")

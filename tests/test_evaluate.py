@@ -1,10 +1,12 @@
 """`python evaluate.py` as a user sees it: the figures of known models, what is refused."""
 
 import json
+import os
 import re
 from pathlib import Path
 
 import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from helpers_cli import TINY, Outcome, assert_refused, call
@@ -15,7 +17,7 @@ import evaluate
 import sample
 import train
 from diffusion.checkpoint import read
-from diffusion.evaluation import metrics, scores
+from diffusion.evaluation import loading, metrics, scores
 
 RUN, LEARNED, CLOUD = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0"))
 
@@ -278,3 +280,14 @@ def test_data_of_other_classes_or_too_few_are_refused_before_anything_is_drawn(f
     )
     points = ("dataset=moons", "dataset.source.n=30")
     assert_refused(call(evaluate, folder, f"ckpt={CLOUD}", *points), "n=3 points are too few", "at least 8")
+
+
+def test_a_place_that_cannot_be_written_is_named_before_data_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK | os.X_OK and access(path, mode))
+    monkeypatch.setattr(loading, "loaded", lambda *arguments: pytest.fail("data were read"))
+    np.savez(folder / "some.npz", np.zeros((2, 8, 8, 1), dtype=np.uint8))
+    for arguments in (f"ckpt={RUN}", f"ckpt={RUN} likelihood=vlb", "samples=some.npz dataset=digits out=x"):
+        assert_refused(call(evaluate, folder, *arguments.split()), "cannot be written: no permission to write in")
