@@ -1,15 +1,22 @@
 PYTHON ?= python3
-VENV := .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# The default Python's environment is .venv; one that is named has its own, .venv-3.13.
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+READY := $(VENV)/.ready-$(VERSION)
 
-.PHONY: demo test slow mutants lint format clean
+.PHONY: install demo test slow mutants lint format clean
 
 $(READY): requirements.txt
+	@[ -n "$(VERSION)" ] || { echo "error: $(PYTHON) does not run" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@if [ -e $(VENV) ] && ! $(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "$(VERSION)")'; then \
+	  echo "$(VENV) belongs to another Python than $(VERSION): it is made anew"; rm -rf $(VENV); fi
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $(READY)
+
+install: $(READY) ## the virtual environment: .venv, or .venv-3.13 with PYTHON=python3.13
 
 demo: $(READY) ## train on 8x8 digits in about two minutes, then draw them
 	$(BIN)/python train.py
@@ -36,4 +43,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf .venv .venv-*

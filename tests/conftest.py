@@ -1,7 +1,7 @@
-"""What several test modules share: one schedule of each kind and data whose exact denoiser is known."""
+"""How the tests run, and what their modules share: a schedule of each kind, data whose exact denoiser is known."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import pytest
 import torch
@@ -21,6 +21,35 @@ from diffusion.schedules import (
 
 # The scripts run as in a user's shell: the order of their lines has to be theirs, not this variable's.
 os.environ.pop("PYTHONUNBUFFERED", None)
+
+# One thread for each worker and for the processes that it starts: two on one core wait for each other, and numbers
+# that are compared to the last bit come from equally many threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+# More gain nothing, since a file stays in one worker; those of one GPU share its memory.
+MAX_WORKERS = 4 if torch.cuda.is_available() else 8
+
+# The files that take longest. They start first, so that all workers end together.
+LONGEST = ("train", "resume", "cascade", "evaluate", "ddp", "sample", "docs", "configs", "steering", "faults", "latents")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> Generator[None, int, int]:
+    """How many workers `-n auto` starts: none for one file, whose tests begin sooner in this process."""
+    cores = yield
+    if config.option.markexpr == "gpu":
+        return 0
+    files = {argument.partition("::")[0] for argument in config.args}
+    most = min(cores, MAX_WORKERS, len(files) if all(file.endswith(".py") for file in files) else cores)
+    return most if most > 1 else 0
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first."""
+    names = [f"test_{name}" for name in LONGEST]
+    items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {
     "linear": LinearSchedule,

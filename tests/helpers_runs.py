@@ -7,6 +7,7 @@ import csv
 import multiprocessing
 import os
 import runpy
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -32,6 +33,12 @@ TINY = [
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["hydra", "pytorch_lightning", "sklearn.datasets", "data.images", "diffusion.training"])
+
+
+def restore_signals() -> None:
+    """Ctrl-C and a hangup do what they do in a terminal, also where a shell's `&` or `nohup` has them ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Run:
@@ -159,6 +166,7 @@ def _run(script: Path, arguments: list[str], folder: Path, output: Path, before:
     os.dup2(file, 1)
     os.dup2(file, 2)
     torch.set_num_threads(1)
+    restore_signals()
     if before is not None:
         before()
     sys.argv = [str(script), *arguments]

@@ -152,7 +152,7 @@ def run_tests(project: Path, names: tuple[str, ...]) -> None:
     os.chdir(project)
     files = ["tests/test_{}.py{}{}".format(*name.partition("::")) for name in names]
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])
+        status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *files])
     sys.exit(int(status))
 
 

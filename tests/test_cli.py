@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers_cli import assert_refused, call
+from helpers_runs import restore_signals
 
 import cli
 import evaluate
@@ -23,7 +24,12 @@ ROOT = Path(__file__).parent.parent
 
 def start(folder: Path, *command: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, *command], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=restore_signals,
     )
 
 
