@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import hints
 from diffusion.build import nearest
 
 if TYPE_CHECKING:
@@ -125,16 +126,44 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
         if not name or name.startswith("~"):
             fail(f"cannot read {argument!r}: write name=value; name=null where a setting can be without a value")
         if argument.startswith("-") and name not in FLAGS:
-            keys = [*keys_of(config_name), *groups_of(config_name)]
-            hint = nearest(name.lstrip("-"), keys) or nearest(name, FLAGS)
+            bare, known = name.lstrip("-").replace("-", "_"), settings_of(config_name)
+            hint = f" (did you mean {bare}?)" if bare in known else nearest(bare, known) or nearest(name, FLAGS)
+            place = None if bare in known else hints.home(bare, config_name, settings_of)
+            hint = f": {place}" if place else hint
             fail(
                 f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)"
             )
+    _check_form(arguments, config_name)
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
         slashed = group.replace(".", "/")
         arguments = [re.sub(rf"^{re.escape(group)}=(?=[\w,]+$)", f"{slashed}=", argument) for argument in arguments]
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
+def settings_of(config_name: str) -> list[str]:
+    """Everything that can be set: all settings and groups."""
+    return [*keys_of(config_name), *groups_of(config_name)]
+
+
+def _check_form(arguments: list[str], config_name: str) -> None:
+    """Exits if a setting is written in another form than name=value: `dataset fashion`, `dataset: fashion`."""
+    taken = False  # the value of one of Hydra's own options follows it
+    for i, argument in enumerate(arguments):
+        follows, taken = taken, argument in ("--cfg", "-c", "--package", "-p", "--info", "-i")
+        if follows or argument.startswith("-"):
+            continue
+        name, mark, value = argument.partition("=")
+        if mark and value.startswith("=") and name in settings_of(config_name):
+            fail(f"cannot read {argument!r}: write {name}={value.lstrip('= ')}")
+        if mark and (name or "x")[-1] not in ": ":
+            continue
+        name = re.split(r"[:\s]", argument)[0]
+        if not mark and name and name in settings_of(config_name):
+            value = argument[len(name) :].strip(": ")
+            following = arguments[i + 1] if i + 1 < len(arguments) else ""
+            value = value or ("..." if "=" in following or following.startswith("-") else following) or "..."
+            fail(f"cannot read {argument!r}: write {name}={value}")
 
 
 def composition_error(error: BaseException, config_name: str) -> str:
@@ -157,6 +186,8 @@ def composition_error(error: BaseException, config_name: str) -> str:
             return (
                 f"{key} does not belong to the {group} that is chosen: choose another by {group}=..., or leave it out"
             )
+        if place := hints.home(key, config_name, settings_of):
+            return f"there is no setting {key} of {config_name}.py: {place}"
         inside = sorted((name for name in keys if name.endswith(f".{key}")), key=lambda name: name.count("."))
         others = [name for name in (*keys, *groups_of(config_name)) if "." in name or "." not in key]
         near = f" (did you mean {inside[0]}?)" if inside else nearest(key, others)

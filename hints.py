@@ -1,0 +1,99 @@
+"""Where a setting belongs that was typed at the wrong script, under another project's name, or in another form."""
+
+from collections.abc import Callable, Iterable
+
+# Names of other projects (Lightning, diffusers, EDM, lucidrains) and of other versions of a word -> the setting here.
+TRAIN_WORDS = {
+    **dict.fromkeys(("gpus", "num_gpus", "gpu", "num_processes", "nproc_per_node", "trainer.gpus"), "devices"),
+    **dict.fromkeys(("trainer.devices", "trainer.num_processes"), "devices"),
+    **dict.fromkeys(("device", "trainer.accelerator"), "accelerator"),
+    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "num_train_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("trainer.epochs", "trainer.num_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("max_steps", "train_steps", "num_steps", "max_train_steps", "iterations"), "trainer.max_steps"),
+    **dict.fromkeys(("train_num_steps", "num_iterations", "trainer.steps", "n_iter"), "trainer.max_steps"),
+    **dict.fromkeys(("max_time", "duration", "trainer.time"), "budget_minutes"),
+    **dict.fromkeys(("learning_rate", "train_lr", "base_lr", "optim.lr", "optimizer.learning_rate"), "lr"),
+    **dict.fromkeys(
+        ("batch", "train_batch_size", "batchsize", "bs", "batch_gpu", "per_device_batch_size"), "batch_size"
+    ),
+    **dict.fromkeys(("num_workers", "dataloader_num_workers", "data.workers", "n_workers"), "workers"),
+    **dict.fromkeys(("image_size", "resolution", "img_size", "size"), "dataset.image_size"),
+    **dict.fromkeys(("data", "dataset_name", "train_data", "dataset.name_or_path"), "dataset"),
+    **dict.fromkeys(("train_data_dir", "data_path", "folder", "data.path", "image_folder", "path"), "dataset.path"),
+    **dict.fromkeys(("num_train_timesteps", "num_timesteps", "diffusion_steps", "T", "n_timesteps"), "timesteps"),
+    **dict.fromkeys(("resume_from_checkpoint", "ckpt_path", "resume_from", "checkpoint", "resume_pkl"), "resume"),
+    **dict.fromkeys(("pretrained", "init_weights", "transfer"), "init_from"),
+    **dict.fromkeys(("mixed_precision", "amp", "fp16", "bf16", "precision"), "trainer.precision"),
+    **dict.fromkeys(("gradient_accumulation_steps", "gradient_accumulate_every"), "trainer.accumulate_grad_batches"),
+    **dict.fromkeys(("accumulate_grad_batches", "batch_split"), "trainer.accumulate_grad_batches"),
+    **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad_norm", "gradient_clip_val"), "trainer.gradient_clip_val"),
+    **dict.fromkeys(("lr_scheduler", "scheduler", "lr_schedule", "lr_decay"), "learning_rate.decay"),
+    **dict.fromkeys(("warmup", "lr_warmup_steps", "warmup_steps", "lr_rampup_kimg"), "learning_rate.warmup_images"),
+    **dict.fromkeys(("noise_schedule", "beta_schedule", "noise_scheduler"), "schedule"),
+    **dict.fromkeys(("prediction_type", "parameterization", "pred_type", "precond"), "denoiser"),
+    **dict.fromkeys(("loss", "loss_type"), "objective"),
+    **dict.fromkeys(("model", "arch", "backbone", "unet"), "network"),
+    **dict.fromkeys(("use_ema", "ema.use"), "ema"),
+    **dict.fromkeys(("ema.ema_decay", "ema_rate"), "ema_decay"),
+    **dict.fromkeys(("cond_drop_prob", "class_dropout_prob", "cfg_dropout", "p_uncond"), "condition_dropout"),
+    **dict.fromkeys(("save_every", "checkpointing_steps", "save_and_sample_every", "snap"), "checkpoint_every"),
+    **dict.fromkeys(("optim", "optimiser"), "optimizer"),
+}
+DRAW_WORDS = {
+    **dict.fromkeys(("gpus", "num_gpus", "gpu", "num_processes", "nproc_per_node", "trainer.devices"), "devices"),
+    **dict.fromkeys(("device", "trainer.accelerator"), "accelerator"),
+    **dict.fromkeys(("batch", "batchsize", "bs", "eval_batch_size", "max_batch_size"), "batch_size"),
+    **dict.fromkeys(("num_samples", "num_images", "n_samples", "count", "num"), "n"),
+    **dict.fromkeys(("checkpoint", "ckpt_path", "model", "model_path", "pretrained", "network_pkl", "run"), "ckpt"),
+    **dict.fromkeys(
+        ("num_inference_steps", "num_steps", "sampling_timesteps", "sampling_steps", "ddim_steps"), "steps"
+    ),
+    **dict.fromkeys(("max_steps", "nfe", "sample_steps", "timestep_respacing"), "steps"),
+    **dict.fromkeys(("output", "outdir", "output_dir", "output_path", "save_path"), "out"),
+    **dict.fromkeys(("solver", "scheduler", "method"), "sampler"),
+    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg", "cond_scale", "w"), "guidance"),
+    **dict.fromkeys(("class", "class_label", "class_labels", "classes", "labels", "class_idx"), "label"),
+    **dict.fromkeys(("ddim_eta",), "eta"),
+    **dict.fromkeys(("seeds", "generator"), "seed"),
+    **dict.fromkeys(("image", "init_image"), "init"),
+    **dict.fromkeys(("mask_image",), "mask"),
+    **dict.fromkeys(("strength",), "t_start"),
+    **dict.fromkeys(("use_ema",), "weights"),
+    **dict.fromkeys(("metrics", "features"), "extractors"),
+    **dict.fromkeys(("reference", "real", "ref_path", "dataset_name"), "dataset"),
+}
+WORDS = {"train": TRAIN_WORDS, "sample": DRAW_WORDS, "evaluate": DRAW_WORDS}
+# Settings that another script has under its own name, and what serves the purpose here.
+INSTEAD = {
+    ("train", "ckpt"): "to go on with a run, resume=...; to begin with its weights, init_from=...",
+    ("train", "out"): "a run's folder is lightning_logs/<dataset>/version_N",
+    ("sample", "dataset"): "ckpt=... names a model, and a model draws the data that it was trained on",
+    ("evaluate", "label"): "a class-conditional model is scored on the labels of the data",
+}
+
+
+def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) -> str | None:
+    """Where a setting that `script` does not have belongs, as a sentence; None if nobody knows it.
+
+    Args:
+        name: what was typed before the `=`.
+        script: train, sample or evaluate.
+        settings_of: the settings and groups of a script.
+    """
+    own = set(settings_of(script))
+    others = [other for other in WORDS if other != script and name in set(settings_of(other))]
+    word = WORDS[script].get(name)
+    if (script, name) in INSTEAD:
+        return f"it belongs to {_scripts(others)}; here, {INSTEAD[script, name]}"
+    if word in own:
+        return f"write {word}=..."
+    if others:
+        return f"it belongs to {_scripts(others)}"
+    for other, words in WORDS.items():
+        if other != script and words.get(name) in set(settings_of(other)):
+            return f"write {words[name]}=... with {_scripts([other])}"
+    return None
+
+
+def _scripts(names: Iterable[str]) -> str:
+    return " and ".join(f"{name}.py" for name in names)
