@@ -32,7 +32,7 @@ def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_to
 ) -> None:
     for name in ("configs", "data", "diffusion"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("raw", "__pycache__"))
-    for name in ("cli.py", "train.py", "sample.py"):
+    for name in ("cli.py", "hints.py", "train.py", "sample.py"):
         shutil.copy(ROOT / name, tmp_path)
     commands: list[str] = []
     for language, caption, text in blocks("docs/extending.md"):
