@@ -123,7 +123,11 @@ def main(config: "DictConfig") -> None:
         train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
         return
     if options.ckpt in (None, "", []):
-        if dataset is None or options.samples is None:
+        if options.samples is not None and dataset is None:
+            raise ValueError(
+                f"dataset= is missing: samples={options.samples} are scored against data, add dataset=fashion, say"
+            )
+        if options.samples is None:
             raise ValueError(
                 "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
                 "or samples=... with dataset=..."

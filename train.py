@@ -12,6 +12,7 @@ Examples:
 import inspect
 import math
 import re
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -88,7 +89,8 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)
     if path is not None and step >= (plain["trainer"]["max_steps"] or step + 1):
-        print(f"{path} is finished at step {step}; raise trainer.max_steps to train on")
+        print(f"{path} is finished at step {step}; raise trainer.max_steps to train on:")
+        print(f"  python train.py resume={shlex.quote(str(run_folder(path)))} trainer.max_steps={2 * step}")
         return run_folder(path), None
 
     folder = None

@@ -132,25 +132,43 @@ def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> tuple[Path
         )
     if re.match(r"[a-z][a-z0-9+.-]*://", spec):
         raise CheckpointError(f"{spec} is an address: download the checkpoint first, then give its path")
-    candidates = [run for run in runs(root) if dataset in (None, run.parent.name)]
+    found = runs(root)
+    candidates = [run for run in found if dataset in (None, run.parent.name)]
     among = f"in {root / (dataset or '')}"
     if spec == "last":
         if not candidates:
-            raise CheckpointError(f"there is no run with a checkpoint {among} yet: train one with python train.py")
+            command = "python train.py" + (f" dataset={dataset}" if dataset else "")
+            raise CheckpointError(
+                f"there is no run with a checkpoint {among} yet: train one with {command}{_others(found)}"
+            )
         return newest_good(candidates[0])
     if spec.isdecimal():
         numbered = [run for run in candidates if run.name == f"version_{spec}"]
-        if len(numbered) != 1:
-            names = ", ".join(str(run) for run in sorted(numbered or candidates)) or "none"
-            raise CheckpointError(
-                f"there {'are several runs' if numbered else 'is no run'} version_{spec} {among}; give the folder; "
-                f"runs with a checkpoint: {names}"
-            )
+        if not numbered:
+            raise CheckpointError(f"there is no run version_{spec} {among}{_others(candidates or found)}")
+        if len(numbered) > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
+            others = ", ".join(str(run) for run in numbered[1:])
+            print(f"{spec} is the newest of {len(numbered)} runs, {numbered[0]}; also {others}", file=sys.stderr)
         return newest_good(numbered[0])
     path = Path(spec)
     if path.is_dir():
+        if not (path / "checkpoints").is_dir():
+            inside = [run for run in runs(path.parent) + runs(path) if run.is_relative_to(path)]
+            if inside:
+                raise CheckpointError(f"{path} is a folder of runs, name one{_others(inside)}")
         return newest_good(path)
+    if path.suffix in (".yaml", ".csv") and path.is_file():
+        raise CheckpointError(f"{path} is a file of a run and no checkpoint: give the run folder, {path.parent}")
     return path, read(path)
+
+
+def by_number(run: Path) -> tuple[str, int]:
+    """The order of run folders in a list: version_2 before version_10."""
+    return str(run.parent), int(run.name.removeprefix("version_")) if run.name[8:].isdecimal() else -1
+
+
+def _others(found: Sequence[Path]) -> str:
+    return "; runs with a checkpoint: " + (", ".join(map(str, sorted(found, key=by_number))) or "none")
 
 
 def run_folder(checkpoint: Path) -> Path:

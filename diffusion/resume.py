@@ -74,6 +74,10 @@ def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
     Raises:
         ConfigError: there is none, it is not ours, or it belongs to a run on another dataset.
     """
+    same = [run for run in runs() if run.name == f"version_{spec}" and dataset in (None, run.parent.name)]
+    if len(same) > 1:  # going on with the wrong run would change it
+        commands = " or ".join(f"resume={run}" for run in same)
+        raise ConfigError(f"resume={spec} is one of {len(same)} runs: write {commands}")
     path, checkpoint = find(spec, dataset)
     if path.parent.name != "checkpoints":
         raise ConfigError(

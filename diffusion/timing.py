@@ -101,6 +101,7 @@ def announce(run: Run, seconds: float, world_size: int, device: str, preset: str
         limit = run.config["trainer"]["max_time"]
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit}")
         return
-    print(f"estimated time: {duration(seconds * steps)} for {steps} steps ({seconds:.3g} s each)")
+    count = f"{steps} step" + ("s" if steps != 1 else "")
+    print(f"estimated time: {duration(seconds * steps)} for {count} ({seconds:.3g} s each)")
     if seconds * steps > 3600 and device == "cpu" and preset is not None:
         print(f"that is long for a CPU: python train.py experiment={preset} is made for one")

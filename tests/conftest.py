@@ -31,7 +31,19 @@ torch.set_num_threads(1)
 MAX_WORKERS = 4 if torch.cuda.is_available() else 8
 
 # The files that take longest. They start first, so that all workers end together.
-LONGEST = ("train", "resume", "cascade", "evaluate", "ddp", "sample", "docs", "configs", "steering", "faults", "latents")
+LONGEST = (
+    "train",
+    "resume",
+    "cascade",
+    "evaluate",
+    "ddp",
+    "sample",
+    "docs",
+    "configs",
+    "steering",
+    "faults",
+    "latents",
+)
 
 
 @pytest.hookimpl(wrapper=True)

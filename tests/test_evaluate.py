@@ -244,7 +244,7 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
         ("dataset=digits samples=x.npz steps=5", ["steps= does nothing for samples="]),
         ("dataset=moons train_classifier=true out=x", ["needs images, and moons has none"]),
         (f"ckpt={RUN} devices=0", ["devices must be at least 1"]),
-        ("samples=x.npz", ["ckpt= is missing", "or samples=... with dataset=..."]),
+        ("samples=x.npz", ["dataset= is missing", "add dataset=fashion"]),
         ("dataset=digits", ["ckpt= is missing"]),
         ("dataset=digits train_classifier=true", ["needs out="]),
         (f"ckpt={RUN} steps=0 likelihood=ode", ["steps must be at least 1"]),

@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import pickle
 import random
 import shutil
@@ -16,6 +17,7 @@ from helpers_runs import TINY, TRAIN, Run, checkpoint, error_line, logged_steps,
 
 from diffusion.build import ConfigError
 from diffusion.checkpoint import CheckpointError, build_denoiser, find, newest_good, read
+from diffusion.resume import find_named
 from diffusion.runlog import RunLogger
 from diffusion.saving import AtomicCheckpointIO, write_whole
 
@@ -249,3 +251,20 @@ def test_only_classes_of_this_project_are_built(target: Any, part: str, trained:
 def test_addresses_are_refused(spec: str) -> None:
     with pytest.raises(CheckpointError, match="is an address: download the checkpoint first"):
         find(spec)
+
+
+def test_a_number_of_several_runs_is_the_newest_and_lists_are_in_the_order_of_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, run in enumerate(("moons/version_0", "digits/version_0", "digits/version_10", "digits/version_2")):
+        file = Path("lightning_logs", run, "checkpoints", "last.ckpt")
+        file.parent.mkdir(parents=True)
+        torch.save({"config": {"of": run}, "state_dict": {}, "global_step": 1}, file)
+        os.utime(file, (1000 + age, 1000 + age))
+    assert find("0")[1]["config"]["of"] == "digits/version_0"
+    assert "0 is the newest of 2 runs, lightning_logs/digits/version_0; also" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match=r"digits/version_0, \S*digits/version_2, \S*digits/version_10"):
+        find("lightning_logs/digits")
+    with pytest.raises(ValueError, match="resume=0 is one of 2 runs: write resume=lightning_logs/digits/version_0 or"):
+        find_named("0", None)

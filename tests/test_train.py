@@ -176,7 +176,9 @@ def test_resume_goes_on_in_the_same_folder(trained: tuple[Path, Outcome], tmp_pa
 
 
 def test_a_finished_run_says_so(trained: tuple[Path, Outcome]) -> None:
-    assert "is finished at step 4; raise trainer.max_steps" in run(trained[0], "resume=last").out
+    out = run(trained[0], "resume=last").out
+    assert "is finished at step 4; raise trainer.max_steps" in out
+    assert f"python train.py resume={Path('lightning_logs/digits/version_0')} trainer.max_steps=8" in out
 
 
 def test_a_resumed_run_takes_the_limit_that_was_typed(trained: tuple[Path, Outcome]) -> None:
@@ -196,7 +198,10 @@ def test_a_resumed_run_takes_the_limit_that_was_typed(trained: tuple[Path, Outco
         ("resume=last network=tutorial", ["network cannot change"]),
         ("resume=last trainer.precision=bf16-mixed", ["trainer.precision cannot change"]),
         ("resume=lightning_logs/digits/version_0 dataset=mnist", ["a run on digits, not on mnist"]),
-        ("resume=last dataset=mnist", ["no run with a checkpoint in lightning_logs/mnist"]),
+        (
+            "resume=last dataset=mnist",
+            ["no run with a checkpoint in lightning_logs/mnist", "train.py dataset=mnist", "version_0"],
+        ),
         ("network.blocks=1 init_from=0 network.widths=[8,24]", ["do not fit this network", "size mismatch"]),
     ],
 )
