@@ -31,7 +31,7 @@ class Options:
     likelihood: str | None
     split: str
     n: int | None
-    extractors: str | list[str]
+    extractors: str | list[str] | None
     steps: int | None
     tolerance: float | None
     probes: int | None

@@ -65,14 +65,6 @@ def test_training_a_classifier_repeats_itself_and_leaves_the_random_numbers_alon
     assert torch.equal(state, torch.get_rng_state())
 
 
-def test_without_classes_it_learns_which_way_an_image_is_mirrored() -> None:
-    pixels = torch.zeros(50, 1, 8, 8, dtype=torch.uint8)
-    pixels[:, :, :3, :4] = 200 + bytes_of(0, 50, 1, 3, 4) // 8
-    made = ext.train_classifier(pixels, torch.zeros(50).long(), 0, steps=60)
-    for turned, label in ((pixels, 0), (pixels.flip(3), 1), (pixels.flip(2), 2), (pixels.flip(2, 3), 3)):
-        assert (ext.predicted(made, turned) == label).all()
-
-
 def test_shipped_classifiers_are_small_whole_and_accurate() -> None:
     for name, source, least in (("digits", Digits(), 0.97), ("fashion", Fashion(download=False), 0.9)):
         path = weights.SHIPPED / f"{name}.npz"

@@ -252,3 +252,45 @@ def test_from_the_least_number_of_rows_a_parts_covariance_has_full_rank(d: int) 
 
 def test_the_least_number_of_rows_has_scores_of_neighbours() -> None:
     assert len(neighbour_scores(normal(least_rows(2), 2), normal(least_rows(2), 2))) == 4
+
+
+def test_verbatim_copies_have_the_density_of_prdc_1_and_all_precision_recall_and_coverage() -> None:
+    # prdc counts a neighbour whose distance is below the radius, not equal to it: of five, four and the row itself.
+    real = normal(300, 8)
+    for fake in (real.clone(), real[torch.randperm(300, generator=torch.Generator().manual_seed(0))]):
+        found = {name: score.value for name, score in neighbour_scores(fake, real, replicates=0).items()}
+        assert found == {"precision": 1, "recall": 1, "density": 1, "coverage": 1}
+
+
+def test_neighbour_scores_are_those_of_open_balls_as_in_prdc() -> None:
+    fake, real = normal(40, 3).round(decimals=1), normal(50, 3, seed=1).round(decimals=1)  # with ties
+    between = torch.cdist(real, fake, compute_mode="donot_use_mm_for_euclid_dist")
+
+    def radius(x: Tensor, k: int) -> Tensor:
+        return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").sort(1).values[:, k]
+
+    expected = {
+        "precision": (between < radius(real, 3)[:, None] * (1 - 1e-9)).any(0).double().mean().item(),
+        "recall": (between < radius(fake, 3) * (1 - 1e-9)).any(1).double().mean().item(),
+        "density": (between < radius(real, 5)[:, None] * (1 - 1e-9)).sum(0).double().mean().item() / 5,
+        "coverage": (between.min(1).values < radius(real, 5) * (1 - 1e-9)).double().mean().item(),
+    }
+    found = neighbour_scores(fake, real, replicates=0)
+    assert {name: score.value for name, score in found.items()} == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("shift", [0.0, 3.0, 90.0])
+def test_intervals_stay_where_their_scores_can_be(shift: float) -> None:
+    x, y = normal(30, 2), normal(30, 2, seed=1) + shift
+    labels = (x[:, 0] > 0).long(), (y[:, 0] > 0).long()
+    from_zero = [frechet_distance(x, y), sliced_wasserstein(x, y), neighbour_scores(x, y)["density"]]
+    shares = [copying_share(x[:, 0], y[:, 0]), histogram_distance(*labels, 2)]
+    shares += [score for name, score in neighbour_scores(x, y).items() if name != "density"]
+    assert all(0 <= score.low <= score.value <= score.high for score in (*from_zero, *shares))
+    assert all(score.high <= 1 for score in shares)
+
+
+def test_equal_rows_are_no_neighbours_within_a_ball_of_radius_zero() -> None:
+    same = torch.full((12, 5), 7.3, dtype=torch.float64)
+    found = neighbour_scores(same, same, replicates=0)
+    assert {name: score.value for name, score in found.items()} == dict.fromkeys(found, 0)

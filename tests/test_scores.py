@@ -265,6 +265,49 @@ def test_points_are_scored_in_their_own_plane(tmp_path: Path) -> None:
         judge(clouds[3])
 
 
+def unlabelled(splits: Splits, channels: int = 1) -> Splits:
+    """The same images without labels; in colour they are reddish."""
+    tint = torch.tensor([1.0, 0.5, 0.5])[:channels, None, None]
+    return Splits(*((lambda p: Images((p * tint).byte()))(scores.everything(part)[0]) for part in splits))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_without_classes_are_judged_by_random_features_whose_yardsticks_are_in_order(
+    splits: Splits, channels: int
+) -> None:
+    parts = unlabelled(splits, channels)
+    blob = {"name": "blob", "shape": [channels, 8, 8], "source": {"_target_": "data.folder.Folder"}}
+    judge = Judge(parts, "test", 180, blob, None, Cache(None))
+    found = judge(scores.everything(parts.val)[0])
+    assert list(found.extractors) == ["random"]
+    assert found.notes == []
+    frechet = next(row for row in found.rows if row.name == "frechet_random_n180")
+    assert frechet.real is not None
+    assert frechet.noisy is not None
+    assert 1.5 * frechet.real.value < frechet.noisy.value
+    with pytest.raises(ValueError, match="extractor=classifier: blob has no classes to tell apart: use random"):
+        Judge(parts, "test", 180, blob, ["classifier"], Cache(None))
+
+
+def test_two_classes_are_judged_by_a_classifier_too(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "training_steps", lambda images: 5)
+    halves = Splits(*(Images(scores.everything(part)[0], part.labels // 5) for part in splits))
+    two = DIGITS | {"name": "two", "source": {"_target_": "data.folder.Folder"}}
+    assert list(Judge(halves, "test", 180, two, None, Cache(None)).extractors) == ["classifier", "random"]
+
+
+def test_a_distance_that_ranks_noisy_data_before_clean_ones_is_named() -> None:
+    low, high = (metrics.Score(value, value, value) for value in (0.47, 0.64))
+    rows = [
+        scores.Row("frechet_x_n9", low, real=high, noisy=low),
+        scores.Row("kernel_x_n9", low, real=low, noisy=high),
+        scores.Row("precision_x_n9", low, real=high, noisy=low),  # more is better
+        scores.Row("copying_pixels_n9", low),
+    ]
+    (note,) = scores.out_of_order(rows)
+    assert note.startswith("frechet_x_n9 is out of order: it ranks real training data with noise 0.1 (0.47) before")
+
+
 def test_a_set_smaller_than_the_features_are_many_is_refused_before_anything_slow(splits: Splits) -> None:
     with pytest.raises(ValueError, match="n=50 is too small for the 64 features of extractor classifier"):
         Judge(splits, "test", 50, DIGITS, ["classifier"], Cache(None))

@@ -36,7 +36,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, seed: int = 0, replicates: int | No
         # The sorted ones without those left out are still sorted.
         some_x, some_y = x_sorted[in_x[x_order]], y_sorted[in_y[y_order]]
         values.append((some_x - some_y).square().mean().sqrt())
-    return from_replicates(torch.stack(values))
+    return from_replicates(torch.stack(values), lowest=0)
 
 
 def two_sample_test(x: Tensor, y: Tensor, seed: int = 0) -> Score:

@@ -239,13 +239,11 @@ def train_classifier(
 ) -> Classifier:
     """A classifier trained on images as bytes (N, C, H, W) with labels (N,), the same for the same arguments.
 
-    Without classes (`num_classes=0`) it learns which way an image is turned or mirrored, the task of Gidaris et al.
-    2018, arXiv 1803.07728, with the four reflections instead of rotations, as images need not be square. Torch's own
-    random numbers are left as they were.
+    Torch's own random numbers are left as they were.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        classifier = Classifier(pixels.shape[1:], num_classes or 4).train()
+        classifier = Classifier(pixels.shape[1:], num_classes).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.01)
     order = np.random.RandomState(seed)
     for step in range(steps):
@@ -253,10 +251,6 @@ def train_classifier(
             group["lr"] = 3e-3 * min(1.0, 10 * (step + 1) / steps, (steps - step) / (0.9 * steps))
         rows = torch.from_numpy(order.randint(len(pixels), size=batch_size))
         x, y = dequantised(pixels[rows]), labels[rows]
-        if num_classes == 0:
-            y = torch.from_numpy(order.randint(4, size=batch_size))
-            x = torch.where((y % 2 == 1)[:, None, None, None], x.flip(3), x)
-            x = torch.where((y >= 2)[:, None, None, None], x.flip(2), x)
         loss = F.cross_entropy(classifier.logits(x), y)
         optimizer.zero_grad()
         loss.backward()
@@ -269,12 +263,14 @@ def random_rows(n: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).permutation(n))
 
 
-def names(extractors: str | Sequence[str]) -> list[str]:
-    """The extractors that were typed, one or several, each checked.
+def names(extractors: str | Sequence[str] | None) -> list[str] | None:
+    """The extractors that were typed, one or several, each checked; None leaves the choice to the data.
 
     Raises:
         ValueError: none, one twice, or one that does not exist.
     """
+    if extractors is None:
+        return None
     found = [extractors] if isinstance(extractors, str) else list(extractors)
     for name in found:
         check_name(name)

@@ -77,7 +77,8 @@ class Judge:
         split: "train", "val" or "test".
         n: real data to judge by, fewer if there are fewer; as many samples are wanted (`len(judge)`).
         dataset: the run's `dataset` configuration.
-        extractors: their names; not used for points.
+        extractors: their names; None is the classifier where the data have classes, and random features. Not used for
+            points.
         cache: keeps features of real images and trained classifiers.
         device: for features.
 
@@ -91,7 +92,7 @@ class Judge:
         split: str,
         n: int,
         dataset: Mapping[str, Any],
-        extractors: Sequence[str],
+        extractors: Sequence[str] | None,
         cache: Cache,
         device: str = "cpu",
     ) -> None:
@@ -104,14 +105,19 @@ class Judge:
                 raise ValueError(f"n={len(self)} points are too few to be scored: at least {LEAST} are needed")
             return
         room = "" if n > len(self) else f"; split {split} would allow {len(getattr(splits, split))}"
+        self.classes = class_count(splits.train.labels)
+        if extractors is None:
+            extractors = [ext.CLASSIFIER, ext.RANDOM] if self.classes else [ext.RANDOM]
         if ext.CLASSIFIER in extractors:
+            if not self.classes:
+                raise ValueError(
+                    f"extractor={ext.CLASSIFIER}: {dataset['name']} has no classes to tell apart: use {ext.RANDOM}, "
+                    f"{ext.INCEPTION} or a torch module of your own"
+                )
             self._check_size(ext.CLASSIFIER, ext.FEATURES, room)  # before one is trained
         self.training, labels = scores.everything(splits.train)
-        self.classes = class_count(labels)
         # The shares of classes need it even if it is not asked for as an extractor.
-        self.classifier = None
-        if self.classes or ext.CLASSIFIER in extractors:
-            self.classifier = classifier(dataset, self.training, labels, cache)
+        self.classifier = classifier(dataset, self.training, labels, cache) if self.classes else None
         if dataset.get("flip", False):  # training shows them mirrored too
             self.training = torch.cat((self.training, self.training.flip(3)))
         self.notes: list[str] = []
@@ -147,12 +153,12 @@ class Judge:
         if not fake.isfinite().all():
             raise ValueError("some samples are not finite: the model or its sampler diverged")
         if not self.images:
-            return Findings(rows=scores.point_rows(fake, self.reference))
-        found = Findings(
-            notes=self.notes, extractors={name: ext.digest(module) for name, module in self.extractors.items()}
-        )
+            rows = scores.point_rows(fake, self.reference)
+            return Findings(rows=rows, notes=scores.out_of_order(rows))
+        found = Findings(extractors={name: ext.digest(module) for name, module in self.extractors.items()})
         for name, module in self.extractors.items():
             found.rows += scores.feature_rows(fake, self.reference, name, module, self.cache, self.device)
+        found.notes = [*self.notes, *scores.out_of_order(found.rows)]
         if self.classifier is not None and self.classes:
             self.classifier.to("cpu")
             found.rows += scores.class_rows(fake, labels, self.reference, self.classifier)

@@ -105,6 +105,10 @@ class Likelihood:
             pictures = {}
         else:
             lines.append(bound_report(terms, unit))
+            if self.eight_bit and self.denoiser.variance == "beta":
+                lines.append(
+                    "  (variance=beta decodes with beta_1, Ho et al. 2020 with beta-tilde of step 2: docs/elbo.md)"
+                )
             mean, error = mean_and_error(terms.sum(1))
             pictures = {"vlb_terms": bound_picture(self.times, terms, unit)}
         return Measured(mean, error, unit, "\n".join(lines), pictures)

@@ -22,6 +22,7 @@ HALF = 0.5  # of the rows are kept in a replicate
 NEARLY_ALL = 0.9
 _CHUNK = 2**22  # distances or kernel values held at a time
 _WIDE = 512  # features beyond which a Frechet distance takes seconds, so that there are a tenth of the replicates
+_INSIDE = 1 - 1e-9  # of a radius: a distance that equals it but for rounding is not within
 _NEAREST = 6  # rows that a fifth neighbour needs
 _Z95 = 1.959964
 
@@ -38,16 +39,17 @@ class Score:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
-def from_replicates(values: Tensor, kept: float = HALF) -> Score:
+def from_replicates(values: Tensor, kept: float = HALF, lowest: float = -math.inf, highest: float = math.inf) -> Score:
     """The score whose value is values[0] and whose replicates are the others, (1 + replicates,).
 
-    `s^2 = k / (1 - k) * var(replicates)`, each of them from the share k of the rows. Without replicates the bounds are
-    NaN.
+    `s^2 = k / (1 - k) * var(replicates)`, each of them from the share k of the rows. Value and bounds stay between the
+    least and the greatest value that the score can have. Without replicates the bounds are NaN.
     """
-    value, half = values[0].item(), math.nan
-    if len(values) > 2:
-        half = _Z95 * math.sqrt(kept / (1 - kept)) * values[1:].std().item()
-    return Score(value, value - half, value + half)
+    value = min(max(values[0].item(), lowest), highest)  # rounding can leave -1e-15 of a distance
+    if len(values) <= 2:
+        return Score(value, math.nan, math.nan)
+    half = _Z95 * math.sqrt(kept / (1 - kept)) * values[1:].std().item()
+    return Score(value, max(lowest, value - half), min(highest, value + half))
 
 
 def share(successes: float, trials: int) -> Score:
@@ -113,7 +115,8 @@ def frechet_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None
             _moments(centred[w]) for w in random_parts(len(rows), replicates, 2 * seed + side, NEARLY_ALL).bool()
         ]
         sides += [torch.stack(values).split(_rows(d * d)) for values in zip(*moments, strict=True)]
-    return from_replicates(torch.cat([gaussian_frechet(*some) for some in zip(*sides, strict=True)]), NEARLY_ALL)
+    values = torch.cat([gaussian_frechet(*some) for some in zip(*sides, strict=True)])
+    return from_replicates(values, NEARLY_ALL, lowest=0)
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +164,9 @@ def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0, replicates: int 
     - density: number of reals' balls (k = 5) that a fake is in, over k, 1 where both are alike; coverage: share of
       reals whose ball has a fake in it (Naeem et al. 2020, arXiv 2002.09797, eq. 5 and 6).
 
-    Intervals of shares are at least Wilson's and end at 0 and 1.
+    A ball is open, as in the reference code of both (prdc): what lies just at a k-th neighbour's distance is outside.
+    Verbatim copies of distinct reals therefore have the density 1. Intervals of shares are at least Wilson's and end at
+    0 and 1; that of a density, which may be above 1, at 0.
 
     Raises:
         ValueError: fewer than 6 rows in one of them, or 12 with an interval, for which halves are scored too.
@@ -174,7 +179,7 @@ def neighbour_scores(fake: Tensor, real: Tensor, seed: int = 0, replicates: int 
         )
     chosen = [random_parts(len(rows), replicates, 2 * seed + side).bool() for side, rows in enumerate((fake, real))]
     values = [_neighbour_values(fake[of_fake], real[of_real]) for of_fake, of_real in zip(*chosen, strict=True)]
-    found = {name: from_replicates(torch.stack([value[name] for value in values])) for name in values[0]}
+    found = {name: from_replicates(torch.stack([value[name] for value in values]), lowest=0) for name in values[0]}
     trials = {"precision": len(fake), "recall": len(real), "coverage": len(real)}
     return {
         name: at_least(score, share(score.value * trials[name], trials[name])) if name in trials else score
@@ -190,7 +195,7 @@ def _neighbour_values(fake: Tensor, real: Tensor) -> dict[str, Tensor]:
         "precision": (counts_within(fake, real, third) > 0).double().mean(),
         "recall": (counts_within(real, fake, third_fake) > 0).double().mean(),
         "density": counts_within(fake, real, fifth).double().mean() / 5,
-        "coverage": (nearest(real, fake)[0] <= fifth).double().mean(),
+        "coverage": (nearest(real, fake)[0] < _INSIDE * fifth).double().mean(),
     }
 
 
@@ -199,22 +204,28 @@ def at_least(score: Score, other: Score) -> Score:
     return Score(score.value, max(0.0, min(score.low, other.low)), min(1.0, max(score.high, other.high)))
 
 
+def distances(x: Tensor, y: Tensor) -> Tensor:
+    """Euclidean distances of rows of x (N, d) and y (M, d), (N, M); 0 where rounding alone tells the rows apart."""
+    found = torch.cdist(x, y)  # by a matrix product, which leaves about 1e-8 of the rows' length between equal ones
+    return found.where(found > 1e-7 * y.norm(dim=1), 0)
+
+
 def kth_distances(x: Tensor, ks: tuple[int, ...]) -> list[Tensor]:
     """Distance from each row of x (N, d) to its k-th neighbour among the others, (N,) for each k."""
     # A row's own distance, 0, is the smallest; rows that are equal count as neighbours.
-    parts = [torch.cdist(rows, x).topk(max(ks) + 1, largest=False).values for rows in _chunks(x, len(x))]
+    parts = [distances(rows, x).topk(max(ks) + 1, largest=False).values for rows in _chunks(x, len(x))]
     sorted_distances = torch.cat(parts)
     return [sorted_distances[:, k] for k in ks]
 
 
 def counts_within(x: Tensor, y: Tensor, radii: Tensor) -> Tensor:
-    """How many balls around the rows of y (M, d), of radii (M,), each row of x (N, d) is in: (N,)."""
-    return torch.cat([(torch.cdist(rows, y) <= radii).sum(1) for rows in _chunks(x, len(y))])
+    """How many open balls around the rows of y (M, d), of radii (M,), each row of x (N, d) is in: (N,)."""
+    return torch.cat([(distances(rows, y) < _INSIDE * radii).sum(1) for rows in _chunks(x, len(y))])
 
 
 def nearest(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Distance and index of the row of y (M, d) that is nearest to each row of x (N, d): (N,), (N,)."""
-    found = [torch.cdist(rows, y).min(1) for rows in _chunks(x, len(y))]
+    found = [distances(rows, y).min(1) for rows in _chunks(x, len(y))]
     return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
 
 
@@ -233,7 +244,7 @@ def copying_share(fake_distances: Tensor, real_distances: Tensor, seed: int = 0)
     n, size = len(fake_distances), int(rank.max()) + 1
     at = torch.zeros(len(w_real), size, dtype=torch.float64).index_add_(1, rank[n:], w_real)
     beyond = at.sum(1, keepdim=True) - at.cumsum(1) + at / 2
-    return from_replicates((w_fake * beyond[:, rank[:n]]).sum(1) / (w_fake.sum(1) * w_real.sum(1)))
+    return from_replicates((w_fake * beyond[:, rank[:n]]).sum(1) / (w_fake.sum(1) * w_real.sum(1)), lowest=0, highest=1)
 
 
 def histogram_distance(fake: Tensor, real: Tensor, classes: int, seed: int = 0) -> Score:
@@ -243,7 +254,7 @@ def histogram_distance(fake: Tensor, real: Tensor, classes: int, seed: int = 0) 
         w @ torch.nn.functional.one_hot(labels, classes).double() / w.sum(1, keepdim=True)
         for w, labels in zip(weights, (fake, real), strict=True)
     ]
-    return from_replicates((shares[0] - shares[1]).abs().sum(1) / 2)
+    return from_replicates((shares[0] - shares[1]).abs().sum(1) / 2, lowest=0, highest=1)
 
 
 def _rows(width: int) -> int:

@@ -30,6 +30,7 @@ from diffusion.media import quantised
 from diffusion.noise import EVALUATION, Noise
 
 NOISE = 0.1
+DISTANCES = ("frechet_", "fid_", "kernel_", "kid_", "sliced_wasserstein_")  # the lower, the nearer to real data
 CLASSIFIER_STEPS = 600  # of the classification accuracy score
 _MOST_BYTES = 2**30  # of images held at a time
 
@@ -201,6 +202,19 @@ def class_rows(
     ]
     rows.append(Row(f"classification_accuracy_score_n{n}", *learned))
     return rows
+
+
+def out_of_order(rows: Iterable[Row]) -> list[str]:
+    """A line for each distance whose yardsticks are out of order: noisy data score better there than clean data do, so
+    it cannot rank samples either."""
+    notes = []
+    for row in rows:
+        if row.name.startswith(DISTANCES) and row.real and row.noisy and row.real.value > row.noisy.value:
+            notes.append(
+                f"{row.name} is out of order: it ranks real training data with noise {NOISE} ({row.noisy.value:.4g}) "
+                f"before those without ({row.real.value:.4g}), so do not judge samples by it; a larger n= may help"
+            )
+    return notes
 
 
 def _accuracy(guesses: Tensor, labels: Tensor) -> Score:

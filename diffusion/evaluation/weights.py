@@ -81,7 +81,10 @@ def class_count(labels: Tensor) -> int:
 
 def train_shipped(dataset: Mapping[str, Any], pixels: Tensor, labels: Tensor, folder: Path) -> Path:
     """Trains a classifier and writes it as it is shipped; prints the sha256 that belongs in `SHA256`."""
-    made = train_classifier(pixels, labels, class_count(labels), training_steps(len(pixels)))
+    classes = class_count(labels)
+    if not classes:
+        raise ValueError(f"train_classifier=true: {dataset['name']} has no classes to tell apart")
+    made = train_classifier(pixels, labels, classes, training_steps(len(pixels)))
     path = folder / f"{dataset['name']}.npz"
     write_arrays(path, stored(made) | {"shape": np.array(dataset["shape"])})
     print(f"{path}: {path.stat().st_size} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}")
