@@ -2,9 +2,8 @@
 
 import math
 import os
-import struct
 import warnings
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,23 +14,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from data.pictures import SUFFIXES, UnreadableImage, check_header, is_hidden, is_image, read_image
 from data.stream import Examples, Images, Splits, normalise, share, whole
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")
 _NAMED = 20
-# What Pillow's decoders raise on files that are cut off, too large or not what their suffix says.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
+_ARCHIVES = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip")
 
 
 @dataclass(frozen=True)
@@ -44,17 +31,8 @@ class Decoder:
     background: int
 
     def __call__(self, path: Path) -> Tensor:
-        """Return uint8 (channels, height, width) of the first frame; raises one of `_UNREADABLE`."""
-        with Image.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):
-            # Pillow's own conversion of 16 bits to 8 clips at 255. 65535 = 255 * 257.
-            image = Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))
-        if image.has_transparency_data:
-            paper = Image.new("RGBA", image.size, (self.background,) * 3 + (255,))
-            image = Image.alpha_composite(paper, image.convert("RGBA"))
-        image = image.convert("L" if self.channels == 1 else "RGB")
+        """Return uint8 (channels, height, width) of the first frame; raises UnreadableImage."""
+        image = read_image(path, self.channels, self.background)
         image = ImageOps.fit(image, (self.width, self.height), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
@@ -88,9 +66,9 @@ class LazyImages(Examples):
                 continue
             try:
                 return self.decode(self.paths[candidate])
-            except _UNREADABLE as error:
+            except UnreadableImage as error:
                 self.unreadable.add(candidate)
-                text = f"cannot read {self.paths[candidate]} ({_reason(error)})"
+                text = f"cannot read {self.paths[candidate]} ({error})"
                 if len(self.unreadable) > self.allowed:
                     raise ValueError(
                         f"{text}: {len(self.unreadable)} unreadable images, {self.allowed} allowed by max_unreadable"
@@ -100,12 +78,11 @@ class LazyImages(Examples):
 
 
 class Folder:
-    """The images of a folder and its subfolders (PNG, JPEG, WebP, GIF, BMP), resized and centre-cropped.
+    """The images of a folder and its subfolders (see `data.pictures.SUFFIXES`), resized and centre-cropped.
 
-    Where every image lies in a subfolder, the subfolders' sorted names are the classes. Hidden files and folders are
-    ignored. Each split but the first gets `holdout` of the images, at least one, by a permutation of the sorted
-    relative paths that is the same on every machine; with fewer than three images, or `holdout=0`, all three splits are
-    all the images.
+    Where every image lies in a subfolder, the subfolders' sorted names are the classes; images beside them take all
+    labels away, and a warning names them. Hidden files and folders are ignored. Each split but the first gets `holdout` of the images, at least one, by a permutation of the sorted relative paths that is the same on every
+    machine; with fewer than three images, or `holdout=0`, all three splits are all the images.
 
     Args:
         path: the folder.
@@ -148,21 +125,29 @@ class Folder:
         self.classes: tuple[str, ...] = ()
 
     def load(self) -> Splits:
-        """List and decode the images; `classes` is known afterwards.
+        """List and decode the images, and print what was found; `classes` is known afterwards.
 
         Raises:
             FileNotFoundError: the folder does not exist.
             ValueError: it has no images, or more than `max_unreadable` of them are unreadable.
         """
-        names = self._list()
+        names, passed_over = self._list()
         tops = [name.split("/")[0] for name in names if "/" in name]
         self.classes = tuple(sorted(set(tops))) if len(tops) == len(names) else ()
+        if tops and not self.classes:
+            stray = _some([name for name in names if "/" not in name])
+            warnings.warn(
+                f"{self.path}: no image has a label, because of {stray} beside the folders {_some(sorted(set(tops)))}: "
+                f"move them into a folder to have classes",
+                stacklevel=2,
+            )
+        _report(f"{self.path}: {self._found(len(names), passed_over)}")
         lazy = len(names) * math.prod(self.shape) > self.memory_gib * 2**30
         pixels = torch.empty((0 if lazy else len(names), *self.shape), dtype=torch.uint8)
 
         def read(row: int) -> None:
             if lazy:
-                _open(self.path / names[row])
+                check_header(self.path / names[row])
             else:
                 pixels[row] = self.decode(self.path / names[row])
 
@@ -187,14 +172,29 @@ class Folder:
         val, test, train = order.split([held, held, len(order) - 2 * held])
         return Splits(build(train.sort().values), build(val), build(test))
 
-    def _list(self) -> list[str]:
-        """Return the images' relative POSIX paths, sorted."""
+    def _list(self) -> tuple[list[str], Counter[str]]:
+        """Return the images' relative POSIX paths, sorted, and how many other files there are by suffix."""
+        if self.path.is_file():
+            is_archive = self.path.name.lower().endswith(_ARCHIVES)
+            what = (
+                "an archive: unpack it first, and give the folder" if is_archive else "a file: give a folder of images"
+            )
+            raise NotADirectoryError(f"{self.path} is {what} by dataset.path=")
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder; give a folder of images by dataset.path=")
-        names = sorted(path.relative_to(self.path).as_posix() for path in _walk(self.path))
+        files = list(_walk(self.path))
+        names = sorted(path.relative_to(self.path).as_posix() for path in files if is_image(path.name))
+        passed_over = Counter(path.suffix.lower() or "no suffix" for path in files if not is_image(path.name))
         if not names:
-            raise ValueError(f"{self.path}: no images there (looked for {' '.join(SUFFIXES)})")
-        return names
+            others = f"; {_passed_over(passed_over)}" if passed_over else ""
+            raise ValueError(f"{self.path}: no images there (looked for {' '.join(SUFFIXES)}){others}")
+        return names, passed_over
+
+    def _found(self, images: int, passed_over: Counter[str]) -> str:
+        text = f"{images:,} image{'s' if images > 1 else ''}"
+        if self.classes:
+            text += f" in {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}"
+        return f"{text}; {_passed_over(passed_over)}" if passed_over else text
 
     def _judge(self, reasons: dict[str, str], total: int) -> None:
         """Warn of the unreadable files, or raise where they are too many."""
@@ -212,8 +212,25 @@ class Folder:
         warnings.warn(f"skipped {text}", stacklevel=3)
 
 
+def _passed_over(counts: Counter[str]) -> str:
+    """What was no image, by kind, and how to make some of it one."""
+    text = "passed over " + ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(counts.items()))
+    heic = next((suffix for suffix in (".heic", ".heif") if suffix in counts), None)
+    return text if heic is None else f"{text} (to use these photos, convert them: magick mogrify -format png *{heic})"
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _report(line: str) -> None:
+    """Prints a line once, where several processes load the same data."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(line)
+
+
 def _walk(root: Path) -> Iterator[Path]:
-    """Yield the image files below `root`, through symbolic links, without hidden files and folders."""
+    """Yield the files below `root`, through symbolic links, without hidden files and folders."""
     seen: set[str] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         # Links may form a loop.
@@ -222,16 +239,10 @@ def _walk(root: Path) -> Iterator[Path]:
             subfolders.clear()
             continue
         seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
         for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not is_hidden(name):
                 yield Path(folder, name)
-
-
-def _open(path: Path) -> None:
-    """Read a file's header; raises one of `_UNREADABLE`."""
-    with Image.open(path):
-        pass
 
 
 def _attempt(read: Callable[[int], None], count: int) -> dict[int, str]:
@@ -243,15 +254,9 @@ def _attempt(read: Callable[[int], None], count: int) -> dict[int, str]:
     def attempt(row: int) -> str | None:
         try:
             read(row)
-        except _UNREADABLE as error:
-            return _reason(error)
+        except UnreadableImage as error:
+            return str(error)
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return {row: reason for row, reason in enumerate(pool.map(attempt, range(count))) if reason is not None}
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return " ".join(str(error).split()) or type(error).__name__

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.pictures import UnreadableImage, images_in, read_pixels
 from diffusion.build import ConfigError
 from diffusion.checkpoint import find, trained_classifier
 from diffusion.classifiers import LabelLogProb
 from diffusion.conditioning import ImageCondition
 from diffusion.denoisers import Condition, Denoiser
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
-from diffusion.pixels import UNREADABLE, read_pixels
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp")  # of the images in a folder
 
 
 @dataclass(frozen=True)
@@ -137,9 +135,10 @@ class Steering:
             raise ConfigError(f"mask={self.mask} needs the image that it belongs to: add init=photo.png")
         mask = None if self.mask is None or not condition.takes_mask else read_mask(self.mask, shape)
         path = Path(str(self.condition))
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        if not files:
-            raise ConfigError(f"{name}: no images there (looked for {' '.join(SUFFIXES)})")
+        try:
+            files = images_in(path) if path.is_dir() else [path]
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from error
         found = []
         for file in files:
             picture = read_picture(str(file), "condition", shape)
@@ -220,8 +219,8 @@ def read_picture(path: str, what: str, shape: Sequence[int]) -> Tensor:
         raise ConfigError(f"{what}={path} is an image, and this model draws points")
     try:
         pixels = read_pixels(Path(path), shape[0])
-    except UNREADABLE as error:
-        raise ConfigError(f"{what}={path} cannot be read as an image: {' '.join(str(error).split())}") from error
+    except UnreadableImage as error:
+        raise ConfigError(f"{what}={path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 

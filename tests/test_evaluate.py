@@ -53,7 +53,9 @@ def result(outcome: Outcome) -> tuple[float, float, str]:
 @pytest.mark.parametrize("run", [RUN, LEARNED])
 def test_the_bound_is_the_sum_of_the_table(folder: Path, run: str) -> None:
     outcome = figures(folder, f"ckpt={run}", "likelihood=vlb", "n=8")
-    assert ("(variance=beta decodes with beta_1, Ho et al. 2020 with beta-tilde of step 2" in outcome.out) == (run == RUN)
+    assert ("(variance=beta decodes with beta_1, Ho et al. 2020 with beta-tilde of step 2" in outcome.out) == (
+        run == RUN
+    )
     rows = re.findall(r"^  (prior|steps? .*?)  +(-?[\d.]+)$", outcome.out, re.MULTILINE)
     names = [name for name, _ in rows]
     assert names == [

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from data.pictures import read_pixels
 from diffusion import media
-from diffusion.pixels import read_pixels
 
 
 def _pixels(*shape: int, seed: int = 0) -> media.Pixels:
@@ -333,9 +333,11 @@ def test_image_files_are_read_as_they_look_or_refused(tmp_path: Path) -> None:
     assert (read_pixels(tmp_path / "turned.png", 1)[..., 0] == np.rot90(np.asarray(tall), -1)).all()
     tall.convert("RGBA").save(tmp_path / "opaque.png")
     assert (read_pixels(tmp_path / "opaque.png", 3) == np.asarray(tall)[..., None]).all()
+    Image.new("I;16", (2, 2), 128 * 257).save(tmp_path / "16 bits.png")
+    assert (read_pixels(tmp_path / "16 bits.png", 1) == 128).all()
     for name, image, said in (
-        ("deep.png", Image.new("I;16", (2, 2)), "more than 8 bits a channel"),
-        ("float.tiff", Image.new("F", (2, 2)), "more than 8 bits a channel"),
+        ("deep.tiff", Image.new("I", (2, 2), 70_000), "more than 16 bits a channel"),
+        ("float.tiff", Image.new("F", (2, 2)), "fractions without a known range"),
         ("glass.png", Image.new("LA", (2, 2), (9, 254)), "parts of it are transparent"),
     ):
         image.save(tmp_path / name)

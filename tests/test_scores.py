@@ -344,9 +344,9 @@ def test_samples_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
     Image.new("L", (9, 8)).save(tmp_path / "sizes" / "b.png")
     (tmp_path / "damaged" / "a.png").write_bytes(b"no picture")
     (tmp_path / "x.txt").write_text("no arrays")
-    for name, other in (("deep", Image.new("I;16", (8, 8))), ("glass", Image.new("RGBA", (8, 8), (9, 9, 9, 200)))):
+    for name, other in (("deep", Image.new("I", (8, 8), 70_000)), ("glass", Image.new("RGBA", (8, 8), (9, 9, 9, 200)))):
         (tmp_path / name).mkdir()
-        other.save(tmp_path / name / "a.png")
+        other.save(tmp_path / name / ("a.tiff" if name == "deep" else "a.png"))
     image, points = (1, 8, 8), (2,)
     for name, shape, said in (
         ("wide.npz", image, "arr_0 is uint8 of shape (3, 8, 9, 1), and these data are uint8 of shape (n, 8, 8, 1)"),
@@ -364,7 +364,7 @@ def test_samples_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
         ("empty", points, "is a folder of images, but these data are points"),
         ("sizes", image, "b.png is 9x8 pixels, and these data are 8x8"),
         ("damaged", image, "cannot read a.png"),
-        ("deep", image, "cannot read a.png (it has more than 8 bits a channel"),
+        ("deep", image, "cannot read a.tiff (it has more than 16 bits a channel"),
         ("glass", image, "cannot read a.png (parts of it are transparent"),
     ):
         with pytest.raises(ValueError) as refusal:

@@ -7,11 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.pictures import UnreadableImage, images_in, read_pixels
 from diffusion.evaluation.cache import UNREADABLE, read_arrays
-from diffusion.pixels import UNREADABLE as _NO_IMAGE
-from diffusion.pixels import read_pixels
-
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def check_samples(path: Path) -> None:
@@ -78,16 +75,17 @@ def read_samples(path: Path, shape: Sequence[int], n: int, classes: int = 0) -> 
 def _folder(path: Path, shape: Sequence[int], n: int) -> Tensor:
     if len(shape) != 3:
         raise ValueError(f"samples={path} is a folder of images, but these data are points: give an .npz")
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)[:n]
-    if not files:
-        raise ValueError(f"samples={path}: no images there (looked for {' '.join(_SUFFIXES)})")
+    try:
+        files = images_in(path)[:n]
+    except ValueError as error:
+        raise ValueError(f"samples={path}: {error}") from error
     channels, height, width = shape
     pixels = torch.empty((len(files), channels, height, width), dtype=torch.uint8)
     for row, file in enumerate(files):
         try:
             image = read_pixels(file, channels)
-        except _NO_IMAGE as error:
-            raise ValueError(f"samples={path}: cannot read {file.name} ({' '.join(str(error).split())})") from error
+        except UnreadableImage as error:
+            raise ValueError(f"samples={path}: cannot read {file.name} ({error})") from error
         if image.shape[:2] != (height, width):
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise ValueError(f"samples={path}: {file.name} is {size} pixels, and these data are {width}x{height}")
