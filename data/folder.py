@@ -81,8 +81,9 @@ class Folder:
     """The images of a folder and its subfolders (see `data.pictures.SUFFIXES`), resized and centre-cropped.
 
     Where every image lies in a subfolder, the subfolders' sorted names are the classes; images beside them take all
-    labels away, and a warning names them. Hidden files and folders are ignored. Each split but the first gets `holdout` of the images, at least one, by a permutation of the sorted relative paths that is the same on every
-    machine; with fewer than three images, or `holdout=0`, all three splits are all the images.
+    labels away, and a warning names them. Hidden files and folders are ignored. Each split but the first gets `holdout`
+    of the images, at least one, by a permutation of the sorted relative paths that is the same on every machine; with
+    fewer than three images, or `holdout=0`, all three splits are all the images.
 
     Args:
         path: the folder.
