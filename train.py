@@ -76,13 +76,13 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
     run = training.Run(plain, datamodule, codec)
     if isinstance(run.module.denoiser, Denoiser):
         sampler_and_times(plain, run.module.denoiser)
-    if plain["init_from"] is not None and path is None:
-        run.begin_from(str(plain["init_from"]))
+    if plain.get("init_from") is not None and path is None:
+        run.begin_from(str(plain.get("init_from")))
     datamodule.setup()
     check_conditions(datamodule, run.module.denoiser)
     if codec is not None:
         into_latents(codec, datamodule, device, settings.cache_latents, begins=path is None)
-    if path is None and plain["init_from"] is None:  # else the checkpoint has them
+    if path is None and plain.get("init_from") is None:  # else the checkpoint has them
         most = 50_000 if codec is None or settings.cache_latents else 10_000  # encoding is slow
         run.prepare(lambda: training_data(codec, datamodule, device, settings.seed, most))
     if settings.budget_minutes is not None and path is None:

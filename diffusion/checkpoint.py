@@ -1,6 +1,5 @@
 """Checkpoints: where they are, and loading one without trusting it."""
 
-import inspect
 import os
 import pickle
 import re
@@ -15,16 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion.autoencoder import Autoencoder
-from diffusion.build import ConfigError, build, resolve
+from diffusion.archive import Invalid, check_archive, check_tensors
+from diffusion.build import ConfigError
 from diffusion.classifiers import NoisyClassifier
 from diffusion.denoisers import TrainableDenoiser
+from diffusion.models import build_denoiser, build_model
 from diffusion.posthoc import WIDEST, coefficients, exponent
-from diffusion.schedules import Schedule
+from diffusion.validation import check_checkpoint
 
 ROOT = Path("lightning_logs")
-# What a run can train.
-Model = TrainableDenoiser | NoisyClassifier | Autoencoder
 # How far, at most, an average that is put together may be from the one that was asked for.
 FARTHEST = 0.15
 # The root mean square of what rounding a snapshot to half precision changes, as a share of each weight.
@@ -41,12 +39,17 @@ def read(path: Path) -> dict[str, Any]:
     """The checkpoint's contents, on the CPU, read without unpickling code.
 
     Raises:
-        CheckpointError: it is missing, torn, from another program, or holds anything but tensors and plain values.
+        CheckpointError: it is missing, torn, from another program, holds anything but tensors and plain values, or is
+            not what a run with its configuration writes; see `diffusion.validation`.
     """
     checkpoint = _load(path)
     kinds = {"config": dict, "state_dict": dict, "global_step": int}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
         raise CheckpointError(f"{path} is a file of another program: it holds no configuration of this project")
+    try:
+        check_checkpoint(checkpoint)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is refused: {error}") from error
     return checkpoint
 
 
@@ -58,10 +61,12 @@ def _load(path: Path) -> Any:
     try:
         with warnings.catch_warnings():  # torch has remarks on other programs' pickles, which are refused below
             warnings.simplefilter("ignore")
+            check_archive(path)
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-            if damaged := _damaged(path):
-                raise CheckpointError(f"{path} is damaged: {damaged} in it does not match its checksum")
+            check_tensors(loaded)
             return loaded
+    except Invalid as error:
+        raise CheckpointError(f"{path} is refused: {error}") from error
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
@@ -71,12 +76,6 @@ def _load(path: Path) -> Any:
     except _UNREADABLE as error:
         reason = textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
         raise CheckpointError(f"{path} cannot be read ({reason}): torn or not a checkpoint") from error
-
-
-def _damaged(path: Path) -> str | None:
-    """What in an archive does not match its checksum, which torch does not look at."""
-    with zipfile.ZipFile(path) as archive:
-        return archive.testzip()
 
 
 def runs(root: Path = ROOT) -> list[Path]:
@@ -174,57 +173,6 @@ def _others(found: Sequence[Path]) -> str:
 def run_folder(checkpoint: Path) -> Path:
     """The run folder that a checkpoint file belongs to, or the file's own folder if it was moved out of one."""
     return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
-
-
-def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
-    """The denoiser, untrained, that a run's configuration describes."""
-    model = build_model(config)
-    if isinstance(model, NoisyClassifier):
-        raise ConfigError(
-            "this model is a classifier and draws nothing: name a model as ckpt=, and this as classifier="
-        )
-    if isinstance(model, Autoencoder):
-        raise ConfigError(
-            "this model is an autoencoder, whose bound is val/elbo_bpd in its run's metrics.csv: train a model in its "
-            "latents with python train.py experiment=latent_fashion autoencoder=..."
-        )
-    return model
-
-
-def build_model(config: Mapping[str, Any]) -> Model:
-    """What a run's configuration describes, untrained: a denoiser, a classifier of noisy data or an autoencoder."""
-    for key in ("network", "schedule", "denoiser"):
-        if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
-            raise ConfigError(f"the configuration has no {key}")
-    # A learned variance is a second output beside the first; the network need not know what for. Likewise inputs.
-    denoiser_class = resolve(config["denoiser"]["_target_"], "denoiser")
-    per_step = getattr(denoiser_class, "outputs", 1) == 2
-    channels = {
-        "in_channels": getattr(denoiser_class, "inputs", 1),
-        "out_channels": 2 if per_step or config["denoiser"].get("variance") == "learned" else 1,
-    }
-    further = {}
-    for name, times in channels.items():
-        if config["network"].get(name) is not None:
-            raise ConfigError(f"network.{name} is not for setting: it follows from the data and the denoiser")
-        if times > 1:
-            network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
-            if name not in inspect.signature(network_class).parameters or not isinstance(shape, list):
-                what = "denoiser.variance=learned"
-                what = "denoiser=residual" if name == "in_channels" else "denoiser=step" if per_step else what
-                raise ConfigError(f"{what} needs a network with {name}, such as unet or mlp")
-            further[name] = times * shape[0]
-    network, schedule = build(config["network"], "network", **further), build(config["schedule"], "schedule")
-    if not isinstance(network, nn.Module) or not isinstance(schedule, Schedule):
-        raise ConfigError("network must name a network and schedule a schedule of this project")
-    # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.
-    network.to(memory_format=torch.channels_last)
-    # Autoencoders have no noise levels; their runs' schedule is for drawing from the prior.
-    noisy = {} if resolve(config["denoiser"]["_target_"], "denoiser") is Autoencoder else {"schedule": schedule}
-    denoiser = build(config["denoiser"], "denoiser", network=network, **noisy)
-    if not isinstance(denoiser, Model):
-        raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
-    return denoiser
 
 
 def trained_denoiser(checkpoint: Mapping[str, Any], path: Path, weights: str | float = "ema") -> TrainableDenoiser:

@@ -271,7 +271,7 @@ class NetworkDenoiser(RegressionDenoiser):
 
     def __init__(self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta") -> None:
         super().__init__(network, schedule, variance)
-        one = torch.ones((), dtype=torch.float64)
+        one = torch.ones((), dtype=torch.float64, device="cpu")
         if not all(c.isfinite() for c in (*precond(*schedule(one)), precond.c_noise(schedule, one))):
             raise ValueError(
                 "denoiser=eps, score and edm say nothing of the data at t = 1 on a schedule with zero terminal SNR: "

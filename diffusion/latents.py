@@ -9,9 +9,10 @@ from torch import Tensor
 
 from diffusion.autoencoder import Autoencoder, Codec, PriorDenoiser
 from diffusion.build import ConfigError, build
-from diffusion.checkpoint import CheckpointError, build_model, find, load_weights, part_of, read, trained_denoiser
+from diffusion.checkpoint import CheckpointError, find, load_weights, part_of, read, trained_denoiser
 from diffusion.denoisers import Denoiser
 from diffusion.evaluation.extractors import digest
+from diffusion.models import build_model
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import ENCODE
 from diffusion.schedules import Schedule

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.autoencoder import Autoencoder, Codec, LatentObjective
-from diffusion.checkpoint import Model
+from diffusion.models import Model
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA

@@ -21,8 +21,10 @@ class AdamW:
     """
 
     def __init__(self, lr: float = 2e-4, betas: Sequence[float] = (0.9, 0.999), weight_decay: float = 0.0) -> None:
-        if lr <= 0:
+        if not 0 < lr < math.inf:
             raise ValueError(f"lr must be positive, got {lr}")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {list(betas)}")
         self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
@@ -62,7 +64,7 @@ class Muon:
         betas: Sequence[float] = (0.9, 0.999),
         weight_decay: float = 0.0,
     ) -> None:
-        if matrix_lr <= 0:
+        if not 0 < matrix_lr < math.inf:
             raise ValueError(f"matrix_lr must be positive, got {matrix_lr}")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must lie in [0, 1), got {momentum}")

@@ -261,7 +261,7 @@ class ResidualDenoiser(RegressionDenoiser):
         if min(clusters, components) < 1:
             raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
         super().__init__(network, schedule, variance)
-        if schedule.log_snr(torch.ones(())).isinf():
+        if schedule.log_snr(torch.ones((), device="cpu")).isinf():
             raise ValueError(
                 "denoiser=residual cannot tell its network of a noise level without any data: use denoiser=v, x0 or "
                 "flow, or schedule.zero_terminal_snr=false"

@@ -104,6 +104,8 @@ def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, a
     """
     if not all(isinstance(stored.get(name), Mapping) for name in ("trainer", "dataset", "learning_rate")):
         raise ConfigError(f"{path} has no whole configuration of a run")
+    if not stored["trainer"].keys() >= set(_LIMITS):
+        raise ConfigError(f"{path} does not say when its run ends: trainer lacks {', '.join(_LIMITS)}")
     config = _copy(stored)
     for name, value in typed.items():
         if name in CHANGEABLE:

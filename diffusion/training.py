@@ -20,9 +20,10 @@ from torch import Tensor
 from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress
-from diffusion.checkpoint import ROOT, CheckpointError, build_model, find, load_weights
+from diffusion.checkpoint import ROOT, CheckpointError, find, load_weights
 from diffusion.denoisers import Condition
 from diffusion.devices import check_devices
+from diffusion.models import build_model
 from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
 from diffusion.objectives import ConditionDropout
 from diffusion.optimizers import PowerEMA
@@ -341,7 +342,7 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64"
 
 def _check_numerics(options: Mapping[str, Any]) -> None:
     clip, precision = options.get("gradient_clip_val"), options.get("precision")
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not clip > 0):
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
         raise ConfigError(f"trainer.gradient_clip_val must be a positive number, or null, got {clip!r}")
     if precision not in PRECISIONS:
         raise ConfigError(

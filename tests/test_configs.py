@@ -13,7 +13,7 @@ import cli
 import train
 from diffusion import training
 from diffusion.build import build
-from diffusion.checkpoint import build_denoiser, build_model
+from diffusion.models import build_denoiser, build_model
 from diffusion.noise import TRAINING, Noise
 from diffusion.samplers import prior
 from diffusion.sampling import sampler_and_times

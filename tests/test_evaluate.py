@@ -182,7 +182,7 @@ def test_a_model_that_diverged_is_no_black_image(folder: Path, tmp_path: Path) -
             value.fill_(torch.nan)
     torch.save(checkpoint, tmp_path / "diverged.ckpt")
     outcome = call(evaluate, tmp_path, "ckpt=diverged.ckpt", "n=95", "steps=1", "extractors=random", "cache=null")
-    assert_refused(outcome, "95 of 95 samples are not finite", "diverged", "nothing was scored")
+    assert_refused(outcome, "diverged.ckpt is refused: ", "has numbers that are not finite")
     assert not (tmp_path / "metrics.json").exists()
 
 

@@ -343,10 +343,15 @@ def test_a_configuration_that_is_not_whole_cannot_be_resumed(tmp_path: Path) -> 
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, folder / "a.ckpt")
-    assert_refused(call(train, tmp_path, "resume=run/checkpoints/a.ckpt"), "a.ckpt has no whole configuration")
+    assert_refused(
+        call(train, tmp_path, "resume=run/checkpoints/a.ckpt"), "a.ckpt is refused: the configuration has no network"
+    )
 
 
-def test_a_lone_checkpoint_is_not_resumed_in_a_folder_of_other_things(tmp_path: Path) -> None:
+def test_a_lone_checkpoint_is_not_resumed_in_a_folder_of_other_things(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion.checkpoint.check_checkpoint", lambda contents: None)
     torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, tmp_path / "a.ckpt")
     assert_refused(call(train, tmp_path, "resume=a.ckpt"), "outside of a run folder", "init_from=a.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
@@ -373,6 +378,7 @@ def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DIFFUSION_RESUME", raising=False)
+    monkeypatch.setattr("diffusion.checkpoint.check_checkpoint", lambda contents: None)
     path = tmp_path / "a.ckpt"
     torch.save({"config": {}, "state_dict": {}, "global_step": 7}, path)
     assert resume.agreed(lambda: (path, {"global_step": 7})) == (path, {"global_step": 7})

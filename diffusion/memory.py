@@ -1,0 +1,77 @@
+"""How much memory there is, so that a request beyond it is refused before it is tried."""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+from torch.nn.modules import module as registry
+
+from diffusion.build import ConfigError
+
+# A network of more parts is a mistyped number: a U-Net of a thousand blocks has 10,000.
+MOST_MODULES = 20_000
+# Schedules have at most so many steps, and a sampler that takes more would not end.
+MOST_STEPS = 1_000_000
+_CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def total() -> int:
+    """Bytes that this process can have at most: the machine's memory, or less in a container with a limit."""
+    # Windows has no sysconf: there the system itself refuses what does not fit.
+    found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if os.name == "posix" else 2**40
+    limit = _CGROUP.read_text(encoding="ascii").strip() if _CGROUP.is_file() else "max"
+    return min(found, int(limit)) if limit.isdecimal() else found
+
+
+def check(what: str, bytes_: int) -> None:
+    """Raises ConfigError if `what`, as it was typed, takes more bytes than there are."""
+    if bytes_ > total():
+        raise ConfigError(f"{what} takes {_said(bytes_)} of memory, and this machine has {_said(total())}")
+
+
+def check_samples(what: str, count: int, shape: Sequence[int]) -> None:
+    """Raises ConfigError if so many float32 samples of this shape take more memory than there is."""
+    check(what, 4 * count * math.prod(shape))
+
+
+@contextmanager
+def bounded(what: str) -> Iterator[None]:
+    """Ends the building of modules that have too many parts, or more weights than fit into memory.
+
+    Weights on torch's `meta` device count as those on any other.
+
+    Raises:
+        ConfigError: they do.
+    """
+    modules, taken = 0, 0
+
+    def part(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        nonlocal modules
+        modules += 1
+        if modules > MOST_MODULES:
+            raise ConfigError(f"{what} has more than {MOST_MODULES} layers: choose fewer")
+
+    def weight(module: nn.Module, name: str, value: Tensor | None) -> None:
+        nonlocal taken
+        taken += 0 if value is None else value.numel() * value.element_size()
+        check(what, taken)
+
+    hooks = [
+        registry.register_module_module_registration_hook(part),
+        registry.register_module_parameter_registration_hook(weight),
+        registry.register_module_buffer_registration_hook(weight),
+    ]
+    try:
+        yield
+    except (RuntimeError, MemoryError, OverflowError) as error:  # sizes that torch cannot even count
+        raise ConfigError(f"{what} cannot be built: {' '.join(str(error).split())[:150]}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _said(bytes_: int) -> str:
+    return f"{bytes_ / 2**30:.3g} GiB"
