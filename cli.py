@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 CONFIGS = Path(__file__).parent / "configs"
 # Hydra's own options; everything else that is typed has the form name=value.
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--version")
+# Settings that name a file or a folder, whose names may have any character.
+PATHS = (
+    *("ckpt", "resume", "init_from", "autoencoder", "classifier", "embedding", "condition", "init", "mask", "out"),
+    *("samples", "cache", "data_dir", "dataset.path", "dataset.source.path", "dataset.source.data_dir"),
+)
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -36,7 +41,8 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str) -> 
     """
     warnings.formatwarning = _format_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # in a file or a pipe too, lines stand in the order of events
+        # In a file or a pipe too, lines stand in the order of events; a name that the encoding lacks is escaped.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         arguments = sys.argv[1:]
         if "--help" in arguments or "-h" in arguments:
@@ -134,11 +140,28 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
                 f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)"
             )
     _check_form(arguments, config_name)
+    arguments = [plain_path(argument) for argument in arguments]
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
         slashed = group.replace(".", "/")
         arguments = [re.sub(rf"^{re.escape(group)}=(?=[\w,]+$)", f"{slashed}=", argument) for argument in arguments]
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
+
+
+def plain_path(argument: str) -> str:
+    """A setting that names a file or folder as Hydra's parser takes it: `~` expanded, unusual characters in quotes.
+
+    Lists, quoted values and interpolations stay as they are.
+    """
+    name, mark, path = argument.partition("=")
+    if not mark or name not in PATHS or not path or path[0] in "[\"'" or "${" in path:
+        return argument
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    if re.fullmatch(r"[\w./:@%+,*-]*", path, re.ASCII):
+        return f"{name}={path}"
+    # Inside Hydra's quotes a backslash is one, unless a quote follows it.
+    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), path)
+    return f'{name}="{escaped}"'
 
 
 def settings_of(config_name: str) -> list[str]:

@@ -124,6 +124,7 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
             raise ConfigError(f"{name} is not for setting: it follows from the data")
     if spec in (None, "auto"):
         plain = resume.limited(resolved(config), typed)
+        check_classes_used(plain, typed)
         if "ema_decay" in typed and "decay" not in (plain["ema"] or {}):
             raise ConfigError(f"ema_decay={typed['ema_decay']} is of ema=exponential: leave it out, or choose that")
     if spec is None:
@@ -140,6 +141,19 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
         latents.check_same(str(config.autoencoder), checkpoint["config"])
     plain = resume.continued(checkpoint["config"], typed, path, auto=spec == "auto")
     return plain, path, checkpoint["global_step"]
+
+
+def check_classes_used(plain: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Raises ConfigError if `dataset.num_classes` was typed and the network does not take it up."""
+    from diffusion.build import ConfigError
+
+    classes = typed.get("dataset.num_classes")
+    network = plain["network"]
+    if classes and classes not in (network.get("num_classes"), network.get("classes")):
+        raise ConfigError(
+            f"dataset.num_classes={classes} alone trains an unconditional model: add network.num_classes={classes} "
+            f"condition_dropout=0.1 for one that draws each class, or leave it out"
+        )
 
 
 def resolved(config: "DictConfig") -> dict[str, Any]:

@@ -16,6 +16,7 @@ import warnings
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -256,6 +257,20 @@ class _Idx(_Published):
     ) -> None:
         super().__init__(data_dir, download, pad, holdout, downsample)
 
+    def _elsewhere(self) -> list[tuple[Path, Callable[[], _Raw]]]:
+        home = self.data_dir / self.folder
+        return [(home / "*.gz", lambda: self._packed(home))]
+
+    def _packed(self, folder: Path) -> _Raw:
+        """Read the four .gz files of a folder as they are published."""
+        missing = [f"{name}.gz" for name in self.files if not (folder / f"{name}.gz").is_file()]
+        if missing:
+            raise FileNotFoundError(
+                "not found" if len(missing) == len(self.files) else f"{', '.join(missing)} not found"
+            )
+        arrays = [_read_idx_gz(folder / f"{name}.gz") for name in self.files]
+        return _Raw(arrays[0][:, None], arrays[1], arrays[2][:, None], arrays[3])
+
     def _read(self, root: Path) -> _Raw:
         train, test = (self.torchvision_class(root, train=part) for part in (True, False))
         return _Raw(
@@ -281,13 +296,7 @@ class Fashion(_Idx):
     name, folder, torchvision_class = "fashion", "FashionMNIST/raw", datasets.FashionMNIST
 
     def _elsewhere(self) -> list[tuple[Path, Callable[[], _Raw]]]:
-        def read() -> _Raw:
-            if not DEBIAN_FASHION.is_dir():
-                raise FileNotFoundError("not found")
-            arrays = [_read_idx_gz(DEBIAN_FASHION / f"{name}.gz") for name in self.files]
-            return _Raw(arrays[0][:, None], arrays[1], arrays[2][:, None], arrays[3])
-
-        return [(DEBIAN_FASHION, read)]
+        return [*super()._elsewhere(), (DEBIAN_FASHION, lambda: self._packed(DEBIAN_FASHION))]
 
 
 class Cifar(_Published):
@@ -319,6 +328,20 @@ class Cifar(_Published):
         # torchvision turns the planes into (N, H, W, C) for PIL.
         pixels = [np.ascontiguousarray(part.data.transpose(0, 3, 1, 2)) for part in (train, test)]
         return _Raw(pixels[0], np.array(train.targets), pixels[1], np.array(test.targets))
+
+    def _elsewhere(self) -> list[tuple[Path, Callable[[], _Raw]]]:
+        archives = [folder / datasets.CIFAR10.filename for folder in (self.data_dir, self.data_dir / self.folder)]
+        return [(path, partial(self._packed, path)) for path in archives]
+
+    def _packed(self, path: Path) -> _Raw:
+        """Read the archive as it is published, after its md5 check."""
+        if not path.is_file():
+            raise FileNotFoundError("not found")
+        if not check_integrity(path, datasets.CIFAR10.tgz_md5):
+            raise ValueError("it fails its md5 check")
+        with tempfile.TemporaryDirectory() as folder, tarfile.open(path) as archive:
+            archive.extractall(folder, filter="data")
+            return self._read(Path(folder))
 
     def _fetch(self, root: Path) -> None:
         datasets.CIFAR10(root, download=True)

@@ -54,6 +54,11 @@ def principal(x: Tensor, k: int) -> tuple[Tensor, int]:
     return torch.linalg.qr(torch.cat((v[:, :known], torch.eye(d, k).to(v)), dim=1))[0][:, :k], known
 
 
+def _least_variance(n: int) -> float:
+    """Variance per dimension, of data in [-1, 1], below which n data do not prove that others vary as little."""
+    return 1 / n if n < _FEWEST else _SMALLEST
+
+
 class LinearGuess(nn.Module):
     """The best linear guess of data from what is told of them: a ridge regression on its k principal components
     (Jolliffe 1982, "A note on the use of principal components in regression"). Before `fit` it is 0.
@@ -164,7 +169,7 @@ class MixturePrior(nn.Module):
         variances, axes = torch.linalg.eigh(covariances)
         self.mean.copy_(mean)
         self.basis.copy_(v)
-        self.rest.copy_(rest.clamp(min=_SMALLEST))
+        self.rest.copy_(rest.clamp(min=_least_variance(n)))
         # A datum that belongs to all clusters is added to each class, so that none is impossible there.
         joint = torch.zeros(len(self.log_weights), count, dtype=torch.float64)
         if len(joint) > 1:
@@ -173,20 +178,27 @@ class MixturePrior(nn.Module):
         joint[-1] = sizes
         self.log_weights.copy_((joint / joint.sum(1, keepdim=True)).log())
         self.means.copy_(means)
-        self.variances.copy_(variances.clamp(min=_SMALLEST))
+        self.variances.copy_(variances.clamp(min=_least_variance(n)))
         self.axes.copy_(axes)
-        self.total.copy_((total / d).clamp(min=_SMALLEST))
+        self.total.copy_((total / d).clamp(min=_least_variance(n)))
         some = torch.linspace(0, n - 1, min(n, 500)).long()
-        self._measure_errors(x[some], labels[some])
+        self._measure_errors(x[some], labels[some], n)
 
-    def _measure_errors(self, x: Tensor, labels: Tensor) -> None:
-        """The mean square error per dimension of `forward` at each of the levels, which has no closed form."""
+    def _measure_errors(self, x: Tensor, labels: Tensor, n: int) -> None:
+        """The mean square error per dimension of `forward` at each of the levels, which has no closed form.
+
+        A few data, n, are themselves what was fitted, and their errors are next to none, where those of others are not.
+        """
+        least = _least_variance(n)
         noise = Noise(0, torch.arange(len(x)), EVALUATION)
         for i, level in enumerate(_LEVELS.exp().tolist()):
             eps = noise.normal(x.shape[1:], draw=i).to(x)
             one = torch.ones(1, 1, dtype=torch.float64)
             found = self(x + level * eps, one, level * one, labels)
-            self.log_errors[i] = (found - x).double().square().mean().clamp(min=_SMALLEST**2).log()
+            error = (found - x).double().square().mean().clamp(min=_SMALLEST**2)
+            if n < _FEWEST:
+                error = error.clamp(min=level**2 * least / (level**2 + least))  # that of N(0, least)
+            self.log_errors[i] = error.log()
 
     def error(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """The root mean square error per dimension, interpolated in ln(sigma / alpha); float64, shaped like these."""

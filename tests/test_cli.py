@@ -186,3 +186,37 @@ def test_the_shell_sees_exit_status_130_for_ctrl_c_before_training(tmp_path: Pat
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *(
+            "a.png",
+            "my photos/x.gif",
+            "\u0424\u043e\u0442\u043e",
+            "a=b/c.ckpt",
+            "it's.png",
+            'say "hi".png',
+            "C:\\photos\\",
+            "x (1).png",
+        ),
+        *("caf\udce9.png", "a{b}.png", "100%.png", "a,b.png", "!#$&;.png"),
+    ],
+)
+def test_a_path_needs_no_quotes_of_its_own(path: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (override,) = OverridesParser.create().parse_overrides([cli.plain_path(f"init={path}")])
+    if "," in path:
+        assert override.is_sweep_override()  # several values are for --multirun
+    else:
+        assert override.value() == path
+
+
+def test_the_home_folder_is_expanded_in_paths_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cli.plain_path("init=~/a.png") == "init=/home/me/a.png"
+    assert cli.plain_path("out=~/my photos") == 'out="/home/me/my photos"'
+    for argument in ("ckpt=[base,sr]", "ckpt=3", "init='a b'", 'out="a b"', "samples=${out}", "weights=~/x", "resume="):
+        assert cli.plain_path(argument) == argument

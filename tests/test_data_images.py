@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import pickle
 import re
+import tarfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -193,6 +194,40 @@ def test_debians_fashion_is_read_in_place(tmp_path: Path, monkeypatch: pytest.Mo
     (debian / "t10k-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b torn")
     with pytest.raises(DataUnavailable, match="debian: "):
         Fashion(tmp_path / "none").load()
+
+
+@pytest.mark.parametrize(("source", "folder"), [(Mnist, "MNIST/raw"), (Fashion, "FashionMNIST/raw")])
+def test_gz_files_where_the_message_wants_them_are_read_as_the_unpacked_ones(
+    tmp_path: Path, source: type[Mnist], folder: str, offline: None
+) -> None:
+    write_idx(tmp_path / "unpacked", folder)
+    home = tmp_path / "packed" / folder
+    home.mkdir(parents=True)
+    for name, content in idx_files().items():
+        (home / f"{name}.gz").write_bytes(gzip.compress(content))
+    unpacked, packed = (source(tmp_path / name, holdout=5).load() for name in ("unpacked", "packed"))
+    for a, b in zip(unpacked, packed, strict=True):
+        assert torch.equal(a.get(torch.arange(len(a))), b.get(torch.arange(len(b))))
+        assert torch.equal(a.labels, b.labels)
+    (home / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(DataUnavailable, match=r"\*\.gz: train-images-idx3-ubyte\.gz not found"):
+        source(tmp_path / "packed").load()
+
+
+@pytest.mark.parametrize("place", [".", "cifar-10-batches-py"])
+def test_cifars_archive_is_read_after_its_md5_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: None, place: str
+) -> None:
+    pixels = write_cifar(tmp_path / "unpacked", monkeypatch)
+    archive = tmp_path / "packed" / place / "cifar-10-python.tar.gz"
+    archive.parent.mkdir(parents=True)
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "unpacked" / "cifar-10-batches-py", "cifar-10-batches-py")
+    with pytest.raises(DataUnavailable, match=r"cifar-10-python\.tar\.gz: damaged: it fails its md5 check"):
+        Cifar(tmp_path / "packed").load()
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    test = Cifar(tmp_path / "packed", holdout=5).load().test
+    assert np.array_equal(np.rint((test.get(torch.arange(10)).numpy() + 1) * 127.5).reshape(10, -1), pixels[50:])
 
 
 def test_damaged_files_passed_over_for_debians_are_mentioned(

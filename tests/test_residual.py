@@ -331,3 +331,20 @@ def test_one_training_example_is_refused_before_anything_is_fitted() -> None:
 def test_a_schedule_that_begins_without_any_data_is_refused() -> None:
     with pytest.raises(ValueError, match="zero_terminal_snr=false"):
         ResidualDenoiser(Half(0.0), CosineSchedule(20, zero_terminal_snr=True), [D])
+
+
+@pytest.mark.parametrize("kind", ["alike", "mirrored", "black"])
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_few_data_do_not_make_the_loss_of_others_explode(n: int, kind: str) -> None:
+    # A mixture of two or three images is sure of them; an error of 1e-6 in c_out made losses of 1e9 of any others.
+    prior = MixturePrior(16, k=16, count=4)
+    kinds = {"alike": torch.full((n, 16), 0.3), "black": -torch.ones(n, 16), "mirrored": torch.eye(16)[[0, 1, 0][:n]]}
+    data = kinds[kind]
+    prior.fit(data, torch.zeros(n).long())
+    other = -data[:1].flip(1)
+    noise = Noise(0, torch.arange(1))
+    for level in (1e-2, 0.1, 1.0, 10.0):
+        sigma = torch.full((1, 1), level, dtype=torch.float64)
+        one = torch.ones_like(sigma)
+        found = prior(other + level * noise.normal((16,)), one, sigma)
+        assert ((found - other) / prior.error(one, sigma).float()).square().mean() < 50

@@ -220,6 +220,10 @@ def test_what_cannot_be_gets_one_line_and_leaves_nothing(folder: Path, arguments
         ("denoiser=classifier", "denoiser=classifier needs a network that classifies: network=encoder"),
         ("objective=classifier", "objective=classifier trains a classifier"),
         ("denoiser=classifier network=encoder", "denoiser=classifier is trained by objective=classifier"),
+        (
+            "dataset.num_classes=3",
+            "dataset.num_classes=3 alone trains an unconditional model: add network.num_classes=3",
+        ),
         ("network.embedding=3", "network.embedding=3, but the data's embeddings have the length 0"),
     ],
 )
