@@ -15,6 +15,7 @@ import re
 import shlex
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,7 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         run.begin_from(str(plain.get("init_from")))
     datamodule.setup()
     check_conditions(datamodule, run.module.denoiser)
+    warn_of_likeness(datamodule)
     if codec is not None:
         into_latents(codec, datamodule, device, settings.cache_latents, begins=path is None)
     if path is None and plain.get("init_from") is None:  # else the checkpoint has them
@@ -262,6 +264,18 @@ def check_conditions(datamodule: "DataModule", model: Any) -> None:
     if num_classes and num_classes != found:
         are = f"{found} classes" if found > 1 else "no labels"
         raise ValueError(f"network.num_classes={num_classes}, but the data have {are}: use {found if found > 1 else 0}")
+
+
+def warn_of_likeness(datamodule: "DataModule") -> None:
+    """Warns of training data that hardly differ from each other."""
+    x, _ = datamodule.train_sample(100)
+    spread = (x.double() - x.double().mean(0)).square().mean().sqrt().item()
+    if spread < 0.01:
+        warnings.warn(
+            f"the training data are nearly all alike (standard deviation {spread:.2g}, of data in [-1, 1]): a model of "
+            f"them can draw nothing else",
+            stacklevel=2,
+        )
 
 
 def table(results: list[Result]) -> str:

@@ -112,5 +112,7 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, b
         if isinstance(value, Mapping):
             flat += _flatten(value, f"{prefix}{key}.")
         else:
-            flat.append((prefix + key, value if isinstance(value, bool | int | float | str) else str(value)))
+            # TensorBoard stores UTF-8, and a file's name may hold bytes that are none.
+            text = str(value).encode("utf-8", "backslashreplace").decode()
+            flat.append((prefix + key, value if isinstance(value, bool | int | float) else text))
     return flat
