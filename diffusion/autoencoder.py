@@ -5,7 +5,7 @@ is known, `PriorDenoiser`; a latent diffusion model puts a trained denoiser in t
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,6 @@ from diffusion.objectives import ENCODE, NOISE, Objective
 from diffusion.schedules import Schedule, expand, float64
 
 
-@runtime_checkable
 class EncodesAndDecodes(Protocol):
     """The networks of an autoencoder: x (B, *shape) to moments (B, 2 C, ...), z (B, *latent_shape) to the mean of x.
 
@@ -48,9 +47,15 @@ class Autoencoder(nn.Module):
     num_classes = 0  # it is told no labels
     embedding = 0  # and no vectors
 
-    def __init__(self, network: nn.Module) -> None:
+    network: Any  # a module that is `EncodesAndDecodes`
+    shape: tuple[int, ...]
+    latent_shape: tuple[int, ...]
+
+    def __init__(self, network: Any) -> None:
         super().__init__()
-        if not isinstance(network, EncodesAndDecodes):
+        # Not by isinstance, which from Python 3.12 on does not see a module's parameters, buffers and submodules.
+        needed = ("shape", "latent_shape", "log_var", "encode", "decode")
+        if any(getattr(network, name, None) is None for name in needed):
             raise ValueError("denoiser=autoencoder needs a network with two ways: network=autoencoder")
         self.network = network
         self.shape, self.latent_shape = network.shape, network.latent_shape
@@ -138,8 +143,9 @@ class Codec(nn.Module):
         self.autoencoder, self.clip = autoencoder.requires_grad_(False), clip
         self.latent_shape = autoencoder.latent_shape
         each = (self.latent_shape[0], *[1] * (len(self.latent_shape) - 1))
-        self.register_buffer("mean", torch.zeros(each))
-        self.register_buffer("std", torch.ones(each))
+        device = autoencoder.network.log_var.device
+        self.register_buffer("mean", torch.zeros(each, device=device))
+        self.register_buffer("std", torch.ones(each, device=device))
         self.train(False)
 
     def train(self, mode: bool = True) -> "Codec":
@@ -218,4 +224,4 @@ def decoded(codec: Codec | None, schedule: Schedule, x_t: Tensor, t: Tensor) -> 
     if codec is None:
         return x_t
     alpha, sigma = schedule(t)
-    return codec.decode((alpha**2 + sigma**2).rsqrt().item() * x_t)
+    return codec.decode(expand((alpha**2 + sigma**2).rsqrt().to(x_t.dtype), x_t) * x_t)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from diffusion.build import ConfigError
-from diffusion.conditioning import Enlarging
+from diffusion.conditioning import Enlarging, enlarges
 from diffusion.denoisers import Condition
 from diffusion.noise import CASCADE, Noise
 from diffusion.sampling import Pipeline
@@ -104,7 +104,7 @@ def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise:
     known = max(classes, default=0)
     pipeline, level = dataclasses.replace(stages[0], num_classes=known), conditioning_noise or 0.0
     for k, (stage, name) in enumerate(zip(stages[1:], names[1:], strict=True)):
-        if not isinstance(stage.condition, Enlarging):
+        if not enlarges(stage.condition):
             raise ConfigError(
                 f"{name} enlarges nothing: each stage but the first has to be a model of experiment=cascade_sr, say"
             )

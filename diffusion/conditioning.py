@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -10,7 +10,6 @@ from diffusion.build import ConfigError, build
 from diffusion.denoisers import Condition, Denoiser
 
 
-@runtime_checkable
 class ImageCondition(Protocol):
     """How a model's image conditions are made; see `data.conditions.ImageCondition`."""
 
@@ -21,7 +20,6 @@ class ImageCondition(Protocol):
     def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Condition: ...
 
 
-@runtime_checkable
 class Enlarging(ImageCondition, Protocol):
     """One that enlarges small images; see `data.conditions.LowRes`."""
 
@@ -31,13 +29,24 @@ class Enlarging(ImageCondition, Protocol):
     def enlarged(self, low: Tensor, level: Tensor) -> Condition: ...
 
 
+def is_image_condition(part: object) -> TypeGuard[ImageCondition]:
+    """Whether it has all that an `ImageCondition` has, wherever it keeps that."""
+    return all(getattr(part, name, None) is not None for name in ("leveled", "takes_mask", "of_picture", "__call__"))
+
+
+def enlarges(part: object) -> TypeGuard[Enlarging]:
+    """Whether it has all that `Enlarging` has, wherever it keeps that."""
+    names = ("noise", "small", "enlarged")
+    return is_image_condition(part) and all(getattr(part, name, None) is not None for name in names)
+
+
 def condition_of(config: Mapping[str, Any]) -> ImageCondition | None:
     """What the model of this configuration is told of images; None if it is told nothing."""
     described = config["dataset"].get("condition")
     if described is None:
         return None
     condition = build(described, "dataset.condition")
-    if not isinstance(condition, ImageCondition):
+    if not is_image_condition(condition):
         raise ConfigError("dataset.condition must name an image condition of this project")
     return condition
 

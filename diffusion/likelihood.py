@@ -82,7 +82,7 @@ def bound_term(
     """
     schedule = denoiser.schedule
     x0, x_t, mean = float64(x0), float64(x_t), float64(mean)
-    log_var = float64(log_var).expand_as(mean)
+    log_var = float64(log_var).to(mean.device).expand_as(mean)
     # At s = 0 the posterior is a point, and not used; any s below t does in its place.
     inside = torch.where(s > 0, s, t / 2)
     true_mean, true_var = posterior(schedule, x_t, x0, t, inside)
@@ -91,9 +91,8 @@ def bound_term(
         decoder = discretised_nll(x0, mean, log_var)
     else:
         sigma = schedule(t)[1]
-        decoder = gaussian_nll(
-            x0, mean, log_var if denoiser.variance != "beta_tilde" else expand(2 * sigma.log(), x_t).expand_as(mean)
-        )
+        log_beta = expand(2 * sigma.log(), x_t).to(mean.device).expand_as(mean)
+        decoder = gaussian_nll(x0, mean, log_beta if denoiser.variance == "beta_tilde" else log_var)
     return torch.where(expand(s > 0, x_t), kl, decoder).flatten(1).mean(1)
 
 

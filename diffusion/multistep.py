@@ -30,7 +30,7 @@ def exponential_weights(nodes: Tensor, h: Tensor) -> Tensor:
     moments = [-torch.expm1(-h)]
     for i in range(1, len(nodes)):
         moments.append(1 - i / h * moments[-1])  # by parts
-    powers = nodes ** torch.arange(len(nodes))[:, None]
+    powers = nodes ** torch.arange(len(nodes), device=nodes.device)[:, None]
     return torch.linalg.solve(powers, torch.stack(moments))
 
 

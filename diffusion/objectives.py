@@ -73,7 +73,7 @@ class LogSNRTimes(Times):
     """
 
     def __call__(self, schedule: Schedule, u: Tensor) -> Tensor:
-        start, end = schedule.log_snr(torch.tensor([schedule.t_min, 1.0], dtype=u.dtype, device=u.device))
+        start, end = (schedule.log_snr(u.new_full((), t)) for t in (schedule.t_min, 1.0))
         return schedule.inverse(torch.lerp(start, end, u))
 
 
@@ -97,8 +97,7 @@ class SimpleWeighting(Weighting):
 class MinSNRWeighting(Weighting):
     """`min(SNR, gamma)` on `||x0 - D||^2` (Hang et al. 2023, arXiv 2303.09556, eq. 7).
 
-    On the raw output this is min(SNR, gamma) / SNR for eps, min(SNR, gamma) for x0 and min(SNR, gamma) / (SNR + 1) for
-    v.
+    On the raw output: min(SNR, gamma) / SNR for eps, min(SNR, gamma) for x0 and min(SNR, gamma) / (SNR + 1) for v.
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
@@ -124,7 +123,7 @@ class LikelihoodWeighting(Weighting):
     """
 
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
-        highest, lowest = schedule.log_snr(t.new_tensor([schedule.t_min, 1.0]))
+        highest, lowest = (schedule.log_snr(t.new_full((), end)) for end in (schedule.t_min, 1.0))
         return (highest - lowest) * schedule.log_snr(t).exp() * c_out2
 
     def check(self, schedule: Schedule) -> None:
@@ -151,8 +150,7 @@ def _condition(batch: Mapping[str, Tensor]) -> Condition:
 
 
 class Objective(nn.Module, ABC):
-    """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and whatever else is to be logged, (B,)
-    each."""
+    """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and more to be logged, (B,) each."""
 
     @abstractmethod
     def check(self, model: Any) -> None:
@@ -306,11 +304,11 @@ class VLBObjective(Objective):
         """Of each step, (T,), float64 where the device has it."""
         steps, kept = self.losses.shape
         even = float64(self.losses.new_ones(steps)) / steps
-        if not self.training or kept == 0 or (self.counts < kept).any():
+        if not self.training or kept == 0:
             return even
         weight = float64(self.losses).square().mean(1).sqrt()
         # A thousandth is spread evenly, as in the authors' code: no step is lost for good, and no quotient unbounded.
-        return 0.999 * weight / weight.sum() + 0.001 * even
+        return torch.where((self.counts >= kept).all(), 0.999 * weight / weight.sum() + 0.001 * even, even)
 
     def remember(self, row: Tensor, term: Tensor) -> None:
         """Puts terms (B,) of the steps with these rows into the history, those of all ranks in the batch's order."""
@@ -323,7 +321,10 @@ class VLBObjective(Objective):
         earlier = torch.arange(len(row), device=row.device) - (drawn.cumsum(0) - drawn)[row]  # of the same step
         last = earlier >= drawn[row] - kept
         place = (self.counts[row] + earlier) % kept
-        self.losses[row[last], place[last]] = term[order][last]
+        # Those not kept go to a column that is thrown away: the size of a selection is not known on the device alone.
+        columns = torch.cat((self.losses, self.losses.new_zeros(len(self.losses), 1)), dim=1)
+        columns[row, torch.where(last, place, kept)] = term[order]
+        self.losses.copy_(columns[:, :kept])
         self.counts += drawn
 
 
@@ -341,8 +342,7 @@ def _behind_preconditioner(model: nn.Module) -> None:
 
 
 class ConditionDropout(Objective):
-    """Another objective, with the condition of some samples kept from the model, so that it also learns to do without
-    one (Ho & Salimans 2022, arXiv 2207.12598, algorithm 1).
+    """Another objective that withholds the condition of some samples (Ho & Salimans 2022, arXiv 2207.12598, alg. 1).
 
     Which samples these are depends on a random number of each sample's own. In validation it is told all.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from diffusion.denoisers import Condition, Denoiser
-from diffusion.schedules import Schedule, float64
+from diffusion.schedules import Schedule, beside, float64
 
 Parts = tuple[Tensor, ...]
 
@@ -33,7 +33,7 @@ def stretch(k: Tensor) -> Tensor:
 
 def denoised(denoiser: Denoiser, z: Tensor, k: Tensor, cond: Condition) -> Tensor:
     """D at the state z (B, *S), k being () and within the schedule's range."""
-    t = denoiser.schedule.inverse(-2 * k).to(z.device, float64(z).dtype)
+    t = beside(denoiser.schedule.inverse(-2 * k), z)
     return denoiser(radius(denoiser.schedule, t).to(z) * z, t, cond)
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -33,13 +32,6 @@ class AdamW:
         """The optimizer of a network's weights; `fused` in one kernel."""
         parameters = [p for p in network.parameters() if p.requires_grad]
         return torch.optim.AdamW(parameters, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, fused=fused)
-
-
-@runtime_checkable
-class HasEnds(Protocol):
-    """A network that names its layers between data and hidden features: those that read x and that write the output."""
-
-    ends: Sequence[str]
 
 
 class Muon:
@@ -77,12 +69,13 @@ class Muon:
         Raises:
             ValueError: the network does not say which layers are its ends.
         """
-        if not isinstance(network, HasEnds):
+        ends: Sequence[str] | None = getattr(network, "ends", None)
+        if ends is None:
             raise ValueError(
                 f"optimizer=muon has to know which layers of {type(network).__name__} read x and write the output: "
                 f"name them in its attribute `ends`, or use optimizer=adamw"
             )
-        outer = [network.get_submodule(name) for name in network.ends]
+        outer = [network.get_submodule(name) for name in ends]
         outer += [module for module in network.modules() if isinstance(module, nn.Embedding)]
         outside = {id(p) for module in outer for p in module.parameters()}
         matrices: list[nn.Parameter] = []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion.denoisers import Condition, RegressionDenoiser
 from diffusion.noise import EVALUATION, Noise
-from diffusion.schedules import Schedule, expand, float64
+from diffusion.schedules import Schedule, beside, expand
 
 _LEVELS = torch.linspace(-8.0, 8.0, 33, dtype=torch.float64)  # ln(sigma / alpha), where errors are measured
 _SMALLEST = 1e-6  # variance, of a pixel that never changes
@@ -193,7 +193,7 @@ class MixturePrior(nn.Module):
         noise = Noise(0, torch.arange(len(x)), EVALUATION)
         for i, level in enumerate(_LEVELS.exp().tolist()):
             eps = noise.normal(x.shape[1:], draw=i).to(x)
-            one = torch.ones(1, 1, dtype=torch.float64)
+            one = torch.ones(1, 1, dtype=torch.float64, device=x.device)
             found = self(x + level * eps, one, level * one, labels)
             error = (found - x).double().square().mean().clamp(min=_SMALLEST**2)
             if n < _FEWEST:
@@ -286,24 +286,31 @@ class ResidualDenoiser(RegressionDenoiser):
 
     def prepare(self, x: Tensor, cond: Condition) -> None:
         """Fits guess and mixture to data (n, *S) and what is told of them, "label" and perhaps "image", before training
-        begins."""
-        x = x.flatten(1)
+        begins.
+
+        This is computed on the CPU, wherever data and model are, so that it gives the same on all devices.
+        """
+        fitted = nn.ModuleList([self.prior] if self.guess is None else [self.prior, self.guess])
+        device = self.prior.mean.device
+        fitted.cpu()
+        x, label = x.cpu().flatten(1), cond["label"].cpu()
         if self.guess is not None:
-            told = cond["image"].flatten(1)
+            told = cond["image"].cpu().flatten(1)
             self.guess.fit(told, x)
             x = x - self.guess(told)
-        self.prior.fit(x, cond["label"])
+        self.prior.fit(x, label)
+        fitted.to(device)
 
     def c_noise(self, t: Tensor) -> Tensor:
         """As EDM's."""
         return -125 * self.schedule.log_snr(t)
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        c_out = self.prior.error(*self.schedule(float64(t)))
+        c_out = self.prior.error(*self.schedule(beside(t, x0)))
         return (x0 - aux["prior"]) / expand(c_out.to(x0.dtype), x0), c_out
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(float64(t)))
+        alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(beside(t, x_t)))
         x, label = x_t.flatten(1), cond.get("label")
         data: MixturePrior | LinearGuess = self.prior if self.guess is None else self.guess
         with torch.autocast(x_t.device.type, enabled=False):

@@ -5,6 +5,11 @@ where t grows with noise. `log_snr = log(alpha_t^2 / sigma_t^2)` falls as t grow
 (alpha, sigma) = (1, 0) at which sampling ends. Nothing assumes `alpha^2 + sigma^2 = 1`.
 
 Coefficients are computed in float64 where the device has it and returned in the dtype of t.
+
+They live where t lives. In training t is (B,) on the batch's device. In a sampler it is a scalar () on the CPU, and so
+are its coefficients: torch takes a CPU scalar as a number into an operation on any device, but no other CPU tensor, not
+even one of shape (1,). So coefficients meet x through `expand`, and t that meets a model's statistics comes to x first,
+through `beside`.
 """
 
 import math
@@ -18,13 +23,20 @@ from torch import Tensor
 
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
-    """Shapes a coefficient, () or (B,), so that it multiplies x of shape (B, *S)."""
-    return coefficient if coefficient.ndim == 0 else coefficient.reshape(-1, *[1] * (x.ndim - 1))
+    """Shapes a coefficient, () or (B,) on any device, so that it multiplies x of shape (B, *S) on x's device."""
+    if coefficient.ndim == 0:
+        return coefficient if coefficient.device.type == "cpu" else coefficient.to(x.device)
+    return coefficient.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 def float64(t: Tensor) -> Tensor:
     """t in float64, or in float32 on devices that have nothing wider (Apple's MPS)."""
     return t if t.device.type == "mps" else t.double()
+
+
+def beside(t: Tensor, x: Tensor) -> Tensor:
+    """t on x's device, in float64 where that has it."""
+    return t.to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def _with_derivative(function: Callable[[Tensor], Any], t: Tensor) -> tuple[Any, Any]:
