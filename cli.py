@@ -141,6 +141,10 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             )
     _check_form(arguments, config_name)
     arguments = [plain_path(argument) for argument in arguments]
+    for group in groups_of(config_name):
+        for argument in arguments:
+            if re.match(rf"{re.escape(group)}=\s*[\[{{]", argument):
+                fail(f"{argument}: {group} is chosen by one name; the choices are {', '.join(choices_of(group))}")
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
         slashed = group.replace(".", "/")

@@ -51,6 +51,9 @@ class Options:
             value = vars(self)[name]
             if value is not None and value < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        for name in ("steps", "probes"):
+            if (vars(self)[name] or 0) > 1_000_000:
+                raise ValueError(f"{name} must be at most 1000000, got {vars(self)[name]}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.tolerance is not None:

@@ -114,6 +114,7 @@ def main(config: "DictConfig") -> None:
         raise ValueError("show=condition: this model is told no images; train one with dataset.condition=lowres, say")
     if steering.condition is not None and isinstance(pipeline.given, Rows) and options.n is None:
         options.n = len(pipeline.given) if len(pipeline.given) > 1 else None  # one for each that was given
+    check_memory(options, pipeline, out, len(places))
     settle_labels(options, pipeline.num_classes)
     assert options.n is not None
     numbers = list(range(options.n))
@@ -217,6 +218,19 @@ def beside(told: "Condition", samples: "Tensor", truth: "Tensor | None") -> "Ten
     if truth is not None:
         rows.append(truth[torch.arange(len(samples)) % len(truth)])
     return torch.cat(rows)
+
+
+def check_memory(options: Options, pipeline: "Pipeline", out: Path, places: int) -> None:
+    """Raises ValueError, one line, if so many samples do not fit into memory."""
+    from diffusion import memory
+
+    n, shape = options.n or 1, pipeline.shape
+    # A folder is written a batch at a time; all else is in memory at once, with each frame.
+    kept = min(n, options.batch_size * places) if out.suffix == "" else n
+    frames = min(options.frames, len(pipeline.times)) if out.suffix.lower() in (".gif", ".webp") else 1
+    memory.check_samples(f"n={n}", kept * frames, shape)
+    memory.check(f"n={n}", 32 * n)  # the samples' numbers
+    memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)
 
 
 def settle_labels(options: Options, num_classes: int) -> None:

@@ -57,6 +57,8 @@ def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
         return cls(**arguments)
     except ConfigError:
         raise
+    except (ArithmeticError, RuntimeError, MemoryError) as error:  # of numbers too large to compute with, or to store
+        raise ConfigError(f"{where or cls.__name__} cannot be built: {' '.join(str(error).split())[:150]}") from error
     except ValueError as error:
         text = " ".join(str(error).split())
         first = re.match(r"\w*", text)

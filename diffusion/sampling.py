@@ -27,6 +27,7 @@ from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condit
 from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
 from diffusion.grids import Grid, between
 from diffusion.latents import drawing
+from diffusion.memory import MOST_STEPS
 from diffusion.noise import SAMPLING, Noise
 from diffusion.repaint import RePaintSampler
 from diffusion.samplers import Evaluation, Sampler, prior
@@ -51,6 +52,8 @@ def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sa
     steps = config.get("steps")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
         raise ConfigError(f"steps must be a whole number, got {steps!r}")
+    if steps is not None and steps > MOST_STEPS:
+        raise ConfigError(f"steps must be at most {MOST_STEPS}, got {steps}")
     try:
         times = between(grid, schedule, steps, config.get("t_start", 1.0), config.get("t_end", 0.0))
         sampler.check(denoiser, times)

@@ -17,6 +17,7 @@ import yaml
 from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
+from diffusion import memory
 from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress
@@ -125,6 +126,9 @@ class Run:
     def __init__(self, config: dict[str, Any], datamodule: pl.LightningDataModule, codec: Codec | None = None) -> None:
         self.config, self.datamodule = config, datamodule
         self.settings = settings(config)
+        memory.check_samples(
+            f"batch_size={self.settings.batch_size}", self.settings.batch_size, config["dataset"]["shape"]
+        )
         torch.manual_seed(self.settings.seed)  # of the initial weights
         denoiser, objective = build_model(config), built(config["objective"], "objective")
         if self.settings.condition_dropout != 0:
@@ -327,8 +331,12 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             callbacks=[*timer, *callbacks],
             plugins=[AtomicCheckpointIO()],
         )
-    except (TypeError, ValueError, RuntimeError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise ConfigError(f"Lightning refuses the trainer's options: {str(error).splitlines()[0]}") from error
+    except (
+        *(TypeError, ValueError, LookupError, AttributeError, RuntimeError),
+        pl.utilities.exceptions.MisconfigurationException,
+    ) as error:
+        given = ", ".join(f"trainer.{name}={value}" for name, value in config["trainer"].items() if value is not None)
+        raise ConfigError(f"Lightning refuses one of {given}: {' '.join(str(error).split())}") from error
     if settings_.batch_size % trainer.world_size:
         raise ConfigError(
             f"batch_size={settings_.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "

@@ -174,7 +174,8 @@ def blamed_on(name: str, what: str) -> Iterator[None]:
     """Whatever an extractor's own code raises becomes a ValueError, one line that names the extractor."""
     try:
         yield
-    except Exception as error:  # a user's own code may raise anything, and it is theirs to mend, not ours to trace
+    # A user's own code may raise anything, and it is theirs to mend, not ours to trace.
+    except (Exception, SystemExit) as error:
         text = " ".join(str(error).split())[:200]
         raise ValueError(f"extractor={name}: {what} ({type(error).__name__}: {text})") from error
 

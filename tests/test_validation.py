@@ -1,0 +1,128 @@
+"""A checkpoint that its configuration's run would not have written is refused in one line, before anything is built."""
+
+import copy
+import io
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_runs import TINY, run_folder, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from diffusion import memory
+from diffusion.build import ConfigError
+from diffusion.checkpoint import CheckpointError, read
+from diffusion.models import build_model
+
+FIT = "fit_loop"
+BAD = (None, -1, "x", [], {}, [[1]], float("nan"), 10**20, torch.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("validated")
+    train(folder, *TINY, "trainer.max_steps=2", "preview_every=0")
+    return run_folder(folder) / "checkpoints" / "last.ckpt"
+
+
+def changed(contents: dict[str, Any], keys: tuple[Any, ...], value: Any) -> dict[str, Any]:
+    """A copy with another value at the end of these keys."""
+    result = copy.deepcopy(contents)
+    node: Any = result
+    for key in keys[:-1]:
+        node = node[key]
+    node[keys[-1]] = value
+    return result
+
+
+def refusal(contents: dict[str, Any], file: Path) -> str:
+    torch.save(contents, file)
+    with pytest.raises(CheckpointError) as error:
+        read(file)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (("optimizer_states",), [], "no state of exactly one optimizer"),
+        (("optimizer_states", 0, "state"), {}, "is missing"),
+        (("optimizer_states", 0, "state", 0), {}, "holds nothing"),
+        (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(1), "exp_avg of"),
+        (("optimizer_states", 0, "state", 0, "step"), torch.tensor(-1.0), "counts -1.0 steps"),
+        (("optimizer_states", 0, "state", 0, "step"), torch.tensor(torch.nan), "counts nan steps"),
+        (("optimizer_states", 0, "param_groups", 0, "betas"), (0.5, 0.5), "unlike its configuration"),
+        (("config", "denoiser"), 7, "no denoiser"),
+        (("config", "optimizer"), None, "no optimizer"),
+        (("config", "network", "blocks"), 1_000_000, "more than 20000 layers"),
+        (("config", "network", "num_classes"), 10**9, "of memory"),
+        (("config", "dataset", "flip"), [], "dataset.flip"),
+        (("global_step",), 3, "steps"),
+        (("loops", FIT, "epoch_loop.batch_progress", "total", "ready"), 100, "batches"),
+        (("callbacks", "Checkpoints", "best"), "low", "best validation loss"),
+        (("state_dict", "extra"), torch.zeros(1), "has the weights extra"),
+    ],
+)
+def test_what_no_run_would_have_written_is_named(
+    keys: tuple[Any, ...], value: Any, said: str, path: Path, tmp_path: Path
+) -> None:
+    assert said in refusal(changed(read(path), keys, value), tmp_path / "crafted.ckpt")
+
+
+def test_weights_that_are_not_finite_are_named(path: Path, tmp_path: Path) -> None:
+    contents = read(path)
+    name = next(iter(contents["state_dict"]))
+    contents["state_dict"][name].view(-1)[0] = torch.nan
+    assert f"{name} has numbers that are not finite" in refusal(contents, tmp_path / "crafted.ckpt")
+
+
+@pytest.mark.parametrize(
+    "tensor", [torch.zeros(1).expand(9), torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.cfloat)]
+)
+def test_a_tensor_that_is_not_plain_is_refused(tensor: torch.Tensor, path: Path, tmp_path: Path) -> None:
+    contents = read(path)
+    contents["state_dict"][next(iter(contents["state_dict"]))] = tensor
+    assert "no plain dense tensor" in refusal(contents, tmp_path / "crafted.ckpt")
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_is_not_unpacked(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bomb.ckpt"
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as source, zipfile.ZipFile(file, "w") as target:
+        for entry in source.namelist():
+            target.writestr(entry, source.read(entry))
+        target.writestr("last/data/999", bytes(10**7), zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="compressed archive"):
+        read(file)
+
+
+def test_a_model_is_bounded_where_it_is_typed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = read(path)["config"]
+    monkeypatch.setattr(memory, "total", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"takes .* GiB of memory"):
+        build_model(config)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_entry_of_another_kind_is_accepted_or_one_line(
+    data: st.DataObject, path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    contents, keys = torch.load(path, weights_only=True), ()
+    node: Any = contents
+    while isinstance(node, dict | list) and node and (not keys or data.draw(st.integers(0, 3))):
+        choices = list(node) if isinstance(node, dict) else range(len(node))
+        keys = (*keys, data.draw(st.sampled_from(choices)))
+        node = node[keys[-1]]
+    file = tmp_path_factory.mktemp("any") / "crafted.ckpt"
+    torch.save(changed(contents, keys, data.draw(st.sampled_from(BAD))), file)
+    said = str(file)
+    try:
+        read(file)
+    except CheckpointError as error:
+        said = str(error)
+    assert said.startswith(str(file))
+    assert "\n" not in said
