@@ -4,9 +4,7 @@ import os
 import re
 import shutil
 import time
-import warnings
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,12 +14,9 @@ from helpers_cli import TINY, Outcome, assert_refused, call
 from PIL import Image
 
 import train
-from data.module import DataModule
-from data.stream import Images, Splits
 from diffusion import resume
 from diffusion.checkpoint import newest_good, read
 from diffusion.resume import continued
-from diffusion.runlog import RunLogger
 
 
 def run(folder: Path, *arguments: str) -> Outcome:
@@ -423,23 +418,3 @@ def test_a_compiled_network_trains_and_its_checkpoint_is_like_any_other(tmp_path
     assert compiled.keys() == plain.keys()
     for name, value in plain.items():
         torch.testing.assert_close(compiled[name], value, atol=1e-3, rtol=1e-2)
-
-
-@pytest.mark.parametrize(("level", "warns"), [(0, True), (9, False)])
-def test_training_data_that_hardly_differ_are_warned_of(level: int, warns: bool) -> None:
-    pixels = torch.full((4, 1, 4, 4), 100, dtype=torch.uint8)
-    pixels[2:] += level
-    given = Images(pixels)
-    datamodule = DataModule(SimpleNamespace(shape=(1, 4, 4), load=lambda: Splits(given, given, given)), 2, 0)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        train.warn_of_likeness(datamodule)
-    assert [str(w.message).startswith("the training data are nearly all alike") for w in caught] == [True] * warns
-
-
-def test_a_name_that_is_no_text_does_not_end_a_run(tmp_path: Path) -> None:
-    logger = RunLogger(tmp_path, None)
-    logger.log_result({"dataset": {"path": "caf\udce9"}}, {"final/val_loss": 1.0}, 1)
-    logger.experiment.close()
-    (events,) = tmp_path.glob("events*")
-    assert b"caf\\udce9" in events.read_bytes()
