@@ -15,6 +15,7 @@ Examples:
 
 import math
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,17 @@ class Options:
     frames: int
     fps: float
     hold: int
+
+    def refuse_idle(self, typed: Iterable[str], out: Path) -> None:
+        """Raises ValueError, one line, if something was typed that changes nothing of such a file."""
+        moving, picture = out.suffix.lower() in (".gif", ".webp"), out.suffix.lower() == ".png"
+        idle = [] if moving else ["fps", "hold"]
+        idle += [] if moving or self.show == "both" else ["frames"]
+        idle += [] if moving or picture else ["rows"]
+        for name in typed:
+            if name in idle:
+                where = ".gif, .webp or .png" if name == "rows" else ".gif or .webp"
+                raise ValueError(f"{name}= does nothing for out={out}: leave it out, or write {where}")
 
     def checkpoints(self) -> list[str]:
         """What was named, one or the stages of a cascade."""
@@ -108,6 +120,7 @@ def main(config: "DictConfig") -> None:
     )
     out = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
+    options.refuse_idle(cli.typed(), out)
     if options.show in ("both", "condition"):
         processes.check_out(out, options.show)
     if options.show == "condition" and pipeline.condition is None:

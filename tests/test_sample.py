@@ -1,5 +1,6 @@
 """`python sample.py` as a user sees it: every kind of output, the same image k however it is drawn, what is refused."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers_cli import TINY, Outcome, assert_refused, call
 from PIL import Image
 
+import cli
 import sample
 import train
 from diffusion import sampling
@@ -73,7 +76,8 @@ def test_last_is_the_newest_run_and_a_number_names_one(folder: Path) -> None:
 
 @pytest.mark.parametrize(("name", "frames"), [("a.gif", 5), ("a.webp", 5), ("a.png", 1)])
 def test_the_suffix_decides_what_is_written(folder: Path, name: str, frames: int) -> None:
-    draw(folder, f"ckpt={RUN}", "steps=6", "n=5", "rows=2", "frames=5", f"out=new/{name}")
+    own = ["rows=2", "frames=5"] if frames > 1 else ["rows=2"]
+    draw(folder, f"ckpt={RUN}", "steps=6", "n=5", *own, f"out=new/{name}")
     with Image.open(folder / "new" / name) as picture:
         assert getattr(picture, "n_frames", 1) == frames
         assert picture.width > picture.height  # 2 rows of 3, the last cell empty
@@ -272,3 +276,26 @@ def test_the_record_of_a_folder_says_how_its_images_were_made(folder: Path) -> N
     record = json.loads((folder / "recorded/settings.json").read_text())
     assert (record["seed"], record["step"], record["sampler"], record["eta"]) == (5, 4, "DDIMSampler", 0.5)
     assert record["times"] == [1.0, 0.66, 0.34, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "out", "refused"),
+    [
+        (("fps", "hold", "frames", "rows"), "a.gif", None),
+        (("rows",), "a.png", None),
+        (("fps",), "a.png", "fps= does nothing for out=a.png: leave it out, or write .gif or .webp"),
+        (("frames",), "a.png", "frames= does nothing for out=a.png"),
+        (("hold",), "a.npz", "hold= does nothing for out=a.npz"),
+        (("rows",), "a.npz", "rows= does nothing for out=a.npz: leave it out, or write .gif, .webp or .png"),
+        (("rows",), "folder", "rows= does nothing for out=folder"),
+    ],
+)
+def test_settings_of_another_kind_of_file_are_refused(typed: tuple[str, ...], out: str, refused: str | None) -> None:
+    defaults = yaml.safe_load((cli.CONFIGS / "sample.yaml").read_text())
+    values = {field.name: defaults[field.name] for field in dataclasses.fields(sample.Options)} | {"ckpt": "last"}
+    options = sample.Options(**values)
+    if refused is None:
+        options.refuse_idle(typed, Path(out))
+        return
+    with pytest.raises(ValueError, match=refused):
+        options.refuse_idle(typed, Path(out))
