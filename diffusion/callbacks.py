@@ -139,8 +139,8 @@ class Preview(AfterStep):
                 states = drawn(module, range(self.n), self.shape, self.clip, self.steps, told)
                 frames = media.animation([shown(module, state).cpu() for state in states])
                 writer = module.logger.experiment
-                writer.add_image("samples", frames[-1], step, dataformats="HWC")
-                module.logger.add_summary(media.tensorboard_gif("denoising", frames), step)
+                writer.add_image("samples", frames[-1], step)
+                writer.add_summary(media.tensorboard_gif("denoising", frames), step)
                 if told is not None:
                     self._add_given(module, told, writer, step)
 
@@ -149,7 +149,7 @@ class Preview(AfterStep):
         examples: Examples = module.trainer.datamodule.splits.val  # type: ignore[attr-defined]
         shown_to_it = as_picture(val_conditions(module, told)["image"], self.shape)
         for name, images in (("samples_given", shown_to_it), ("samples_truth", examples.get(told))):
-            writer.add_image(name, media.picture(images), step, dataformats="HWC")
+            writer.add_image(name, media.picture(images), step)
 
 
 class Scores(AfterStep):

@@ -9,8 +9,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from diffusion.atomic import atomic, reason
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -244,19 +246,6 @@ def tensorboard_gif(tag: str, frames: Sequence[Pixels], fps: float = 5, hold: in
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when all of it is written; a failure leaves what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -302,6 +291,10 @@ def check_writable(folder: Path, out: Path | None = None) -> None:
         raise NotADirectoryError(f"out={path} cannot be written: {folder} is a file, not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"out={path} cannot be written: no permission to write in {folder}; choose another place")
+    try:  # permissions say nothing of read-only or virtual file systems
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"out={path} cannot be written: {folder}: {reason(error)}; choose another place") from error
 
 
 def image_name(index: int) -> str:

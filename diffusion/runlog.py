@@ -1,14 +1,80 @@
 """What a run writes to be looked at: TensorBoard events and `metrics.csv`, both unbroken over resumes."""
 
 import csv
+import io
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
-from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
+
+from diffusion.atomic import atomic, naming, remove_parts
+from diffusion.events import EventFile
+
+
+class Table:
+    """A CSV file with a column `step` and one for each figure; a row costs the same however many there are.
+
+    Args:
+        path: of the file.
+        resumed_from: rows after this step are dropped, to be written again; None begins an empty table.
+
+    Raises:
+        ValueError: the file is damaged; the text names the line.
+        WriteError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, resumed_from: int | None = None) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        if resumed_from is not None and path.exists():
+            rows = list(self._read())
+            kept = [row for row in rows if int(row["step"]) <= resumed_from]
+            self._columns = list(dict.fromkeys(name for row in kept for name, value in row.items() if value))
+            remove_parts(path.parent, path.name)
+            self._write(kept)
+
+    def append(self, row: Mapping[str, str]) -> None:
+        """Adds a row; raises WriteError."""
+        new = [name for name in row if name not in self._columns]
+        if new:  # the whole table has to be written again, which happens once for each kind of figure
+            before = list(self._read()) if self._columns else []
+            self._columns += new
+            self._write([*before, row])
+            return
+        with naming(self.path), self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> Iterator[dict[str, str]]:
+        line = 1
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            # A row that was being written when the run was killed has no end.
+            whole = text[: text.rfind("\n") + 1]
+            if text and not whole.startswith("step"):
+                raise ValueError("no header")
+            for row in csv.DictReader(io.StringIO(whole, newline=""), strict=True):
+                line += 1
+                if None in row or None in row.values() or int(row["step"]) < 0:
+                    raise ValueError("not one value for each column")
+                for value in row.values():
+                    float(value or 0)
+                yield row
+        except (ValueError, LookupError, csv.Error) as error:
+            raise ValueError(
+                f"{self.path} is damaged near line {line + 1} ({' '.join(str(error).split())[:80]}): repair it, or "
+                f"move it away, and resume"
+            ) from error
+
+    def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic(self.path) as file:
+            file.write(text.getvalue().encode())
 
 
 class RunLogger(Logger):
@@ -17,19 +83,17 @@ class RunLogger(Logger):
     Args:
         folder: the run's.
         resumed_from: the step that a resumed run goes on from: what was logged after it is dropped, to be logged again.
+
+    Raises:
+        ValueError: the table of a resumed run is damaged.
+        WriteError: the folder cannot be written; also of all that logs something.
     """
 
     def __init__(self, folder: Path, resumed_from: int | None = None) -> None:
         super().__init__()
         self.folder = folder
-        self.experiment = SummaryWriter(folder, purge_step=None if resumed_from is None else resumed_from + 1)
-        self._table = folder / "metrics.csv"
-        self._rows: list[dict[str, str]] = []
-        if resumed_from is not None and self._table.exists():
-            # A row that was being written when the run was killed has no end.
-            lines = [line for line in self._table.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            self._rows = [row for row in csv.DictReader(lines) if int(row["step"]) <= resumed_from]
-            self._rewrite()
+        self._table = Table(folder / "metrics.csv", resumed_from)
+        self.experiment = EventFile(folder, purge_step=None if resumed_from is None else resumed_from + 1)
 
     @property
     def name(self) -> str:
@@ -51,59 +115,20 @@ class RunLogger(Logger):
         """Lightning's own call, before there is a result to go with them; `log_result` writes them."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """One row of the table and one point a curve.
-
-        Raises:
-            OSError: the disk is full, or the folder is read-only.
-        """
+        """One row of the table and one point a curve."""
         if step is None:
             raise ValueError("metrics are logged with the optimizer step they belong to")
         for name, value in metrics.items():
             self.experiment.add_scalar(name, value, step)
-        row = {"step": str(step)} | {name: repr(float(value)) for name, value in metrics.items()}
-        known = list(self._columns())
-        self._rows.append(row)
-        try:
-            if set(row) <= set(known):
-                with self._table.open("a", newline="") as file:
-                    csv.DictWriter(file, known).writerow(row)
-            else:
-                self._rewrite()
-        except OSError as error:
-            raise OSError(
-                f"cannot write {self._table}: {error.strerror}; free some space or change the permissions, and resume"
-            ) from error
-
-    def add_summary(self, summary: Any, step: int | None = None) -> None:
-        """A summary that SummaryWriter has no method for."""
-        assert self.experiment.file_writer is not None  # it is from the start until the writer is closed
-        self.experiment.file_writer.add_summary(summary, step)
+        self._table.append({"step": str(step)} | {name: repr(float(value)) for name, value in metrics.items()})
 
     def log_result(self, settings: Mapping[str, Any], result: Mapping[str, float], step: int) -> None:
         """The run's settings with its final figures, for TensorBoard's table of runs."""
         flat = dict(_flatten(settings))
         for summary in hparams(flat, dict(result)):
-            self.add_summary(summary)
+            self.experiment.add_summary(summary)
         for name, value in result.items():
             self.experiment.add_scalar(name, value, step)
-
-    def save(self) -> None:
-        self.experiment.flush()
-
-    def finalize(self, status: str) -> None:
-        self.experiment.flush()
-
-    def _columns(self) -> dict[str, None]:
-        return {name: None for row in self._rows for name in row}
-
-    def _rewrite(self) -> None:
-        """A new column appeared: the table is small, and is replaced as a whole."""
-        part = self._table.with_name(self._table.name + ".part")
-        with part.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(self._columns()))
-            writer.writeheader()
-            writer.writerows(self._rows)
-        part.replace(self._table)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, bool | int | float | str]]:

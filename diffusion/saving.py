@@ -1,7 +1,6 @@
 """When and how checkpoints are written, and how a run is stopped."""
 
 import math
-import os
 import shutil
 import signal
 import sys
@@ -18,6 +17,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from diffusion.atomic import WriteError, atomic, reason, remove_parts
 from diffusion.callbacks import AfterStep
 from diffusion.checkpoint import CheckpointError, read
 from diffusion.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
@@ -32,34 +32,21 @@ class Interrupted(Exception):
         self.code = code
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Writes `X.part` beside X, syncs it to disk and renames it, so that X is always a whole file, old or new.
+def write_checkpoint(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Writes a whole checkpoint, or leaves the previous one as it was.
 
     Raises:
-        CheckpointError: the disk is full, the folder is read-only; X is as it was and no `X.part` is left.
+        CheckpointError: the disk is full, the folder is read-only.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with atomic(path) as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        if os.name == "posix":  # the new name has to reach the disk as well
-            folder = os.open(path.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
     # torch reports a full disk as a RuntimeError of its archive writer.
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        try:
-            part.unlink(missing_ok=True)
-        except OSError:
-            reason += f"; the partial {part.name} could not be removed"
+        cause = error.__cause__ if isinstance(error, WriteError) and isinstance(error.__cause__, OSError) else error
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {reason}; the previous one is untouched, free some space or change "
-            f"the permissions and resume"
+            f"cannot write the checkpoint {path}: {reason(cause)}; the previous one is untouched, free some space or "
+            f"change the permissions and resume"
         ) from error
 
 
@@ -80,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints whole or not at all, and reads them without trusting them."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_whole(Path(path), lambda file: torch.save(checkpoint, file))
+        write_checkpoint(Path(path), lambda file: torch.save(checkpoint, file))
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
@@ -123,7 +110,7 @@ class Snapshots(AfterStep):
             averages = [{name: p.half() for name, p in average.named_parameters()} for average in module.averages]
             snapshot = {"global_step": step, "averages": averages}
             try:
-                write_whole(self.folder / "averages" / f"{step}.pt", lambda file: torch.save(snapshot, file))
+                write_checkpoint(self.folder / "averages" / f"{step}.pt", lambda file: torch.save(snapshot, file))
             except CheckpointError as error:
                 failure = error
             else:
@@ -160,8 +147,8 @@ class Checkpoints(AfterStep):
         self.folder = trainer.strategy.broadcast(self.folder)
         self._first = trainer.is_global_zero
         if self._first and self.folder is not None:
-            for part in (*self.folder.glob("checkpoints/*.part"), *self.folder.glob("averages/*.part")):
-                part.unlink()  # of a save that was killed
+            for name in ("checkpoints", "averages"):
+                remove_parts(self.folder / name)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -249,8 +236,6 @@ class Checkpoints(AfterStep):
     def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
         """Writes the checkpoint; the best one as such first, so that a run killed between the two goes on from it."""
         begun = time.monotonic()
-        for logger in trainer.loggers:  # what was logged up to here is not logged again
-            logger.save()
         failure = None
         try:
             trainer.save_checkpoint(self._path("best" if best else "last"))
@@ -260,7 +245,7 @@ class Checkpoints(AfterStep):
         if failure is None and best and trainer.is_global_zero:
             try:
                 with self._path("best").open("rb") as source:
-                    write_whole(self._path("last"), lambda file: shutil.copyfileobj(source, file))
+                    write_checkpoint(self._path("last"), lambda file: shutil.copyfileobj(source, file))
             except CheckpointError as error:
                 failure = error
         fail_together(trainer, failure)

@@ -18,6 +18,7 @@ from pytorch_lightning.profilers import Profiler
 from torch import Tensor
 
 from diffusion import memory
+from diffusion.atomic import atomic, reason
 from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress
@@ -109,7 +110,7 @@ def claim_folder(dataset: str, root: Path = ROOT) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise ConfigError(f"cannot make the run's folder {folder}: {error.strerror}") from error
+            raise ConfigError(f"cannot make the run's folder {folder}: {reason(error)}") from error
         else:
             return folder
 
@@ -208,8 +209,9 @@ class Run:
         # The newest run's folder holds the run's whole configuration, readable without torch.
         logger: RunLogger | bool = False
         if folder is not None:
-            (folder / "config.yaml").write_text(yaml.safe_dump(self.config, sort_keys=False))
             logger = RunLogger(folder, resumed_from)
+            with atomic(folder / "config.yaml") as file:
+                file.write(yaml.safe_dump(self.config, sort_keys=False).encode())
         checkpoints = Checkpoints(folder, settings.checkpoint_every)
         averaging = self.module.averaging
         keep = averaging.snapshots if isinstance(averaging, PowerEMA) else 0

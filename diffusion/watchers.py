@@ -70,7 +70,7 @@ class AccuracyCurve(AfterStep):
         figure = charts.curve(
             levels, shares, "log-SNR, from noise to data", "accuracy", 1 / module.evaluated.num_classes
         )
-        logger.experiment.add_image("accuracy", figure, step, dataformats="HWC")
+        logger.experiment.add_image("accuracy", figure, step)
         media.save_picture(logger.folder / "accuracy.png", figure)
 
 
@@ -98,7 +98,7 @@ class Reconstructions(AfterStep):
             return
         with self.aside(module):
             for name, picture in self._pictures(trainer.datamodule.splits.val, module).items():  # type: ignore[attr-defined]
-                module.logger.experiment.add_image(name, picture, step, dataformats="HWC")
+                module.logger.experiment.add_image(name, picture, step)
                 media.save_picture(module.logger.folder / f"{name}.png", picture)
 
     def _pictures(self, examples: Examples, module: DiffusionModule) -> dict[str, media.Pixels]:

@@ -20,7 +20,7 @@ from diffusion.checkpoint import CheckpointError, find, newest_good, read
 from diffusion.models import build_denoiser
 from diffusion.resume import find_named
 from diffusion.runlog import RunLogger
-from diffusion.saving import AtomicCheckpointIO, write_whole
+from diffusion.saving import AtomicCheckpointIO, write_checkpoint
 
 SHORT = [*TINY, "trainer.max_steps=7", "preview_every=0", "val_every=100"]
 
@@ -86,7 +86,7 @@ def test_a_failed_write_leaves_the_old_file(
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*file/last\.ckpt"):
-        write_whole(tmp_path / "file" / "last.ckpt", lambda file: file.write(b"x"))
+        write_checkpoint(tmp_path / "file" / "last.ckpt", lambda file: file.write(b"x"))
 
 
 def test_full_disk_while_logging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

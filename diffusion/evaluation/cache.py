@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.media import atomic
+from diffusion.atomic import atomic
 
 Arrays = dict[str, np.ndarray]
 # What numpy's reader raises on files that are cut off, pickled or no archives.

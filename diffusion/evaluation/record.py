@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.media import atomic
+from diffusion.atomic import atomic
 
 
 def marked(name: str, split: str) -> str:
