@@ -32,7 +32,7 @@ class Table:
         if resumed_from is not None and path.exists():
             rows = list(self._read())
             kept = [row for row in rows if int(row["step"]) <= resumed_from]
-            self._columns = list(dict.fromkeys(name for row in kept for name, value in row.items() if value))
+            self._columns = list(dict.fromkeys(name for row in kept for name in row))
             remove_parts(path.parent, path.name)
             self._write(kept)
 
@@ -61,7 +61,7 @@ class Table:
                     raise ValueError("not one value for each column")
                 for value in row.values():
                     float(value or 0)
-                yield row
+                yield {name: value for name, value in row.items() if value}
         except (ValueError, LookupError, csv.Error) as error:
             raise ValueError(
                 f"{self.path} is damaged near line {line + 1} ({' '.join(str(error).split())[:80]}): repair it, or "
