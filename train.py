@@ -9,6 +9,7 @@ Examples:
     python train.py -m lr=1e-3,2e-3 network=unet,tutorial   try each, and compare
 """
 
+import contextlib
 import inspect
 import math
 import re
@@ -44,7 +45,8 @@ def main(config: "DictConfig") -> float | None:
     """One run, or one of a sweep, which goes on past those that fail; returns the final validation loss."""
     told = cli.typed()
     try:
-        folder, loss = train(config)
+        with contextlib.ExitStack() as held:
+            folder, loss = train(config, held)
     except cli.USER_ERRORS as error:
         if not cli.sweeping():
             raise
@@ -55,19 +57,28 @@ def main(config: "DictConfig") -> float | None:
     return loss
 
 
-def train(config: "DictConfig") -> tuple[Path | None, float | None]:
-    """Trains; returns the run's folder, None on all processes but the first, and the final validation loss."""
+def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None, float | None]:
+    """Trains; returns the run's folder, None on all processes but the first, and the final validation loss.
+
+    Args:
+        config: the composed configuration.
+        held: keeps the lock on the run's folder until the run has ended.
+    """
     begun = time.monotonic()
     from pytorch_lightning.utilities import rank_zero_only
 
     from diffusion import latents, timing, training
     from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
+    from diffusion.lock import locked
     from diffusion.sampling import sampler_and_times
     from diffusion.saving import Interrupted
 
     training.quiet()
+    first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
     plain, path, step = configuration(config)
+    if path is not None and first:
+        held.enter_context(locked(run_folder(path)))
     settings = training.settings(plain)
     trainer = training.check_trainer(plain)
     if cli.sweeping() and trainer.world_size > 1:
@@ -96,12 +107,14 @@ def train(config: "DictConfig") -> tuple[Path | None, float | None]:
         return run_folder(path), None
 
     folder = None
-    if rank_zero_only.rank in (0, None):  # type: ignore[attr-defined]
+    if first:
         seconds = timing.estimate(run, trainer)
         preset = f"fast_{plain['dataset']['name']}"
         known = preset in cli.choices_of("experiment")
         timing.announce(run, seconds, trainer.world_size, trainer.strategy.root_device.type, preset if known else None)
         folder = training.claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
+        if path is None:
+            held.enter_context(locked(folder))
         print(f"run folder: {folder}" + (f", resuming {path} at step {step}" if path else ""))
     try:
         loss = run.fit(folder, path, step if path else None)

@@ -1,6 +1,7 @@
 """When and how checkpoints are written, and how a run is stopped."""
 
 import math
+import os
 import shutil
 import signal
 import sys
@@ -158,7 +159,7 @@ class Checkpoints(AfterStep):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handles SIGINT and SIGTERM meanwhile."""
+        """Handles SIGINT, SIGTERM and SIGHUP meanwhile."""
         before = self._listen()
         try:
             yield
@@ -169,7 +170,11 @@ class Checkpoints(AfterStep):
     def _listen(self) -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():  # Python handles signals nowhere else
             return {}
-        return {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # A closed terminal sends SIGHUP; nohup has it ignored.
+        if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        return {number: signal.signal(number, self._on_signal) for number in numbers}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

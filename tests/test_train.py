@@ -143,7 +143,7 @@ def test_a_run_says_what_it_does_and_nothing_else(trained: tuple[Path, Outcome])
 def test_all_that_a_run_writes_is_in_its_folder(trained: tuple[Path, Outcome]) -> None:
     folder, _ = trained
     version = folder / "lightning_logs/digits/version_0"
-    assert {path.name.split(".")[0] for path in version.iterdir()} == {"checkpoints", "config", "events", "metrics"}
+    assert {path.name.split(".")[0] for path in version.iterdir()} == {"", "checkpoints", "config", "events", "metrics"}
     assert {path.name for path in (version / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert [path.name for path in folder.iterdir()] == ["lightning_logs"]
 
