@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +67,14 @@ def _sync(folder: Path) -> None:
             os.close(descriptor)
 
 
-def remove_parts(folder: Path, name: str = "") -> None:
-    """Removes what killed writers of a file, or of any file, left in a folder in which no one else writes it now."""
+def remove_parts(folder: Path, name: str = "", older_than_s: float = -1.0) -> None:
+    """Removes what killed writers of a file, or of any file, left in a folder.
+
+    Args:
+        folder: where to look.
+        name: of the file; empty for all.
+        older_than_s: leaves younger ones, which a living writer may be at; needless where there is no other writer.
+    """
     for part in folder.glob(f".{name[:40]}*.part" if name else "*.part"):
-        part.unlink(missing_ok=True)
+        if time.time() - part.stat().st_mtime > older_than_s:
+            part.unlink(missing_ok=True)

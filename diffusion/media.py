@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffusion.atomic import atomic, reason
+from diffusion.atomic import atomic, reason, remove_parts
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -333,6 +333,7 @@ def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
             raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
         with atomic(record) as file:
             file.write(text.encode())
+    remove_parts(folder, older_than_s=3600)  # another process may be drawing into it just now
     return folder
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,7 +230,14 @@ def test_folder_is_exact_and_goes_on_where_it_stopped(tmp_path: Path, channels: 
     folder = tmp_path / "images"
     assert media.missing(folder, 4) == [0, 1, 2, 3]
     media.save_folder(folder, _images(pixels[[0, 2]]), [0, 2])
-    (folder / ".00001.png.part").write_bytes(b"cut off")
+    for name, age_s in (("old", 7200), ("young", 0)):
+        (folder / f".00001.png.{name}.part").write_bytes(b"cut off")
+        os.utime(folder / f".00001.png.{name}.part", (time.time() - age_s,) * 2)
+    (folder / "settings.json").write_text("{}")
+    media.claim(folder, {})
+    (folder / "settings.json").unlink()
+    assert [path.name for path in folder.glob(".*")] == [".00001.png.young.part"]  # its writer may be alive
+    (folder / ".00001.png.young.part").unlink()
     assert media.missing(folder, 4) == [1, 3]
     media.save_folder(folder, _images(pixels[[1, 3]]), media.missing(folder, 4))
     assert media.missing(folder, 4) == []
