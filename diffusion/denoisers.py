@@ -166,6 +166,7 @@ class Denoiser(nn.Module, ABC):
     num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
     embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
     condition_channels: int = 0  # of cond["image"]; 0 for a model without
+    acts_in_step: bool = False  # whether D alone, without `step`, misses what it is for
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -387,7 +388,7 @@ class ClippedDenoiser(Denoiser):
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser, self.low, self.high = denoiser, low, high
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
-        self.condition_channels = denoiser.condition_channels
+        self.condition_channels, self.acts_in_step = denoiser.condition_channels, denoiser.acts_in_step
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)

@@ -10,90 +10,115 @@ from diffusion.schedules import Schedule
 
 
 class Grid(ABC):
-    """Where a sampler evaluates: `grid(schedule, steps)` is (steps + 1,) float64 times falling from 1 to 0."""
+    """Where a sampler evaluates: `grid(schedule, steps)` is (steps + 1,) float64 times falling from 1 to 0.
 
-    def __call__(self, schedule: Schedule, steps: int) -> Tensor:
+    From `t_start` to `t_end` the grid is laid anew between the two, even in its own variable.
+    """
+
+    def __call__(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_end: float = 0.0) -> Tensor:
+        """(steps + 1,) times from `t_start` to `t_end`.
+
+        Args:
+            schedule: on a discrete one both ends are rounded to its own times, and so are the others if the grid's are.
+            steps: how many.
+            t_start: the first time, in (t_min, 1].
+            t_end: the last one; 0 is data, and any other is at least t_min.
+
+        Raises:
+            ValueError: a discrete schedule has not so many times there, or numbers have no room for so many.
+        """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        if schedule.timesteps is not None and steps > schedule.timesteps:
+        if not 0 <= t_end < t_start <= 1:
+            raise ValueError(f"t_start and t_end need 0 <= t_end < t_start <= 1, got {t_start=:g} and {t_end=:g}")
+        count = schedule.timesteps
+        if count is not None:
+            t_start, t_end = round(t_start * count) / count, round(t_end * count) / count
+            if steps > round((t_start - t_end) * count):
+                part = f" between t_start={t_start:g} and t_end={t_end:g}" if (t_start, t_end) != (1, 0) else ""
+                raise ValueError(
+                    f"steps={steps} is more than the {round((t_start - t_end) * count)} timesteps of the model{part}; "
+                    f"use at most those"
+                )
+        low = max(t_end, schedule.t_min)
+        if t_start < low or (t_start == low and (steps > 1 or t_end > 0)):
+            raise ValueError(f"t_start={t_start:g} must lie above {low:g}, the lowest time of this schedule")
+        if t_end == 0:
+            end = torch.zeros(1, dtype=torch.float64)
+            times = self._times(schedule, steps, t_start, low, whole=False)
+        else:
+            end = torch.full((1,), low, dtype=torch.float64)
+            times = self._times(schedule, steps + 1, t_start, low, whole=True)[:-1]
+        # The first time is exact: an inverse rounds.
+        times = torch.cat((torch.full((1,), t_start, dtype=torch.float64), times[1:], end))
+        if not (times.diff() < 0).all():
             raise ValueError(
-                f"steps={steps} is more than the {schedule.timesteps} timesteps of the model; use at most those"
+                f"the {steps} steps of {type(self).__name__} from t={t_start:g} to {t_end:g} are too near each other "
+                f"for numbers to tell apart: use fewer steps or another grid"
             )
-        return torch.cat((self._times(schedule, steps), torch.zeros(1, dtype=torch.float64)))
+        return times
 
     @abstractmethod
-    def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        """(steps,) times falling from 1."""
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        """(count,) times falling from `high`, for 0 < low <= high.
+
+        `whole` says that the last is `low`; else a step to t = 0 follows, and `low` is t_min.
+        """
 
 
 def between(grid: Grid, schedule: Schedule, steps: int | None, t_start: float, t_end: float) -> Tensor:
-    """The grid's times squeezed into [t_end, t_start], (steps + 1,); from 1 to 0 they are its own.
-
-    On a discrete schedule both ends are rounded to its own times, and so are the rest if the grid's are;
-    `steps=None` is then every time between.
+    """The grid's times from `t_start` to `t_end`; `steps=None` is every time of a discrete schedule between them.
 
     Raises:
-        ValueError: there are not so many times, or none at all.
+        ValueError: see `Grid.__call__`; also `steps=None` on a continuous schedule.
     """
     count = schedule.timesteps
-    if count is not None:
-        t_start, t_end = round(t_start * count) / count, round(t_end * count) / count
-    if not 0 <= t_end < t_start <= 1:
-        raise ValueError(f"t_start and t_end need 0 <= t_end < t_start <= 1, got {t_start=:g} and {t_end=:g}")
     if steps is None:
         if count is None:
             raise ValueError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
-        steps = round((t_start - t_end) * count)
-    if (t_start, t_end) == (1, 0):
-        return grid(schedule, steps)
-    if t_end == 0:
-        times = t_start * grid(schedule, steps)
-    else:  # without the grid's last step, which is to data
-        inside = grid(schedule, steps + 1)[:-1]
-        times = t_end + (t_start - t_end) * (inside - inside[-1]) / (1 - inside[-1])
-    if count is not None and torch.equal((grid(schedule, steps) * count).round() / count, grid(schedule, steps)):
-        times = (times * count).round() / count
-    times = torch.where(times > 0, times.clamp(min=schedule.t_min), 0)
-    if (times.diff() >= 0).any():
-        raise ValueError(f"steps={steps} is more than there are times between t_start={t_start:g} and t_end={t_end:g}")
-    return times
+        steps = round(t_start * count) - round(t_end * count)
+    return grid(schedule, steps, t_start, t_end)
+
+
+def _on_table(schedule: Schedule, times: Tensor) -> Tensor:
+    """The times rounded to a discrete schedule's own."""
+    return times if schedule.timesteps is None else (times * schedule.timesteps).round() / schedule.timesteps
 
 
 class TrailingGrid(Grid):
-    """Even steps in t, starting at 1 (Lin et al. 2023, arXiv 2305.08891, table 2), on a discrete schedule rounded to
-    its own."""
+    """Even steps in t, the last one to the end itself (Lin et al. 2023, arXiv 2305.08891, table 2), on a discrete
+    schedule rounded to its own times."""
 
-    def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        times = torch.arange(steps, 0, -1, dtype=torch.float64) / steps
-        return times if schedule.timesteps is None else (times * schedule.timesteps).round() / schedule.timesteps
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        if whole:
+            return _on_table(schedule, torch.linspace(high, low, count, dtype=torch.float64))
+        return _on_table(schedule, high * (torch.arange(count, 0, -1, dtype=torch.float64) / count))
 
 
 class UniformGrid(Grid):
-    """Even steps in t from 1 to t_min, both included, on a discrete schedule rounded to its own."""
+    """Even steps in t from t_start to t_min, both included, on a discrete schedule rounded to its own times."""
 
-    def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        times = torch.linspace(1, schedule.t_min, steps, dtype=torch.float64)
-        return times if schedule.timesteps is None else (times * schedule.timesteps).round() / schedule.timesteps
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        return _on_table(schedule, torch.linspace(high, low, count, dtype=torch.float64))
 
 
 class QuadraticGrid(Grid):
-    """Even steps in sqrt(t) from 1 to t_min: more of them at low noise (Song et al. 2021, arXiv 2010.02502, appendix
-    D.2).
+    """Even steps in sqrt(t) from t_start to t_min: more of them at low noise (Song et al. 2021, arXiv 2010.02502,
+    appendix D.2).
 
     Not rounded to a discrete schedule's own times, of which there are too few at low noise.
     """
 
-    def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        return torch.linspace(1, schedule.t_min**0.5, steps, dtype=torch.float64) ** 2
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        return torch.linspace(high**0.5, low**0.5, count, dtype=torch.float64) ** 2
 
 
 class LogSNRGrid(Grid):
-    """Even steps in log-SNR from t = 1 to t_min."""
+    """Even steps in log-SNR from t_start to t_min."""
 
-    def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = _ends(schedule)
-        times = schedule.inverse(torch.lerp(ends[0], ends[1], torch.linspace(0, 1, steps, dtype=torch.float64)))
-        return _starting_at_one(times)
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        ends = _ends(schedule, high, low)
+        return schedule.inverse(torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64)))
 
 
 class KarrasGrid(Grid):
@@ -101,32 +126,35 @@ class KarrasGrid(Grid):
 
     Args:
         rho: large values put more steps at low noise.
-        log_snr_max: ends the grid at this log-SNR instead of the schedule's own highest.
+        log_snr_max: ends the grid at this log-SNR instead of the schedule's own highest; inf is the latter.
     """
 
     def __init__(self, rho: float = 7.0, log_snr_max: float = math.inf) -> None:
-        if rho <= 0:
-            raise ValueError(f"rho must be positive, got {rho}")
+        if not 0 < rho < math.inf:
+            raise ValueError(f"rho must be positive and finite, got {rho}; 7 is usual")
+        if math.isnan(log_snr_max):
+            raise ValueError("log_snr_max must be a number, got nan")
         self.rho, self.log_snr_max = rho, log_snr_max
 
-    def _times(self, schedule: Schedule, steps: int) -> Tensor:
-        ends = _ends(schedule).clamp(max=self.log_snr_max)
-        first, last = (-ends / 2).exp() ** (1 / self.rho)
-        ratio = torch.lerp(first, last, torch.linspace(0, 1, steps, dtype=torch.float64)) ** self.rho
-        return _starting_at_one(schedule.inverse(-2 * ratio.log()))
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        ends = _ends(schedule, high, low)
+        if self.log_snr_max <= ends[0]:
+            raise ValueError(
+                f"log_snr_max={self.log_snr_max:g} must be above {ends[0]:g}, the schedule's log-SNR at t={high:g}"
+            )
+        first, last = (-(ends if whole else ends.clamp(max=self.log_snr_max)) / 2).exp() ** (1 / self.rho)
+        ratio = torch.lerp(first, last, torch.linspace(0, 1, count, dtype=torch.float64)) ** self.rho
+        if not (ratio.isfinite() & (ratio > 0)).all():
+            raise ValueError(f"rho={self.rho:g} makes noise levels beyond what numbers can hold; 7 is usual")
+        return schedule.inverse(-2 * ratio.log())
 
 
-def _ends(schedule: Schedule) -> Tensor:
-    """The log-SNR at t = 1 and at t_min."""
-    ends = schedule.log_snr(torch.tensor([1.0, schedule.t_min], dtype=torch.float64))
+def _ends(schedule: Schedule, high: float, low: float) -> Tensor:
+    """The log-SNR at the two times."""
+    ends = schedule.log_snr(torch.tensor([high, low], dtype=torch.float64))
     if not ends.isfinite().all():
         raise ValueError(
             "grid=log_snr and grid=karras have no first step on a schedule with zero terminal SNR: use grid=trailing, "
             "uniform or quadratic"
         )
     return ends
-
-
-def _starting_at_one(times: Tensor) -> Tensor:
-    """Undoes the rounding of the inverse at the first time."""
-    return torch.cat((torch.ones(1, dtype=torch.float64), times[1:]))

@@ -32,6 +32,7 @@ class Guidance(Denoiser, ABC):
         self.denoiser = denoiser
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
         self.condition_channels = denoiser.condition_channels
+        self.acts_in_step = denoiser.acts_in_step
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)
@@ -85,7 +86,10 @@ class ClassifierFreeGuidance(Guidance):
         conditional, unconditional = x0.chunk(2)
         guided = unconditional.lerp(conditional, expand(weight.to(x_t), x_t))
         if self.rescale:
-            ratio = conditional.flatten(1).std(1) / guided.flatten(1).std(1)
+            spread = guided.flatten(1).std(1)
+            # A constant answer has no spread to bring back; the inner `where` keeps its gradient finite.
+            ratio = conditional.flatten(1).std(1) / spread.where(spread > 0, 1)
+            ratio = ratio.where(spread > 0, 1)
             guided = expand(1 + self.rescale * (ratio - 1), x_t) * guided
         return guided, {name: value.chunk(2)[0] for name, value in aux.items()}
 
@@ -135,7 +139,7 @@ class MeanShiftGuidance(Guidance):
     Nichol 2021, arXiv 2105.05233, algorithm 1).
 
     With the variance beta this is alpha_t / alpha_s of what `EnergyGuidance` moves the mean by: the same at many steps,
-    less at few. For samplers that use `transition`, which is ddpm; others would not see it.
+    less at few. For ddpm alone, the sampler that uses `transition`: `Sampler.check` refuses the others.
 
     Args:
         denoiser: what is steered.
@@ -147,6 +151,7 @@ class MeanShiftGuidance(Guidance):
         super().__init__(denoiser)
         _check_energy(self.schedule, scale)
         self.log_prob, self.scale = log_prob, scale
+        self.acts_in_step = True
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
         x0, aux = self.denoiser.predict(x_t, t, cond)

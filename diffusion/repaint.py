@@ -35,7 +35,7 @@ class RePaintSampler(Sampler):
         self.sampler, self.rounds = sampler, rounds
         self.order, self.calls = sampler.order, rounds * sampler.calls
         self.stochastic = sampler.stochastic or rounds > 1
-        self.from_pure_noise = sampler.from_pure_noise
+        self.from_pure_noise, self.by_transition = sampler.from_pure_noise, sampler.by_transition
 
     def check(self, denoiser: Denoiser, times: Tensor) -> None:
         super().check(denoiser, times)

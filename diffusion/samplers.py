@@ -38,7 +38,8 @@ class Sampler(ABC):
     `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
     covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether
     a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
-    there. `off_grid`: whether a step asks the denoiser at times other than its two.
+    there. `off_grid`: whether a step asks the denoiser at times other than its two. `by_transition`: whether a step is
+    the model's own, `Denoiser.transition`.
     """
 
     order: int
@@ -46,6 +47,7 @@ class Sampler(ABC):
     stochastic: bool = False
     from_pure_noise: bool = False
     off_grid: bool = False
+    by_transition: bool = False
 
     @abstractmethod
     def step(
@@ -58,6 +60,13 @@ class Sampler(ABC):
 
         The loop calls it, and the scripts do before anything slow. A sampler with demands of its own adds to it.
         """
+        if not times.isfinite().all():
+            raise ValueError("times must be finite numbers")
+        if denoiser.acts_in_step and not self.by_transition:
+            raise ValueError(
+                f"this guidance moves the mean of a DDPM step, which {type(self).__name__} does not take: use ddpm, or "
+                f"EnergyGuidance"
+            )
         if (times[:-1] == 0).any() or (times.diff() == 0).any():
             raise ValueError("times must differ from one to the next, and only the last may be 0")
         rising = bool((times.diff() > 0).any())
@@ -149,6 +158,7 @@ class DDPMSampler(Sampler):
     order = 1
     stochastic = True
     from_pure_noise = True
+    by_transition = True
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw

@@ -1,12 +1,14 @@
 """Sampling grids: where they start, where they end, and what is even about them. Float64."""
 
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid
-from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule
+from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 
 GRIDS: dict[str, Grid] = {
     "trailing": TrailingGrid(),
@@ -41,6 +43,65 @@ def test_grids_of_continuous_schedules_fall_from_one_to_zero(grid: Grid, schedul
         assert times.shape == (steps + 1,)
         assert (times[0], times[-1]) == (1, 0)
         assert (times.diff() < 0).all()
+
+
+# What is even about each grid: t, or a function of it.
+EVEN_IN: dict[str, Callable[[Schedule, torch.Tensor], torch.Tensor]] = {
+    "trailing": lambda schedule, t: t,
+    "uniform": lambda schedule, t: t,
+    "quadratic": lambda schedule, t: t.sqrt(),
+    "log_snr": lambda schedule, t: schedule.log_snr(t),
+    "karras": lambda schedule, t: (-schedule.log_snr(t) / 14).exp(),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_grid_between_two_times_is_even_in_its_own_variable(name: str, schedule: Schedule) -> None:
+    rounded = schedule.timesteps is not None and name in ("trailing", "uniform")
+    for t_start, t_end in itertools.product((1.0, 0.7, 0.5, 0.3), (0.0, 0.05, 0.2)):
+        for steps in (1, 2, 3, 8, 20, 60):
+            times = between(GRIDS[name], schedule, steps, t_start, t_end)
+            assert times.shape == (steps + 1,)
+            assert (times[0], times[-1]) == (t_start, t_end)
+            assert (times.diff() < 0).all()
+            inside = times if t_end > 0 or name == "trailing" else times[:-1]
+            if name != "trailing" and t_end == 0 and steps > 1:
+                torch.testing.assert_close(inside[-1], _tensor(schedule.t_min)[0], rtol=1e-5, atol=0)
+            if len(inside) > 2 and not rounded:
+                gaps = EVEN_IN[name](schedule, inside).diff()
+                torch.testing.assert_close(gaps, gaps.mean().expand(len(gaps)), rtol=1e-5, atol=0)
+            elif rounded:
+                even = torch.linspace(inside[0], inside[-1], len(inside), dtype=torch.float64)
+                assert (inside - even).abs().max() <= 0.5 / (schedule.timesteps or 1) + 1e-12
+
+
+def test_a_grid_begins_below_the_end_of_a_zero_terminal_schedule() -> None:
+    schedule = CosineSchedule(50, zero_terminal_snr=True)
+    assert between(LogSNRGrid(), schedule, 10, 0.6, 0.0)[0] == 0.6
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_a_start_below_the_schedules_lowest_time_is_refused(grid: Grid) -> None:
+    with pytest.raises(ValueError, match="t_start=1e-06 must lie above"):
+        between(grid, VPSchedule(), 3, 1e-6, 0.0)
+    with pytest.raises(ValueError, match="steps=4 is more than the 3 timesteps of the model between"):
+        between(grid, CosineSchedule(50), 4, 0.06, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rho": math.inf}, "rho must be positive and finite"),
+        ({"rho": math.nan}, "rho must be positive and finite"),
+        ({"rho": 0.001}, "rho=0.001 makes noise levels beyond"),
+        ({"rho": 1e18}, "too near each other"),
+        ({"log_snr_max": math.nan}, "log_snr_max must be a number"),
+        ({"log_snr_max": -20.0}, "log_snr_max=-20 must be above"),
+    ],
+)
+def test_karras_settings_that_leave_no_grid_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        KarrasGrid(**options)(VPSchedule(), 10)
 
 
 @pytest.mark.parametrize("timesteps", [1, 2, 7, 50, 1000])

@@ -25,6 +25,7 @@ from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpaintin
 from diffusion.likelihood import ode_log_density, variational_bound
 from diffusion.networks.mlp import MLP
 from diffusion.noise import Noise
+from diffusion.repaint import RePaintSampler
 from diffusion.samplers import prior
 from diffusion.schedules import LinearSchedule, Schedule, VPSchedule
 
@@ -206,6 +207,31 @@ def test_the_mean_shift_of_ddpm_is_the_guided_step_up_to_the_ratio_of_alphas(mix
     guided = EnergyGuidance(mixture, exact(mixture, 1), 2.0).transition(x_t, t, s)[0]
     torch.testing.assert_close((shifted - mean) * alpha_s, (guided - mean) * alpha_t, rtol=1e-6, atol=1e-9)
     assert torch.equal(x0, mixture(x_t, t))
+
+
+def test_a_shift_of_the_step_is_refused_by_samplers_that_take_none(mixture: GaussianMixtureDenoiser) -> None:
+    guided = ClippedDenoiser(MeanShiftGuidance(mixture, exact(mixture, 1)))
+    times = UniformGrid()(mixture.schedule, 4)
+    for name in SAMPLERS:
+        sampler = build(yaml.safe_load((cli.CONFIGS / f"sampler/{name}.yaml").read_text()))
+        if name == "ddpm":
+            sampler.check(guided, times)
+            RePaintSampler(sampler, 2).check(guided, times)
+        else:
+            with pytest.raises(ValueError, match=r"moves the mean of a DDPM step|no call|schedule|steps"):
+                sampler.check(guided, times)
+
+
+def test_a_constant_answer_is_not_rescaled(mixture: GaussianMixtureDenoiser) -> None:
+    class Constant(ByLabel):
+        def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+            return cond["label"][:, None].to(x_t).expand(-1, 2), {}
+
+    x_t = torch.randn(3, 2, dtype=torch.float64)
+    cond = {"label": torch.tensor([0, 1, 2])}
+    guided = ClassifierFreeGuidance(Constant(mixture), 2.0, rescale=0.7)(x_t, torch.tensor(0.5), cond)
+    # D is the label, and -1 without one: -1 + 2 (label + 1).
+    torch.testing.assert_close(guided, torch.tensor([[1.0], [3.0], [5.0]]).double().expand(-1, 2))
 
 
 def test_a_linear_energy_of_x0_moves_a_gaussians_mean_by_its_covariance(

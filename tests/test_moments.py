@@ -1,0 +1,46 @@
+"""The spread of samples of one Gaussian. A deterministic sampler is a linear map there, so the numbers are exact."""
+
+import pytest
+import torch
+
+from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid
+from diffusion.multistep import DPMSolverPP2MSampler, DPMSolverPP3MSampler, IPNDMSampler, UniPCSampler
+from diffusion.samplers import DDIMSampler, Sampler
+from diffusion.schedules import Schedule, VPSchedule
+
+STD = 0.3
+GRIDS = (TrailingGrid(), UniformGrid(), QuadraticGrid(), LogSNRGrid(), KarrasGrid())
+MULTISTEP = (DPMSolverPP2MSampler(), DPMSolverPP3MSampler(), UniPCSampler(), IPNDMSampler())
+
+
+def spread(sampler: Sampler, grid: Grid, schedule: Schedule, steps: int) -> float:
+    """The standard deviation of samples of N(0, STD^2), by the exact denoiser, from the exact state at t = 1."""
+    variance = torch.full((1, 1, 1), STD**2, dtype=torch.float64)
+    denoiser = GaussianMixtureDenoiser(schedule, torch.zeros(1, 1, dtype=torch.float64), variance)
+    times = grid(schedule, steps)
+    alpha, sigma = schedule(times[0])
+    x = ((alpha * STD) ** 2 + sigma**2).sqrt().reshape(1, 1)
+    return sampler.sample(denoiser, x, times).abs().item()
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: type(grid).__name__)
+@pytest.mark.parametrize("sampler", MULTISTEP, ids=lambda sampler: type(sampler).__name__)
+def test_a_multistep_sampler_is_not_worse_than_ddim_on_any_grid(
+    sampler: Sampler, grid: Grid, schedule: Schedule
+) -> None:
+    for steps in (20, 50):
+        error = abs(spread(sampler, grid, schedule, steps) - STD)
+        assert error <= 1.1 * abs(spread(DDIMSampler(), grid, schedule, steps) - STD) + 1e-3, steps
+
+
+def test_a_step_far_longer_than_the_last_one_is_taken_at_first_order() -> None:
+    # The last step of a uniform grid on VP is 7.7 times as long in log-SNR as the one before it.
+    schedule, grid = VPSchedule(), UniformGrid()
+    assert spread(DDIMSampler(), grid, schedule, 20) == pytest.approx(0.2340, abs=1e-3)
+    assert spread(DPMSolverPP2MSampler(), grid, schedule, 20) == pytest.approx(0.2553, abs=1e-3)
+
+
+@pytest.mark.parametrize("sampler", MULTISTEP[:3], ids=lambda sampler: type(sampler).__name__)
+def test_even_steps_keep_the_full_order(sampler: Sampler, schedule: Schedule) -> None:
+    assert spread(sampler, LogSNRGrid(), schedule, 20) == pytest.approx(STD, abs=0.01)
