@@ -164,7 +164,7 @@ def test_samples_of_conditional_models_and_of_cascades_are_scored(folder: Path) 
         (f"ckpt={PLAIN} show=condition out=a.png", "show=condition: this model is told no images"),
         (f"ckpt={SR} condition=wide.png", "it has 9x8 pixels (width x height), and this model enlarges 4x4"),
         (f"ckpt={SR} condition=nowhere.png", "condition=nowhere.png cannot be read as an image"),
-        (f"ckpt={SR} condition=empty", "condition=empty: no images there (looked for .bmp"),
+        (f"ckpt={SR} condition=empty", "condition=empty: no images there (looked for .apng"),
         (f"ckpt={SR} condition=small mask=mask.png", "mask=mask.png needs the image that it belongs to"),
         (f"ckpt={SR} conditioning_noise=0.1", "conditioning_noise belongs to a cascade"),
         (f"ckpt={SR} show=condition rows=2 out=a.png", "rows=2: with show=condition a column is an image"),
