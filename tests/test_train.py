@@ -327,7 +327,9 @@ def test_classes_must_be_those_of_the_folder(counts: dict[str, int], said: str, 
         "network.attention=[]",
         *TINY[1:],
     )
-    assert_refused(call(train, tmp_path, *arguments, "network.num_classes=3"), "network.num_classes=3", said)
+    outcome = call(train, tmp_path, *arguments, "network.num_classes=3")
+    assert outcome.out.startswith("photos: ")  # what the folder holds
+    assert_refused(outcome._replace(out=""), "network.num_classes=3", said)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
 
 
