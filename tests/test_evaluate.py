@@ -273,14 +273,14 @@ def test_data_of_other_classes_or_too_few_are_refused_before_anything_is_drawn(f
         place.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * k).save(place / f"{k}.png")
     few = ("dataset=folder", "dataset.path=few", "dataset.image_size=8", "dataset.channels=1")
-    for likelihood in ("null", "ode"):
-        assert_refused(
-            call(evaluate, folder, f"ckpt={LEARNED}", *few, f"likelihood={likelihood}"),
-            "dataset=folder has 2 classes, and the model knows 10 classes",
-        )
-    assert_refused(
-        call(evaluate, folder, f"ckpt={RUN}", *few, "likelihood=ode"), "split test of folder holds one example"
-    )
+    for run, likelihood, said in (
+        (LEARNED, "null", "dataset=folder has 2 classes, and the model knows 10 classes"),
+        (LEARNED, "ode", "dataset=folder has 2 classes, and the model knows 10 classes"),
+        (RUN, "ode", "split test of folder holds one example"),
+    ):
+        outcome = call(evaluate, folder, f"ckpt={run}", *few, f"likelihood={likelihood}")
+        assert outcome.out.startswith("few: 10 images")  # what the folder holds
+        assert_refused(outcome._replace(out=""), said)
     points = ("dataset=moons", "dataset.source.n=30")
     assert_refused(call(evaluate, folder, f"ckpt={CLOUD}", *points), "n=3 points are too few", "at least 8")
 
