@@ -127,7 +127,8 @@ class DiscreteSchedule(Schedule):
         row = float64(t) * len(table) - 1
         row = torch.where(row < 0, 0, torch.where(row > last, last, row))  # clamp would have no derivative at the ends
         below = row.floor().long().clamp(max=max(last - 1, 0))
-        start, end = table[below], table[(below + 1).clamp(max=last)]
+        # Not table[below], which asks the device for a scalar index.
+        start, end = table.take(below), table.take((below + 1).clamp(max=last))
         to_zero = start + 2 * torch.log1p(below - row)
         log_snr = torch.lerp(start, torch.where(end.isinf(), start, end), row - below)
         log_snr = torch.where(end.isinf(), to_zero, log_snr)
@@ -142,9 +143,9 @@ class DiscreteSchedule(Schedule):
         value = float64(log_snr).clamp(table[-1], table[0])
         above = torch.searchsorted(-table, -value.contiguous()).clamp(1, max(len(table) - 1, 1))
         below, above = above - 1, above.clamp(max=len(table) - 1)
-        step = (table[below] - table[above]).clamp(min=torch.finfo(table.dtype).tiny)
-        part = (table[below] - value) / step
-        part = torch.where(table[above].isinf(), -torch.expm1((value - table[below]) / 2), part)
+        high, low = table.take(below), table.take(above)
+        part = (high - value) / (high - low).clamp(min=torch.finfo(table.dtype).tiny)
+        part = torch.where(low.isinf(), -torch.expm1((value - high) / 2), part)
         return ((below + part + 1) / len(table)).to(log_snr.dtype)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
