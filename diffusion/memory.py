@@ -11,8 +11,8 @@ from torch.nn.modules import module as registry
 
 from diffusion.build import ConfigError
 
-# A network of more parts is a mistyped number: a U-Net of a thousand blocks has 10,000.
-MOST_MODULES = 20_000
+# A network of more parts is a mistyped number: a U-Net of a hundred blocks has 2,000.
+MOST_MODULES = 10_000
 # Schedules have at most so many steps, and a sampler that takes more would not end.
 MOST_STEPS = 1_000_000
 _CGROUP = Path("/sys/fs/cgroup/memory.max")

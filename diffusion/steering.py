@@ -160,8 +160,10 @@ class Steering:
         if not length:
             raise ConfigError(f"embedding={self.embedding}: this model takes no vectors; see network.embedding")
         try:
+            if not Path(self.embedding).is_file():
+                raise ValueError("no regular file is there")
             vectors = np.load(self.embedding, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError) as error:
             raise ConfigError(f"embedding={self.embedding} cannot be read as .npy: {error}") from error
         if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.shape[1] != length or not len(vectors):
             raise ConfigError(f"embedding={self.embedding} must hold vectors of shape (n, {length})")

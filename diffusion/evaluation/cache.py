@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion import memory
 from diffusion.atomic import atomic
 
 Arrays = dict[str, np.ndarray]
 # What numpy's reader raises on files that are cut off, pickled or no archives.
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, KeyError, TypeError, SyntaxError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 class Cache:
@@ -57,6 +61,10 @@ class Cache:
 
 def read_arrays(path: Path) -> Arrays:
     """All arrays of an .npz, without unpickling anything; raises one of `UNREADABLE`."""
+    if not path.is_file():
+        raise ValueError("no regular file")
+    with zipfile.ZipFile(path) as archive:
+        memory.check("what it unpacks to", sum(entry.file_size for entry in archive.infolist()))
     with np.load(path, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("one array, not an archive of arrays")

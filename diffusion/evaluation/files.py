@@ -15,6 +15,8 @@ def check_samples(path: Path) -> None:
     """Raises ValueError unless a path is a folder or an .npz file."""
     if not path.exists():
         raise ValueError(f"samples={path}: there is no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"samples={path} is no regular file: give an .npz file or a folder of images")
     if path.is_file() and path.suffix.lower() != ".npz":
         raise ValueError(f"samples={path} is neither an .npz file nor a folder of images")
 
