@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from diffusion.ranges import check_positive
 from diffusion.schedules import Schedule, expand, float64
 
 Condition = dict[str, Tensor]
@@ -107,8 +108,7 @@ class EDMPreconditioner(Preconditioner):
     """
 
     def __init__(self, sigma_data: float = 0.5) -> None:
-        if sigma_data <= 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        check_positive(sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients:
@@ -385,6 +385,8 @@ class ClippedDenoiser(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise ValueError(f"low and high need low < high, got {low=} and {high=}")
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser, self.low, self.high = denoiser, low, high
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding

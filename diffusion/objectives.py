@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import Condition, RegressionDenoiser, TrainableDenoiser, dropped
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
+from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, expand, float64
 
 # Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
@@ -48,8 +49,8 @@ class LognormalTimes(Times):
     """
 
     def __init__(self, p_mean: float = -1.2, p_std: float = 1.2) -> None:
-        if p_std <= 0:
-            raise ValueError(f"p_std must be positive, got {p_std}")
+        check_finite(p_mean=p_mean)
+        check_positive(p_std=p_std)
         self.p_mean, self.p_std = p_mean, p_std
 
     def check(self, schedule: Schedule) -> None:
@@ -101,8 +102,7 @@ class MinSNRWeighting(Weighting):
     """
 
     def __init__(self, gamma: float = 5.0) -> None:
-        if gamma <= 0:
-            raise ValueError(f"gamma must be positive, got {gamma}")
+        check_positive(gamma=gamma)
         self.gamma = gamma
 
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
@@ -231,8 +231,7 @@ class HybridObjective(DenoisingObjective):
         self, weighting: Weighting, distance: str = "l2", vlb_weight: float = 0.001, eight_bit: bool = True
     ) -> None:
         super().__init__(UniformTimes(), weighting, distance)
-        if vlb_weight <= 0:
-            raise ValueError(f"vlb_weight must be positive, got {vlb_weight}; use objective=simple without it")
+        check_positive(vlb_weight=vlb_weight)  # without it there is objective=simple
         self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
 
     def check(self, model: TrainableDenoiser) -> None:

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion.ranges import check_finite, check_positive
+
 
 def expand(coefficient: Tensor, x: Tensor) -> Tensor:
     """Shapes a coefficient, () or (B,) on any device, so that it multiplies x of shape (B, *S) on x's device."""
@@ -166,6 +168,12 @@ def _check_timesteps(timesteps: int) -> None:
         raise ValueError(f"timesteps must be from 1 to a million, got {timesteps}")
 
 
+def _check_betas(beta_start: float, beta_end: float) -> None:
+    for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
+        if not 0 < beta < 1:
+            raise ValueError(f"{name} must lie strictly between 0 and 1, of 1000 timesteps, got {beta}")
+
+
 def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:
     """Betas stated for T = 1000 and scaled by 1000 / T, so that the last noise level hardly depends on T."""
     betas = betas * (1000 / timesteps)
@@ -190,6 +198,7 @@ class LinearSchedule(DiscreteSchedule):
         zero_terminal_snr: bool = False,
     ) -> None:
         _check_timesteps(timesteps)
+        _check_betas(beta_start, beta_end)
         betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
         super().__init__(_scaled(betas, beta_end, timesteps), zero_terminal_snr)
 
@@ -205,6 +214,7 @@ class QuadraticSchedule(DiscreteSchedule):
         zero_terminal_snr: bool = False,
     ) -> None:
         _check_timesteps(timesteps)
+        _check_betas(beta_start, beta_end)
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
         super().__init__(_scaled(roots**2, beta_end, timesteps), zero_terminal_snr)
 
@@ -221,6 +231,7 @@ class SigmoidSchedule(DiscreteSchedule):
         zero_terminal_snr: bool = False,
     ) -> None:
         _check_timesteps(timesteps)
+        _check_betas(beta_start, beta_end)
         curve = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
         super().__init__(_scaled(beta_start + (beta_end - beta_start) * curve, beta_end, timesteps), zero_terminal_snr)
 
@@ -232,6 +243,10 @@ class CosineSchedule(DiscreteSchedule):
         self, timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999, zero_terminal_snr: bool = False
     ) -> None:
         _check_timesteps(timesteps)
+        if not 0 <= offset < math.inf:
+            raise ValueError(f"offset must be at least 0 and finite, got {offset}")
+        if not 0 < max_beta < 1:
+            raise ValueError(f"max_beta must lie strictly between 0 and 1, got {max_beta}")
         u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
         alpha_bar = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
         super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), zero_terminal_snr)
@@ -246,6 +261,8 @@ class ContinuousCosineSchedule(Schedule):
     """
 
     def __init__(self, offset: float = 0.008, log_snr_min: float = -15.0) -> None:
+        check_positive(offset=offset)
+        check_finite(log_snr_min=log_snr_min)
         self.angle_start = math.pi / 2 * offset / (1 + offset)
         self.angle_end = math.atan(math.exp(-log_snr_min / 2))
         if not 0 < self.angle_start < self.angle_end:
@@ -275,8 +292,10 @@ class VarianceExplodingSchedule(Schedule):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"need 0 < sigma_min < sigma_max, got {sigma_min=} and {sigma_max=}")
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(
+                f"sigma_min and sigma_max need 0 < sigma_min < sigma_max < inf, got {sigma_min=} and {sigma_max=}"
+            )
         self.log_min, self.log_max = math.log(sigma_min), math.log(sigma_max)
 
     def _log_sigma(self, t: Tensor) -> Tensor:
@@ -317,8 +336,10 @@ class LinearBetaSchedule(Schedule):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(f"need 0 < beta_min <= beta_max, got {beta_min=} and {beta_max=}")
+        if not 0 < beta_min <= beta_max < math.inf:
+            raise ValueError(
+                f"beta_min and beta_max need 0 < beta_min <= beta_max < inf, got {beta_min=} and {beta_max=}"
+            )
         self.beta_min, self.slope = beta_min, beta_max - beta_min
 
     def _integral(self, t: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Condition, Denoiser
+from diffusion.ranges import check_positive
 from diffusion.samplers import Draw, Evaluation, HeunSampler, History, Sampler
 from diffusion.schedules import expand
 
@@ -66,8 +67,7 @@ class PredictorCorrectorSampler(Sampler):
     stochastic = True
 
     def __init__(self, snr: float = 0.16, corrections: int = 1, rule: str = "auto") -> None:
-        if snr <= 0:
-            raise ValueError(f"snr must be positive, got {snr}")
+        check_positive(snr=snr)
         if corrections < 1:
             raise ValueError(f"corrections must be at least 1 (without any, use euler_maruyama), got {corrections}")
         if rule not in ("norm", "level", "auto"):
@@ -143,8 +143,7 @@ class LangevinSampler(Sampler):
     from_pure_noise = True  # which it only begins from: no step is taken there
 
     def __init__(self, epsilon: float = 0.2, corrections: int = 100) -> None:
-        if epsilon <= 0:
-            raise ValueError(f"epsilon must be positive, got {epsilon}")
+        check_positive(epsilon=epsilon)
         if corrections < 1:
             raise ValueError(f"corrections must be at least 1, got {corrections}")
         self.epsilon, self.corrections = epsilon, corrections
@@ -192,8 +191,9 @@ class ChurnSampler(Sampler):
     def __init__(self, gamma: float = 0.1, s_min: float = 0.05, s_max: float = 50.0, s_noise: float = 1.0) -> None:
         if not 0 <= gamma <= 2**0.5 - 1:
             raise ValueError(f"gamma must lie in [0, sqrt(2) - 1], got {gamma}")
-        if not 0 <= s_min < s_max or s_noise <= 0:
-            raise ValueError(f"need 0 <= s_min < s_max and s_noise > 0, got {s_min=}, {s_max=} and {s_noise=}")
+        if not 0 <= s_min < s_max:
+            raise ValueError(f"s_min and s_max need 0 <= s_min < s_max, got {s_min=} and {s_max=}")
+        check_positive(s_noise=s_noise)
         self.gamma, self.s_min, self.s_max, self.s_noise = gamma, s_min, s_max, s_noise
 
     def step(

@@ -230,7 +230,7 @@ def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_ti
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: PredictorCorrectorSampler(snr=0.0), "snr must be positive, got 0"),
+        (lambda: PredictorCorrectorSampler(snr=0.0), "snr must be positive and finite, got 0"),
         (lambda: PredictorCorrectorSampler(corrections=0), "corrections must be at least 1.*euler_maruyama"),
         (lambda: PredictorCorrectorSampler(rule="size"), "rule must be norm, level or auto, got 'size'"),
         (lambda: LangevinSampler(epsilon=0.0), "epsilon must be positive"),
@@ -239,7 +239,7 @@ def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_ti
         (lambda: AnnealedLangevinSampler(corrections=0), "corrections must be at least 1"),
         (lambda: ChurnSampler(gamma=0.5), "gamma must lie in"),
         (lambda: ChurnSampler(s_min=3.0, s_max=2.0), "s_min < s_max"),
-        (lambda: ChurnSampler(s_noise=0.0), "s_noise > 0"),
+        (lambda: ChurnSampler(s_noise=0.0), "s_noise must be positive"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(build: Callable[[], Sampler], message: str) -> None:
