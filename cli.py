@@ -8,6 +8,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -256,7 +257,8 @@ def choices_of(group: str) -> list[str]:
     return [name for name in names if group != "network" or _is_own_name(name)]
 
 
-def keys_of(config_name: str) -> list[str]:
+@cache
+def keys_of(config_name: str) -> tuple[str, ...]:
     """Every setting by its full name, `optimizer.lr`, those of all choices of all groups included."""
     import yaml
 
@@ -272,7 +274,7 @@ def keys_of(config_name: str) -> list[str]:
             content = path.read_text(encoding="utf-8")
             if "@package _global_" not in content:
                 keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{group}."))
-    return list(keys)
+    return tuple(keys)
 
 
 def help_page(config_name: str, usage: str) -> str:
