@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Denoiser
 from diffusion.ode import Parts, denoised, level, radius, solve, velocity
 from diffusion.samplers import Draw, Evaluation, History, Sampler
 
@@ -44,14 +44,14 @@ class AdaptiveSampler(Sampler):
             )
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
 
         def slope(k: Tensor, state: Parts) -> Parts:
             (z,) = state
-            return (velocity(z, denoised(denoiser, z.to(x_t), k, cond).to(z), k),)
+            return (velocity(z, denoised(denoiser, z.to(x_t), k).to(z), k),)
 
         z = x_t / radius(schedule, t).to(x_t)
         (z_s,) = solve(slope, (z,), level(schedule, t), level(schedule, s), self.rtol, self.atol)
-        return z_s * radius(schedule, s).to(x_t), (Evaluation(t, x_t, denoiser(x_t, t, cond)),)
+        return z_s * radius(schedule, s).to(x_t), (Evaluation(t, x_t, denoiser(x_t, t)),)

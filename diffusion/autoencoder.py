@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Condition, Denoiser, Prediction
 from diffusion.likelihood import bits, discretised_nll, gaussian_kl, gaussian_nll
 from diffusion.noise import Noise
 from diffusion.objectives import ENCODE, NOISE, Objective
@@ -117,9 +117,9 @@ class PriorDenoiser(Denoiser):
     """The exact denoiser of data that are N(0, I), `D = alpha_t x_t / (alpha_t^2 + sigma_t^2)`: it draws from an
     autoencoder's prior."""
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         alpha, sigma = self.schedule(float64(t))
-        return expand((alpha / (alpha**2 + sigma**2)).to(x_t), x_t) * x_t, {}
+        return Prediction(expand((alpha / (alpha**2 + sigma**2)).to(x_t), x_t) * x_t)
 
 
 class Codec(nn.Module):

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from diffusion import media
 from diffusion.autoencoder import decoded
 from diffusion.conditioning import Examples, as_picture, of_examples
-from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
+from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
 from diffusion.evaluation.clouds import sliced_wasserstein
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
@@ -244,7 +244,7 @@ def drawn(
     with torch.autocast(module.device.type, enabled=False):
         x = prior(schedule, noise, shape if module.codec is None else module.codec.latent_shape)
         sampler, times = quick_method(denoiser, steps)
-        yield from sampler(denoiser, x, times, cond, noise)
+        yield from sampler(Conditioned(denoiser, cond), x, times, noise)
     module.train(training)
 
 

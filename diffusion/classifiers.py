@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.denoisers import Condition
+from diffusion.forward import noised
 from diffusion.noise import Noise
 from diffusion.objectives import NOISE, TIME, Objective, Times
 from diffusion.schedules import Schedule, expand, float64
@@ -65,7 +66,8 @@ class ClassifierObjective(Objective):
         each (B,)."""
         self.check(model)
         t = self.times(model.schedule, noise.uniform(draw=TIME))
-        logits = model(noised(model.schedule, batch["x"], t, noise), t).float()
+        eps = noise.normal(batch["x"].shape[1:], draw=NOISE)
+        logits = model(noised(model.schedule, batch["x"], t, eps), t).float()
         loss = F.cross_entropy(logits, batch["label"], reduction="none")
         accuracy = (logits.argmax(1) == batch["label"]).float()
         return {"loss": loss, "accuracy": accuracy, "log_snr": model.schedule.log_snr(t)}
@@ -114,12 +116,7 @@ def accuracy_by_level(
     log_snrs = torch.lerp(ends[0], ends[1], torch.linspace(0, 1, levels, dtype=torch.float64))
     rights = []
     for step, t in enumerate(schedule.inverse(log_snrs)):
-        right = classifier(noised(schedule, x, t, noise, step), t).argmax(1) == label
+        eps = noise.normal(x.shape[1:], step=step, draw=NOISE)
+        right = classifier(noised(schedule, x, t, eps), t).argmax(1) == label
         rights.append(right.double().mean().cpu())
     return log_snrs, torch.stack(rights)
-
-
-def noised(schedule: Schedule, x0: Tensor, t: Tensor, noise: Noise, step: int = 0) -> Tensor:
-    """`alpha_t x0 + sigma_t eps`, t () or (B,)."""
-    alpha, sigma = (expand(c.to(x0), x0) for c in schedule(float64(t)))
-    return alpha * x0 + sigma * noise.normal(x0.shape[1:], step=step, draw=NOISE).to(x0)

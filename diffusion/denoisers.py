@@ -6,11 +6,13 @@ arXiv 2206.00364, eq. 7); predicting eps, x0, v or a flow is a choice of these c
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from diffusion.forward import log_variances, posterior
 from diffusion.ranges import check_positive
 from diffusion.schedules import Schedule, expand, float64
 
@@ -122,32 +124,18 @@ class EDMPreconditioner(Preconditioner):
         return -125 * schedule.log_snr(t)
 
 
-def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of `q(x_s | x_t, x0)`, s < t (Ho et al. 2020, eq. 7, for any alpha and sigma).
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t, each tensor shaped like it; None where it does not say."""
 
-    With `r = alpha_t / alpha_s` and `b = sigma_t^2 - r^2 sigma_s^2` the mean is
-    `(r sigma_s^2 x_t + alpha_s b x0) / sigma_t^2` and the variance `b sigma_s^2 / sigma_t^2`.
-    """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    ratio = alpha_t / alpha_s
-    added = sigma_t**2 - (ratio * sigma_s) ** 2
-    mean = expand(ratio * sigma_s**2 / sigma_t**2, x_t) * x_t + expand(alpha_s * added / sigma_t**2, x_t) * x0
-    return mean, added * sigma_s**2 / sigma_t**2
+    x0: Tensor  # D
+    raw: Tensor | None = None  # the network's output F, which regression trains
+    extra: Tensor | None = None  # a learned variance, see `Denoiser`
+    prior: Tensor | None = None  # what the network corrects, see `ResidualDenoiser`
+    slope: Tensor | None = None  # by which guidance moves the mean of a step, see `MeanShiftGuidance`
 
-
-def log_variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of beta and beta-tilde of the step from t to s, shaped like t and s.
-
-    beta is `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`; beta-tilde, the variance of `q(x_s | x_t, x0)`, is
-    `beta sigma_s^2 / sigma_t^2`. To s = 0 that would be zero: the step before it on an even grid, from 2 t to t, lends
-    its own, as in improved-diffusion (Nichol & Dhariwal 2021); a grid of one step has only beta.
-    """
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
-    alpha_2t, sigma_2t = schedule((2 * t).clamp(max=1))
-    lent = (sigma_2t**2 - (alpha_2t / alpha_t * sigma_t) ** 2) * sigma_t**2 / sigma_2t**2
-    last = torch.where(t < 1, lent, beta)
-    return beta.log(), torch.where(s > 0, beta * sigma_s**2 / sigma_t**2, last).log()
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prediction":
+        """The same change of each tensor that is there."""
+        return Prediction(change(self.x0), *(None if value is None else change(value) for value in self[1:]))
 
 
 class Denoiser(nn.Module, ABC):
@@ -160,7 +148,7 @@ class Denoiser(nn.Module, ABC):
         schedule: where t stands between data and noise.
         variance: that of the step `p(x_s | x_t)`: "beta", `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`, right when x0 is
             N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section
-            3.2), or "learned", between the two where `aux["extra"]`, shaped like x_t, says: -1 is beta-tilde, 1 beta.
+            3.2), or "learned", between the two where `Prediction.extra` says: -1 is beta-tilde, 1 beta.
     """
 
     num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
@@ -175,12 +163,12 @@ class Denoiser(nn.Module, ABC):
         self.schedule, self.variance = schedule, variance
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        """D and whatever else the model knows: a network's raw output is `aux["raw"]`."""
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        """D and whatever else the model says."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """D, shaped like x_t."""
-        return self.predict(x_t, t, cond or {})[0]
+        return self.predict(x_t, t, cond or {}).x0
 
     def check_times(self, times: Tensor) -> None:
         """Raises ValueError, saying what would do, if this model cannot go along these times; any will do for most."""
@@ -192,21 +180,21 @@ class Denoiser(nn.Module, ABC):
 
         The log-variance is a scalar or broadcasts against x_t. At s = 0 the mean is D.
         """
-        x0, aux = self.predict(x_t, t, cond or {})
-        return *self.step(x_t, t, s, x0, aux), x0
+        prediction = self.predict(x_t, t, cond or {})
+        return *self.step(x_t, t, s, prediction), prediction.x0
 
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of `p(x_s | x_t)` from what `predict` answered at (x_t, t).
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of `p(x_s | x_t)` from what `predict` said at (x_t, t).
 
         With "learned" the log-variance is `frac log beta + (1 - frac) log beta_tilde`, `frac = (extra + 1) / 2`
         (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15; the range of their code).
         """
-        mean, _ = posterior(self.schedule, x_t, x0, t, s)
+        mean, _ = posterior(self.schedule, x_t, prediction.x0, t, s)
         beta, beta_tilde = (expand(v, x_t) for v in log_variances(self.schedule, t, s))
         if self.variance == "learned":
-            if "extra" not in aux:
+            if prediction.extra is None:
                 raise ValueError("variance=learned needs a denoiser with further outputs, such as a network's")
-            return mean, torch.lerp(beta_tilde.to(x_t), beta.to(x_t), (aux["extra"] + 1) / 2)
+            return mean, torch.lerp(beta_tilde.to(x_t), beta.to(x_t), (prediction.extra + 1) / 2)
         return mean, beta if self.variance == "beta" else beta_tilde
 
 
@@ -249,10 +237,10 @@ class RegressionDenoiser(TrainableDenoiser):
     """D is a known function of x_t plus c_out(t) times the output F, so there is one F that makes it exact."""
 
     @abstractmethod
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
         """The F for which D is x0 at `x_t = alpha_t x0 + sigma_t eps`, shaped like x0, and c_out, (B,) float64.
 
-        t is (B,), and aux what `predict` answered there.
+        t is (B,), and `prediction` what `predict` said there.
         """
 
 
@@ -261,7 +249,7 @@ class NetworkDenoiser(RegressionDenoiser):
 
     Args:
         network: F is shaped like x. With variance "learned" it has twice x's channels; the second half is
-            `aux["extra"]`.
+            `Prediction.extra`.
         schedule: see `Denoiser`.
         precond: the parameterization.
         variance: see `Denoiser`.
@@ -290,25 +278,24 @@ class NetworkDenoiser(RegressionDenoiser):
                 f"uniform, and any denoiser but edm"
             )
 
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
         alpha_t, sigma_t = self.schedule(float64(t))
         c_skip, c_out, _ = self.precond(alpha_t, sigma_t)
         # (x0 - c_skip x_t) / c_out with x_t written out: free of cancellation where sigma_t is small.
         on_x0, on_eps = (1 - c_skip * alpha_t) / c_out, -c_skip * sigma_t / c_out
         return expand(on_x0.to(x0.dtype), x0) * x0 + expand(on_eps.to(x0.dtype), x0) * eps, c_out
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         c_skip, c_out, c_in = (expand(c.to(x_t.dtype), x_t) for c in self.precond(*self.schedule(float64(t))))
         out = self.output(c_in * x_t, self.precond.c_noise(self.schedule, t), cond)
-        raw, aux = out, {"raw": out}
+        raw, extra = out, None
         if self.variance == "learned":
             if out.shape[1] != 2 * x_t.shape[1]:
                 raise ValueError(
                     f"variance=learned needs a network with {2 * x_t.shape[1]} output channels, this has {out.shape[1]}"
                 )
             raw, extra = out.chunk(2, dim=1)
-            aux = {"raw": raw, "extra": extra}
-        return c_skip * x_t + c_out * raw, aux
+        return Prediction(c_skip * x_t + c_out * raw, raw, extra)
 
 
 class GaussianMixtureDenoiser(Denoiser):
@@ -359,9 +346,9 @@ class GaussianMixtureDenoiser(Denoiser):
         shift = torch.einsum("bke,kde->bkd", alpha * self.eigenvalues / variance * residual, self.eigenvectors)
         return log_joint.softmax(-1), self.means + shift
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         weights, means = self._posterior_means(x_t, t)
-        return (weights[..., None] * means).sum(1), {}
+        return Prediction((weights[..., None] * means).sum(1))
 
     def posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """p(x0 | x_t), a mixture again: weights (B, K), means (B, K, d) and covariances (B or 1, K, d, d).
@@ -378,7 +365,43 @@ class GaussianMixtureDenoiser(Denoiser):
         return self._components(x_t, t)[2].logsumexp(-1)
 
 
-class ClippedDenoiser(Denoiser):
+class Wrapper(Denoiser, ABC):
+    """A denoiser around another: its schedule, variance, conditions and step are the inner one's.
+
+    Args:
+        denoiser: the inner one.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser.schedule, denoiser.variance)
+        self.denoiser = denoiser
+        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+        self.condition_channels, self.acts_in_step = denoiser.condition_channels, denoiser.acts_in_step
+
+    def check_times(self, times: Tensor) -> None:
+        self.denoiser.check_times(times)
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        return self.denoiser.step(x_t, t, s, prediction)
+
+
+class Conditioned(Wrapper):
+    """A denoiser with its condition: what samplers, the ODE and likelihoods go along, who need not know of conditions.
+
+    Args:
+        denoiser: the inner one.
+        cond: what it is told at every call, a row for each sample.
+    """
+
+    def __init__(self, denoiser: Denoiser, cond: Condition) -> None:
+        super().__init__(denoiser)
+        self.cond = cond
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return self.denoiser.predict(x_t, t, self.cond | cond)
+
+
+class ClippedDenoiser(Wrapper):
     """D clamped to [low, high], the range of 8-bit images; samplers that use eps derive it from the clamped D.
 
     The outermost wrapper: guidance and masks go inside. Not for 2-D data, latents or training.
@@ -387,17 +410,9 @@ class ClippedDenoiser(Denoiser):
     def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         if not low < high:
             raise ValueError(f"low and high need low < high, got {low=} and {high=}")
-        super().__init__(denoiser.schedule, denoiser.variance)
-        self.denoiser, self.low, self.high = denoiser, low, high
-        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
-        self.condition_channels, self.acts_in_step = denoiser.condition_channels, denoiser.acts_in_step
+        super().__init__(denoiser)
+        self.low, self.high = low, high
 
-    def check_times(self, times: Tensor) -> None:
-        self.denoiser.check_times(times)
-
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.denoiser.step(x_t, t, s, x0, aux)
-
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        x0, aux = self.denoiser.predict(x_t, t, cond)
-        return x0.clamp(self.low, self.high), aux
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        prediction = self.denoiser.predict(x_t, t, cond)
+        return prediction._replace(x0=prediction.x0.clamp(self.low, self.high))

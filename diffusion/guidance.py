@@ -8,37 +8,20 @@ w = 0 forgets y, w = 1 is p(x_t | y), and above it samples are more typical of y
 import math
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import NOTHING, Condition, Denoiser, dropped, log_variances
+from diffusion.denoisers import NOTHING, Condition, Denoiser, Prediction, Wrapper, dropped
+from diffusion.forward import log_variances
 from diffusion.schedules import Schedule, expand, float64
 
 # log p(y | x), (B,) in nats up to a constant, of x (B, *S), t () or (B,), and the condition.
 LogProb = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
-class Guidance(Denoiser, ABC):
-    """A denoiser around another, with its schedule and its variance.
-
-    Args:
-        denoiser: what is steered, not clipped: `ClippedDenoiser` goes outside.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__(denoiser.schedule, denoiser.variance)
-        self.denoiser = denoiser
-        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
-        self.condition_channels = denoiser.condition_channels
-        self.acts_in_step = denoiser.acts_in_step
-
-    def check_times(self, times: Tensor) -> None:
-        self.denoiser.check_times(times)
-
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.denoiser.step(x_t, t, s, x0, aux)
+class Guidance(Wrapper, ABC):
+    """Steers the denoiser that it is around, which is not clipped: `ClippedDenoiser` goes outside."""
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -72,7 +55,7 @@ class ClassifierFreeGuidance(Guidance):
             raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
         self.scale, self.low, self.high, self.rescale = scale, low, high, rescale
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         level = torch.exp(-self.schedule.log_snr(float64(t)) / 2)
         weight = torch.where((level >= self.low) & (level <= self.high), self.scale, 1.0)
         if (weight == 1).all():
@@ -82,8 +65,8 @@ class ClassifierFreeGuidance(Guidance):
         nothing = dropped(cond, torch.ones(len(x_t), dtype=torch.bool, device=x_t.device))
         both = {name: torch.cat((value, nothing[name])) for name, value in cond.items()}
         twice_t = t if t.ndim == 0 else torch.cat((t, t))
-        x0, aux = self.denoiser.predict(torch.cat((x_t, x_t)), twice_t, both)
-        conditional, unconditional = x0.chunk(2)
+        twice = self.denoiser.predict(torch.cat((x_t, x_t)), twice_t, both)
+        conditional, unconditional = twice.x0.chunk(2)
         guided = unconditional.lerp(conditional, expand(weight.to(x_t), x_t))
         if self.rescale:
             spread = guided.flatten(1).std(1)
@@ -91,7 +74,7 @@ class ClassifierFreeGuidance(Guidance):
             ratio = conditional.flatten(1).std(1) / spread.where(spread > 0, 1)
             ratio = ratio.where(spread > 0, 1)
             guided = expand(1 + self.rescale * (ratio - 1), x_t) * guided
-        return guided, {name: value.chunk(2)[0] for name, value in aux.items()}
+        return twice.map(lambda value: value.chunk(2)[0])._replace(x0=guided)
 
 
 class EnergyGuidance(Guidance):
@@ -116,22 +99,22 @@ class EnergyGuidance(Guidance):
         _check_energy(self.schedule, scale)
         self.log_prob, self.scale, self.of = log_prob, scale, of
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         if self.scale == 0:
             return self.denoiser.predict(x_t, t, cond)
-        answer: tuple[Tensor, dict[str, Any]] | None = None
+        prediction: Prediction | None = None
 
         def through(x: Tensor) -> Tensor:
-            nonlocal answer
-            answer = self.denoiser.predict(x, t, cond)
-            return self.log_prob(answer[0], t, cond)
+            nonlocal prediction
+            prediction = self.denoiser.predict(x, t, cond)
+            return self.log_prob(prediction.x0, t, cond)
 
         slope = gradient(through if self.of == "x0" else lambda x: self.log_prob(x, t, cond), x_t)
-        x0, aux = self.denoiser.predict(x_t, t, cond) if answer is None else answer
+        prediction = prediction or self.denoiser.predict(x_t, t, cond)
         if not slope.requires_grad:
-            x0, aux = x0.detach(), {name: value.detach() for name, value in aux.items()}
+            prediction = prediction.map(Tensor.detach)
         alpha, sigma = self.schedule(float64(t))
-        return x0 + expand((self.scale * sigma**2 / alpha).to(x_t), x_t) * slope, aux
+        return prediction._replace(x0=prediction.x0 + expand((self.scale * sigma**2 / alpha).to(x_t), x_t) * slope)
 
 
 class MeanShiftGuidance(Guidance):
@@ -153,13 +136,14 @@ class MeanShiftGuidance(Guidance):
         self.log_prob, self.scale = log_prob, scale
         self.acts_in_step = True
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        x0, aux = self.denoiser.predict(x_t, t, cond)
-        return x0, aux | {"slope": gradient(lambda x: self.log_prob(x, t, cond), x_t)}
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        slope = gradient(lambda x: self.log_prob(x, t, cond), x_t)
+        return self.denoiser.predict(x_t, t, cond)._replace(slope=slope)
 
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        mean, log_var = self.denoiser.step(x_t, t, s, x0, aux)
-        return mean + self.scale * log_var.exp() * aux["slope"], log_var
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.denoiser.step(x_t, t, s, prediction)
+        assert prediction.slope is not None
+        return mean + self.scale * log_var.exp() * prediction.slope, log_var
 
 
 class Inpainting(Guidance):
@@ -185,12 +169,13 @@ class Inpainting(Guidance):
         self.register_buffer("known", known)
         self.register_buffer("mask", mask)
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        x0, aux = self.denoiser.predict(x_t, t, cond)
-        return torch.lerp(self.known.to(x0), x0, self.mask.to(x0)), aux
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        prediction = self.denoiser.predict(x_t, t, cond)
+        x0 = prediction.x0
+        return prediction._replace(x0=torch.lerp(self.known.to(x0), x0, self.mask.to(x0)))
 
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        mean, log_var = self.denoiser.step(x_t, t, s, x0, aux)
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        mean, log_var = self.denoiser.step(x_t, t, s, prediction)
         exact = expand(log_variances(self.schedule, t, s)[1], x_t).to(x_t)
         return mean, torch.lerp(exact, log_var.to(x_t), self.mask.to(x_t))
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser, posterior
+from diffusion.denoisers import ClippedDenoiser, Denoiser
+from diffusion.forward import noised, posterior
 from diffusion.noise import Noise
 from diffusion.ode import Parts, denoised, level, radius, solve, stretch, velocity
 from diffusion.schedules import Schedule, expand, float64
@@ -103,29 +104,25 @@ def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def variational_bound(
-    denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Noise, eight_bit: bool, cond: Condition | None = None
-) -> Tensor:
+def variational_bound(denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Noise, eight_bit: bool) -> Tensor:
     """The bound on `-log p(x0)`, term by term (Ho et al. 2020, eq. 5): (B, len(times)) in nats per dimension.
 
     Column 0 is L_T, column k the step from times[k - 1] to times[k], the last one L_0; a row's sum is the bound.
     Each term has noise of its own, which depends on the sample's number and the term alone.
 
     Args:
-        denoiser: not a clipped one.
+        denoiser: not a clipped one; `Conditioned` for one that is told something.
         x0: (B, *S).
         times: falling from 1 to 0: all of a discrete schedule's for the model as it was trained.
         noise: the batch's random numbers.
         eight_bit: whether x0 are pixels (a probability) or continuous (a density).
-        cond: what the denoiser is conditioned on.
     """
     _check_unclipped(denoiser)
     denoiser.check_times(times)
     terms = [prior_term(denoiser.schedule, x0)]
     for step, (t, s) in enumerate(zip(times[:-1].to(x0.device), times[1:].to(x0.device), strict=True), start=1):
-        alpha, sigma = denoiser.schedule(t)
-        x_t = alpha * x0 + sigma * noise.normal(x0.shape[1:], step=step).to(x0)
-        mean, log_var, _ = denoiser.transition(x_t, t, s, cond)
+        x_t = noised(denoiser.schedule, x0, t, noise.normal(x0.shape[1:], step=step))
+        mean, log_var, _ = denoiser.transition(x_t, t, s)
         terms.append(bound_term(denoiser, x0, x_t, t, s, mean, log_var, eight_bit))
     return torch.stack(terms, dim=1)
 
@@ -142,7 +139,6 @@ def ode_log_density(
     steps: int | None = None,
     probes: int = 1,
     probe: str = "rademacher",
-    cond: Condition | None = None,
     tolerance: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log p_{t_min}(x) by the probability-flow ODE (Song et al. 2021, arXiv 2011.13456, eq. 39), but for its end.
@@ -151,13 +147,12 @@ def ode_log_density(
     `d / c^2 - tr(dD/dz) / c`. It is solved by the classical Runge-Kutta method in even steps of k, or adaptively.
 
     Args:
-        denoiser: not a clipped one.
+        denoiser: not a clipped one; `Conditioned` for one that is told something.
         x: (B, *S) at t_min, the data themselves; float64 gives a float64 solution.
         noise: the batch's random numbers, for the probes.
         steps: of the solver, each of four calls of the denoiser; None is 100, unless there is a tolerance.
         probes: vectors v in Hutchinson's estimate `v^T (dD/dz) v` of the trace, the same all along the path.
         probe: "rademacher", "gaussian", or "exact": the trace itself, at the price of a derivative a dimension.
-        cond: what the denoiser is conditioned on.
         tolerance: of an adaptive step, relative and absolute, in z and in nats per dimension, see `solve`.
 
     Returns:
@@ -176,7 +171,7 @@ def ode_log_density(
         """dz/dk, and the divergence of it per dimension."""
         with torch.enable_grad():
             z = state[0].detach().to(x).requires_grad_()
-            x0 = denoised(denoiser, z, k, cond or {})
+            x0 = denoised(denoiser, z, k)
             trace = z.new_zeros(len(z))
             for v in vectors:
                 (product,) = torch.autograd.grad(x0, z, v, retain_graph=True)

@@ -12,7 +12,8 @@ measured, so a step that is long, or much longer than the one before it, is take
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Denoiser
+from diffusion.forward import eps_from
 from diffusion.samplers import Draw, Evaluation, History, Sampler
 from diffusion.schedules import Schedule
 
@@ -81,10 +82,10 @@ class DPMSolverPP2MSampler(Sampler):
     from_pure_noise = True  # a first step of infinite h is DDIM's, and what was known there weighs nothing after it
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history[:1])
+        known = (Evaluation(t, x_t, denoiser(x_t, t)), *history[:1])
         (_, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         h = _step_in_lambda(schedule, t, s)
         return sigma_s / sigma_t * x_t - alpha_s * torch.expm1(-h) * _midpoint(schedule, known, s), known
@@ -101,10 +102,10 @@ class DPMSolverPP3MSampler(Sampler):
     order = 3
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history[:2])
+        known = (Evaluation(t, x_t, denoiser(x_t, t)), *history[:2])
         (_, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         usable = near(schedule, known, s)
         if len(usable) == len(known):
@@ -125,10 +126,10 @@ class UniPCSampler(Sampler):
     order = 3
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history)
+        known = (Evaluation(t, x_t, denoiser(x_t, t)), *history)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         corrected = x_t
         if history:
@@ -152,14 +153,13 @@ class IPNDMSampler(Sampler):
     WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history[:3])
+        known = (Evaluation(t, x_t, denoiser(x_t, t)), *history[:3])
         slope = torch.zeros_like(x_t)
         for weight, past in zip(self.WEIGHTS[len(known) - 1], known, strict=True):
-            alpha, sigma = schedule(past.t)
-            slope = slope + weight * (past.x_t - alpha * past.x0) / sigma
+            slope = slope + weight * eps_from(schedule, past.x_t, past.t, past.x0)
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         return alpha_s * (x_t / alpha_t + (sigma_s / alpha_s - sigma_t / alpha_t) * slope), known
 
@@ -175,10 +175,10 @@ class DPMSolverPP2MSDESampler(Sampler):
     from_pure_noise = True  # as of DPM-Solver++(2M)
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)), *history[:1])
+        known = (Evaluation(t, x_t, denoiser(x_t, t)), *history[:1])
         (_, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
         h = _step_in_lambda(schedule, t, s)
         fresh = -torch.expm1(-2 * h)

@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, RegressionDenoiser, TrainableDenoiser, dropped
+from diffusion.denoisers import Condition, Prediction, RegressionDenoiser, TrainableDenoiser, dropped
+from diffusion.forward import noised
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
 from diffusion.ranges import check_finite, check_positive
-from diffusion.schedules import Schedule, expand, float64
+from diffusion.schedules import Schedule, float64
 
 # Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
 TIME, NOISE, DROP, ENCODE = range(4)
@@ -141,10 +142,6 @@ DISTANCES = {
 }
 
 
-def _scaled(coefficient: Tensor, x: Tensor) -> Tensor:
-    return expand(coefficient.to(x.dtype), x) * x
-
-
 def _condition(batch: Mapping[str, Tensor]) -> Condition:
     return {name: value for name, value in batch.items() if name not in ("x", "serial")}
 
@@ -189,14 +186,13 @@ class DenoisingObjective(Objective):
         x0 = batch["x"]
         t = self.times(model.schedule, noise.uniform(draw=TIME))
         eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
-        alpha_t, sigma_t = model.schedule(float64(t))
-        x_t = _scaled(alpha_t, x0) + _scaled(sigma_t, eps)
-        denoised, aux = model.predict(x_t, t, _condition(batch))
-        target, c_out = model.target(x0, eps, t, aux)
-        error = self.distance(aux["raw"], target).flatten(1).mean(1)
+        x_t = noised(model.schedule, x0, t, eps)
+        prediction = model.predict(x_t, t, _condition(batch))
+        target, c_out = model.target(x0, eps, t, prediction)
+        error = self.distance(prediction.raw, target).flatten(1).mean(1)
         log_snr = model.schedule.log_snr(t)
         loss = self.weighting(model.schedule, float64(t), c_out**2).to(error.dtype) * error
-        return {"loss": loss + self.further(model, x0, x_t, t, denoised, aux).to(loss.dtype), "log_snr": log_snr}
+        return {"loss": loss + self.further(model, x0, x_t, t, prediction).to(loss.dtype), "log_snr": log_snr}
 
     def check(self, model: TrainableDenoiser) -> None:
         _behind_preconditioner(model)
@@ -207,9 +203,7 @@ class DenoisingObjective(Objective):
         self.times.check(model.schedule)
         self.weighting.check(model.schedule)
 
-    def further(
-        self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
-    ) -> Tensor:
+    def further(self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
         """What is added to each sample's loss, (B,)."""
         return torch.zeros_like(t)
 
@@ -241,12 +235,10 @@ class HybridObjective(DenoisingObjective):
         _steps(model.schedule)
         self.weighting.check(model.schedule)
 
-    def further(
-        self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, denoised: Tensor, aux: dict[str, Any]
-    ) -> Tensor:
+    def further(self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
         steps = _steps(model.schedule)
         s = ((t * steps).round() - 1) / steps
-        mean, log_var = model.step(x_t, t, s, denoised.detach(), aux)
+        mean, log_var = model.step(x_t, t, s, prediction._replace(x0=prediction.x0.detach()))
         term = bound_term(model, x0, x_t, t, s, mean, log_var, self.eight_bit)
         return self.vlb_weight * steps * bits(term)
 
@@ -285,8 +277,7 @@ class VLBObjective(Objective):
         u = noise.uniform(draw=TIME)
         row = torch.searchsorted(probabilities.cumsum(0), u.to(probabilities)).clamp(max=steps - 1)
         t, s = (row + 1).to(u) / steps, row.to(u) / steps
-        alpha_t, sigma_t = model.schedule(t)
-        x_t = _scaled(alpha_t, x0) + _scaled(sigma_t, noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype))
+        x_t = noised(model.schedule, x0, t, noise.normal(x0.shape[1:], draw=NOISE))
         mean, log_var, _ = model.transition(x_t, t, s, _condition(batch))
         term = bits(bound_term(model, x0, x_t, t, s, mean, log_var, self.eight_bit))
         if self.training:

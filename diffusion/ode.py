@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Denoiser
 from diffusion.schedules import Schedule, beside, float64
 
 Parts = tuple[Tensor, ...]
@@ -31,10 +31,10 @@ def stretch(k: Tensor) -> Tensor:
     return (1 + (2 * k).exp()).sqrt()
 
 
-def denoised(denoiser: Denoiser, z: Tensor, k: Tensor, cond: Condition) -> Tensor:
+def denoised(denoiser: Denoiser, z: Tensor, k: Tensor) -> Tensor:
     """D at the state z (B, *S), k being () and within the schedule's range."""
     t = beside(denoiser.schedule.inverse(-2 * k), z)
-    return denoiser(radius(denoiser.schedule, t).to(z) * z, t, cond)
+    return denoiser(radius(denoiser.schedule, t).to(z) * z, t)
 
 
 def velocity(z: Tensor, x0: Tensor, k: Tensor) -> Tensor:

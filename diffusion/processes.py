@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion import media
+from diffusion.forward import noised
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule
 
@@ -27,7 +28,7 @@ def forward(schedule: Schedule, x0: Tensor, times: Tensor, noise: Noise) -> Tens
         noise: of the n samples.
     """
     eps = noise.normal(x0.shape[1:]).to(x0)
-    return torch.stack([alpha * x0 + sigma * eps for alpha, sigma in zip(*schedule(times.to(x0)), strict=True)])
+    return torch.stack([noised(schedule, x0, t, eps) for t in times])
 
 
 def animation(above: Tensor, below: Tensor, rows: int | None = None) -> list[media.Pixels]:

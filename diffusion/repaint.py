@@ -2,17 +2,9 @@
 
 from torch import Tensor
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Denoiser
+from diffusion.forward import renoised
 from diffusion.samplers import Draw, History, Sampler
-from diffusion.schedules import Schedule
-
-
-def renoised(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, z: Tensor) -> Tensor:
-    """x_t from `q(x_t | x_s)`, t > s, with the noise z: `r x_s + (sigma_t^2 - r^2 sigma_s^2)^(1/2) z`, r = alpha_t /
-    alpha_s."""
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    ratio = alpha_t / alpha_s
-    return ratio * x_s + (sigma_t**2 - (ratio * sigma_s) ** 2).sqrt() * z
 
 
 class RePaintSampler(Sampler):
@@ -42,10 +34,10 @@ class RePaintSampler(Sampler):
         self.sampler.check(denoiser, times)
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
-        x_s, history = self.sampler.step(denoiser, x_t, t, s, cond, history, draw)
+        x_s, history = self.sampler.step(denoiser, x_t, t, s, history, draw)
         for _ in range(self.rounds - 1):
             x_t = renoised(denoiser.schedule, x_s, s, t, draw())
-            x_s, history = self.sampler.step(denoiser, x_t, t, s, cond, (), draw)
+            x_s, history = self.sampler.step(denoiser, x_t, t, s, (), draw)
         return x_s, history

@@ -1,13 +1,12 @@
 """A network that corrects a denoiser known before training begins: that of a Gaussian mixture fitted to the data."""
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, RegressionDenoiser
+from diffusion.denoisers import Condition, Prediction, RegressionDenoiser
 from diffusion.noise import EVALUATION, Noise
 from diffusion.schedules import Schedule, beside, expand
 
@@ -305,11 +304,12 @@ class ResidualDenoiser(RegressionDenoiser):
         """As EDM's."""
         return -125 * self.schedule.log_snr(t)
 
-    def target(self, x0: Tensor, eps: Tensor, t: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        assert prediction.prior is not None
         c_out = self.prior.error(*self.schedule(beside(t, x0)))
-        return (x0 - aux["prior"]) / expand(c_out.to(x0.dtype), x0), c_out
+        return (x0 - prediction.prior) / expand(c_out.to(x0.dtype), x0), c_out
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         alpha, sigma = (c.reshape(-1, 1) for c in self.schedule(beside(t, x_t)))
         x, label = x_t.flatten(1), cond.get("label")
         data: MixturePrior | LinearGuess = self.prior if self.guess is None else self.guess
@@ -333,4 +333,4 @@ class ResidualDenoiser(RegressionDenoiser):
             dim=1,
         )
         raw = self.output(seen, self.c_noise(t), cond)
-        return prior + c_out * raw, {"raw": raw, "prior": prior}
+        return Prediction(prior + c_out * raw, raw, prior=prior)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Denoiser
+from diffusion.forward import eps_from
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule
 
@@ -51,7 +52,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         """x_s and the history, from x_t; s and t are unequal float64 scalars above 0; draw() gives noise like x_t."""
 
@@ -90,23 +91,21 @@ class Sampler(ABC):
                 ) from error
 
     def __call__(
-        self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition | None = None, noise: Noise | None = None
+        self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = None
     ) -> Iterator[Evaluation]:
         """Walks along the times and yields every state.
 
         Args:
-            denoiser: any.
+            denoiser: any; `Conditioned` for one that is told what to generate.
             x: (B, *S), the state at times[0]; `prior(...)` draws it.
             times: falling, from at most 1; a last 0 ends on D itself, a first-order step for every sampler. For
                 deterministic samplers they may also rise, from data to noise, and turn: a multistep method then starts
                 anew.
-            cond: what to generate.
             noise: the batch's random numbers, for stochastic samplers.
 
         Yields:
             For each time but the last (t, x_t, x0), x0 being what the denoiser saw there; at the end (t, x, x).
         """
-        cond = cond or {}
         times = times.double().cpu()
         self.check(denoiser, times)
         rises = times.diff() > 0
@@ -115,19 +114,17 @@ class Sampler(ABC):
             if i and rises[i] != rises[i - 1]:
                 history = ()
             if s == 0:
-                history = (Evaluation(t, x, denoiser(x, t, cond)),)
+                history = (Evaluation(t, x, denoiser(x, t)),)
                 x_s = history[0].x0
             else:
-                x_s, history = self.step(denoiser, x, t, s, cond, history, _draws(noise, x, step=i + 1))
+                x_s, history = self.step(denoiser, x, t, s, history, _draws(noise, x, step=i + 1))
             yield history[0]
             x = x_s
         yield Evaluation(times[-1], x, x)
 
-    def sample(
-        self, denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition | None = None, noise: Noise | None = None
-    ) -> Tensor:
+    def sample(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
         """The last state of the loop alone."""
-        for state in self(denoiser, x, times, cond, noise):
+        for state in self(denoiser, x, times, noise):
             x = state.x_t
         return x
 
@@ -161,9 +158,9 @@ class DDPMSampler(Sampler):
     by_transition = True
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
-        mean, log_var, x0 = denoiser.transition(x_t, t, s, cond)
+        mean, log_var, x0 = denoiser.transition(x_t, t, s)
         return mean + (log_var / 2).exp() * draw(), (Evaluation(t, x_t, x0),)
 
 
@@ -184,11 +181,11 @@ class DDIMSampler(Sampler):
         self.stochastic = eta > 0
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
-        x0 = denoiser(x_t, t, cond)
-        eps = (x_t - alpha_t * x0) / sigma_t
+        x0 = denoiser(x_t, t)
+        eps = eps_from(denoiser.schedule, x_t, t, x0)
         known = (Evaluation(t, x_t, x0),)
         if not self.stochastic:
             return alpha_s * x0 + sigma_s * eps, known
@@ -204,12 +201,12 @@ class HeunSampler(Sampler):
     calls = 2
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
         step = sigma_s / alpha_s - sigma_t / alpha_t
-        x0 = denoiser(x_t, t, cond)
-        eps = (x_t - alpha_t * x0) / sigma_t
+        x0 = denoiser(x_t, t)
+        eps = eps_from(denoiser.schedule, x_t, t, x0)
         x_s = alpha_s * (x_t / alpha_t + step * eps)
-        eps_s = (x_s - alpha_s * denoiser(x_s, s, cond)) / sigma_s
+        eps_s = eps_from(denoiser.schedule, x_s, s, denoiser(x_s, s))
         return alpha_s * (x_t / alpha_t + step * (eps + eps_s) / 2), (Evaluation(t, x_t, x0),)

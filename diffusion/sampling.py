@@ -24,7 +24,7 @@ from diffusion.autoencoder import Codec, decoded, encoded
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find
 from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condition_of, of_images
-from diffusion.denoisers import ClippedDenoiser, Condition, Denoiser
+from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
 from diffusion.grids import Grid, between
 from diffusion.latents import drawing
 from diffusion.memory import MOST_STEPS
@@ -198,13 +198,13 @@ class Pipeline:
         """
         denoiser = self.denoiser.to(index.device)
         noise = Noise(seed, index, self.stream)
-        cond = self.conditions(index, seed, label)
+        told = Conditioned(denoiser, self.conditions(index, seed, label))
         with torch.autocast(index.device.type, enabled=False):
             shape = self.shape if self.codec is None else self.codec.latent_shape
             x = prior(denoiser.schedule, noise, shape, self.times[0].item())
             if self.init is not None:
                 x = x + denoiser.schedule(self.times[0])[0].item() * self.init.to(x)
-            yield from self.sampler(denoiser, x, self.times, cond, noise)
+            yield from self.sampler(told, x, self.times, noise)
 
     def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
         """The data that states at t, () of latents show, (n, *shape); themselves where there is no codec."""

@@ -1,11 +1,10 @@
 """The denoiser of the first diffusion model, which knows one Gaussian for each noising step."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, TrainableDenoiser, log_variances, posterior
+from diffusion.denoisers import Condition, Prediction, TrainableDenoiser
+from diffusion.forward import log_variances, posterior
 from diffusion.schedules import Schedule, expand, float64
 
 
@@ -47,7 +46,7 @@ class StepDenoiser(TrainableDenoiser):
                 f"steps={self.timesteps} and grid=trailing, or for a likelihood likelihood=vlb"
             )
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         wide = float64(t)
         s = ((wide * self.timesteps).round() - 1) / self.timesteps
         self.check_times(torch.stack((wide, s)))
@@ -62,15 +61,16 @@ class StepDenoiser(TrainableDenoiser):
         c_skip = ratio * (sigma_t**2 - sigma_s**2) / (alpha_s * beta)
         c_out = sigma_t**2 / (alpha_s * beta.sqrt())
         x0 = expand(c_skip.to(x_t), x_t) * x_t + expand(c_out.to(x_t), x_t) * raw
-        return x0, {"raw": raw, "extra": extra}
+        return Prediction(x0, raw, extra)
 
-    def step(self, x_t: Tensor, t: Tensor, s: Tensor, x0: Tensor, aux: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
         """The network's own mean and log-variance; raises ValueError for any s but the next."""
+        assert prediction.extra is not None
         self.check_times(torch.stack((t, s)))
-        mean, _ = posterior(self.schedule, x_t, x0, t, s)
+        mean, _ = posterior(self.schedule, x_t, prediction.x0, t, s)
         # In float32, beta and beta-tilde of a fine schedule are too near each other for their difference.
         t, s = ((float64(time) * self.timesteps).round() / self.timesteps for time in (t, s))
         log_beta, _ = log_variances(self.schedule, t, s)
         share = (self.schedule(s)[1] / self.schedule(t)[1]) ** 2  # beta-tilde / beta
         floor, room = (expand(log_beta + log_part, x_t).to(x_t) for log_part in (share.log(), torch.log1p(-share)))
-        return mean, torch.logaddexp(floor, room + aux["extra"])
+        return mean, torch.logaddexp(floor, room + prediction.extra)

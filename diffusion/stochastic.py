@@ -1,21 +1,16 @@
 """Samplers that add noise on their way: the reverse SDE, Langevin dynamics beside and without it, EDM's churn.
 
-The score is the denoiser's: `score = (alpha_t D - x_t) / sigma_t^2`.
+The score is the denoiser's, `forward.score_from`.
 """
 
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Denoiser
+from diffusion.forward import score_from
 from diffusion.ranges import check_positive
 from diffusion.samplers import Draw, Evaluation, HeunSampler, History, Sampler
 from diffusion.schedules import expand
-
-
-def score(denoiser: Denoiser, x_t: Tensor, t: Tensor, x0: Tensor) -> Tensor:
-    """grad log p_t(x_t), shaped like x_t, from the denoiser's answer x0 there (Tweedie's formula)."""
-    alpha_t, sigma_t = denoiser.schedule(t)
-    return (alpha_t * x0 - x_t) / sigma_t**2
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -23,7 +18,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def _langevin(denoiser: Denoiser, x_t: Tensor, t: Tensor, x0: Tensor, size: Tensor, draw: Draw) -> Tensor:
-    return x_t + size / 2 * score(denoiser, x_t, t, x0) + size.sqrt() * draw()
+    return x_t + size / 2 * score_from(denoiser.schedule, x_t, t, x0) + size.sqrt() * draw()
 
 
 class EulerMaruyamaSampler(Sampler):
@@ -36,11 +31,11 @@ class EulerMaruyamaSampler(Sampler):
     stochastic = True
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         f, g2 = denoiser.schedule.rates(t)
-        x0 = denoiser(x_t, t, cond)
-        drift = f * x_t - g2 * score(denoiser, x_t, t, x0)
+        x0 = denoiser(x_t, t)
+        drift = f * x_t - g2 * score_from(denoiser.schedule, x_t, t, x0)
         return x_t + (s - t) * drift + (g2 * (t - s)).sqrt() * draw(), (Evaluation(t, x_t, x0),)
 
 
@@ -76,13 +71,13 @@ class PredictorCorrectorSampler(Sampler):
         self.calls = 1 + corrections
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
-        x_s, known = EulerMaruyamaSampler().step(denoiser, x_t, t, s, cond, history, draw)
+        x_s, known = EulerMaruyamaSampler().step(denoiser, x_t, t, s, history, draw)
         (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
         by_norm = self.rule == "norm" or (self.rule == "auto" and x_t[0].numel() >= 32)
         for _ in range(self.corrections):
-            slope, z = score(denoiser, x_s, s, denoiser(x_s, s, cond)), draw()
+            slope, z = score_from(denoiser.schedule, x_s, s, denoiser(x_s, s)), draw()
             length = sigma_s
             if by_norm:
                 steepness = _norm(slope)  # zero all over for a network that has learned nothing yet
@@ -115,14 +110,14 @@ class AnnealedLangevinSampler(Sampler):
         self.calls = 1 + corrections
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
-        known = (Evaluation(t, x_t, denoiser(x_t, t, cond)),)  # for whoever watches
+        known = (Evaluation(t, x_t, denoiser(x_t, t)),)  # for whoever watches
         size = self.epsilon * sigma_s**2
         x_s = alpha_s / alpha_t * x_t
         for _ in range(self.corrections):
-            x_s = _langevin(denoiser, x_s, s, denoiser(x_s, s, cond), size, draw)
+            x_s = _langevin(denoiser, x_s, s, denoiser(x_s, s), size, draw)
         return x_s, known
 
 
@@ -159,14 +154,14 @@ class LangevinSampler(Sampler):
             )
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         low = t.new_tensor(denoiser.schedule.t_min)
         size = self.epsilon * denoiser.schedule(low)[1] ** 2
-        known = Evaluation(low, x_t, denoiser(x_t, low, cond))
+        known = Evaluation(low, x_t, denoiser(x_t, low))
         x_s = _langevin(denoiser, x_t, low, known.x0, size, draw)
         for _ in range(self.corrections - 1):
-            x_s = _langevin(denoiser, x_s, low, denoiser(x_s, low, cond), size, draw)
+            x_s = _langevin(denoiser, x_s, low, denoiser(x_s, low), size, draw)
         return x_s, (known,)
 
 
@@ -197,7 +192,7 @@ class ChurnSampler(Sampler):
         self.gamma, self.s_min, self.s_max, self.s_noise = gamma, s_min, s_max, s_noise
 
     def step(
-        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition, history: History, draw: Draw
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         schedule = denoiser.schedule
         alpha_t, sigma_t = schedule(t)
@@ -207,4 +202,4 @@ class ChurnSampler(Sampler):
             alpha_r, sigma_r = schedule(raised)
             added = ((sigma_r / alpha_r) ** 2 - level**2).sqrt()
             t, x_t = raised, alpha_r * (x_t / alpha_t + self.s_noise * added * draw())
-        return HeunSampler().step(denoiser, x_t, t, s, cond, history, draw)
+        return HeunSampler().step(denoiser, x_t, t, s, history, draw)

@@ -71,7 +71,7 @@ def order(sampler: Sampler, denoiser: GaussianMixtureDenoiser, variable: str) ->
         history: History = tuple(Evaluation(t, x, denoiser(x, t)) for t, x in past)
         x = x_start
         for t, s in pairwise(times[3:]):
-            x, history = sampler.step(denoiser, x, t, s, {}, history, lambda: torch.zeros_like(x_start))
+            x, history = sampler.step(denoiser, x, t, s, history, lambda: torch.zeros_like(x_start))
         errors.append((x - solution(denoiser, x_start, times[3], times[-1])).norm().item())
     return slope(COUNTS, errors)
 
@@ -113,7 +113,7 @@ def _paired(
     def step(z: Tensor, draw: Draw) -> Tensor:
         x_t, x_before = z[:, :2], z[:, 2:]
         history = () if before is None else (Evaluation(before, x_before, denoiser(x_before, before)),)
-        return torch.cat((sampler.step(denoiser, x_t, t, s, {}, history, draw)[0], x_t), 1)
+        return torch.cat((sampler.step(denoiser, x_t, t, s, history, draw)[0], x_t), 1)
 
     return step
 

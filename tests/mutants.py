@@ -32,6 +32,7 @@ ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
     "schedules": ("schedules", "denoisers"),
+    "forward": ("denoisers", "likelihood", "repaint", "samplers"),
     "denoisers": ("denoisers", "exact", "objectives"),
     "residual": ("residual",),
     "steps": ("step_denoiser",),

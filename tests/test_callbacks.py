@@ -41,7 +41,7 @@ def test_the_logged_scores_are_those_of_the_averaged_weights_against_the_first_v
         path = run / "checkpoints/last.ckpt"
         denoiser = ClippedDenoiser(trained_denoiser(read(path), path, weights))
         sampler, times = quick_method(denoiser, 20)
-        fake = sampler.sample(denoiser, prior(denoiser.schedule, noise, (1, 8, 8)), times, {}, noise)
+        fake = sampler.sample(denoiser, prior(denoiser.schedule, noise, (1, 8, 8)), times, noise)
         made, target = (features(extractor, pixels) for pixels in (callbacks.media.quantised(fake), real))
         found[weights] = {
             "frechet_random": frechet_distance(made, target, replicates=0).value,

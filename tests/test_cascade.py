@@ -23,7 +23,7 @@ from diffusion import callbacks
 from diffusion.callbacks import quick_method
 from diffusion.checkpoint import read
 from diffusion.conditioning import of_images
-from diffusion.denoisers import Condition, Denoiser
+from diffusion.denoisers import Condition, Conditioned, Denoiser
 from diffusion.evaluation.loading import drawn
 from diffusion.evaluation.scores import judged_and_told
 from diffusion.noise import Noise
@@ -262,9 +262,10 @@ def test_previews_and_scores_tell_what_belongs_together(
     def watched(denoiser: Denoiser, steps: int) -> tuple[Any, Tensor]:
         sampler, times = quick_method(denoiser, 2)
 
-        def run(denoiser: Denoiser, x: Tensor, times: Tensor, cond: Condition, noise: Noise) -> Iterator[Evaluation]:
-            seen.append(cond)
-            return sampler(denoiser, x, times, cond, noise)
+        def run(denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise) -> Iterator[Evaluation]:
+            assert isinstance(denoiser, Conditioned)
+            seen.append(denoiser.cond)
+            return sampler(denoiser, x, times, noise)
 
         return run, times
 

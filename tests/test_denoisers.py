@@ -1,7 +1,6 @@
 """Denoisers: one model in every parameterization, the posterior, and the exact denoiser against quadrature. Float64."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from diffusion.denoisers import (
     GaussianMixtureDenoiser,
     NetworkDenoiser,
     Preconditioner,
+    Prediction,
     ScorePreconditioner,
     VPreconditioner,
     X0Preconditioner,
@@ -53,8 +53,8 @@ class ConstantDenoiser(Denoiser):
         super().__init__(schedule, variance)
         self.x0 = x0
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        return self.x0, {"seen": x_t}
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return Prediction(self.x0, raw=x_t)
 
 
 PRECONDITIONERS: dict[str, Preconditioner] = {
@@ -108,12 +108,12 @@ def test_the_network_sees_the_scaled_state_the_noise_level_and_the_condition() -
     network = FixedNetwork(torch.zeros(3, 2, dtype=torch.float64))
     label, x_t = torch.tensor([1, 2, 3]), torch.ones(3, 2, dtype=torch.float64)
     t = torch.tensor([0.001, 0.5, 1.0], dtype=torch.float64)
-    _, aux = NetworkDenoiser(network, schedule, EpsPreconditioner()).predict(x_t, t, {"label": label})
+    raw = NetworkDenoiser(network, schedule, EpsPreconditioner()).predict(x_t, t, {"label": label}).raw
     x, c_noise, cond = network.asked
     torch.testing.assert_close(x, x_t, rtol=0, atol=1e-12)  # c_in is 1 where variance is preserved
     assert c_noise.tolist() == pytest.approx([0, 499, 999], abs=1e-4)
     assert cond["label"] is label
-    assert aux["raw"] is network.output
+    assert raw is network.output
 
 
 def test_a_scalar_time_is_that_of_every_row() -> None:
@@ -406,9 +406,9 @@ def test_clipping_clamps_the_denoised_and_keeps_the_rest() -> None:
     x0 = torch.tensor([[-3.0, -0.5, 0.0, 0.99, 1.5]])
     clipped = ClippedDenoiser(ConstantDenoiser(LinearSchedule(), x0, "beta_tilde"))
     x_t = torch.ones(1, 5)
-    result, aux = clipped.predict(x_t, torch.tensor(0.5), {})
-    assert result.tolist() == torch.tensor([[-1.0, -0.5, 0.0, 0.99, 1.0]]).tolist()
-    assert aux["seen"] is x_t
+    prediction = clipped.predict(x_t, torch.tensor(0.5), {})
+    assert prediction.x0.tolist() == torch.tensor([[-1.0, -0.5, 0.0, 0.99, 1.0]]).tolist()
+    assert prediction.raw is x_t
     assert clipped.variance == "beta_tilde"
     narrow = ClippedDenoiser(ConstantDenoiser(LinearSchedule(), x0), low=-0.2, high=0.1)
     assert narrow(x_t, torch.tensor(0.5)).aminmax() == (torch.tensor(-0.2), torch.tensor(0.1))

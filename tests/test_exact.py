@@ -1,7 +1,5 @@
 """Identities between whole parts: posteriors, trajectories, grids, rates and schedules. Float64."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -18,6 +16,7 @@ from diffusion.denoisers import (
     GaussianMixtureDenoiser,
     NetworkDenoiser,
     Preconditioner,
+    Prediction,
     ScorePreconditioner,
     VPreconditioner,
     X0Preconditioner,
@@ -66,7 +65,7 @@ class Exact(NetworkDenoiser):
         super().__init__(nn.Linear(1, 1).double(), mixture.schedule, PRECONDITIONERS[name])
         self.mixture, self.name = mixture, name
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         self.network.forward = lambda scaled, *_: self.raw(scaled, t)  # type: ignore[method-assign]
         return super().predict(x_t, t, cond)
 

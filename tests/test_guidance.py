@@ -14,10 +14,12 @@ from diffusion.classifiers import LabelLogProb, NoisyClassifier
 from diffusion.denoisers import (
     ClippedDenoiser,
     Condition,
+    Conditioned,
     Denoiser,
     EpsPreconditioner,
     GaussianMixtureDenoiser,
     NetworkDenoiser,
+    Prediction,
     posterior,
 )
 from diffusion.grids import TrailingGrid, UniformGrid
@@ -50,10 +52,10 @@ class ByLabel(Denoiser):
         self.each = torch.nn.ModuleList(component(mixture, k) for k in range(3))
         self.asked: list[int] = []  # the batch sizes
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         self.asked.append(len(x_t))
         answers = torch.stack([*(d(x_t, t) for d in self.each), self.all(x_t, t)])
-        return answers[cond["label"], torch.arange(len(x_t))], {}
+        return Prediction(answers[cond["label"], torch.arange(len(x_t))])
 
 
 def exact(mixture: GaussianMixtureDenoiser, k: int) -> Callable[[Tensor, Tensor, Condition], Tensor]:
@@ -156,7 +158,8 @@ def test_every_sampler_takes_guided_denoisers(name: str, mixture: GaussianMixtur
         by_energy = sampler(name).sample(EnergyGuidance(mixture, exact(mixture, 2)), x, times, noise=noise)
     torch.testing.assert_close(by_energy, expected, rtol=1e-5, atol=1e-5)
     clipped = ClippedDenoiser(ClassifierFreeGuidance(ByLabel(mixture), 1 + 1e-12), -50.0, 50.0)
-    torch.testing.assert_close(sampler(name).sample(clipped, x, times, label(2), noise), expected, rtol=1e-5, atol=1e-5)
+    by_label = sampler(name).sample(Conditioned(clipped, label(2)), x, times, noise)
+    torch.testing.assert_close(by_label, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["vp", "sub_vp"], indirect=True)
@@ -164,7 +167,7 @@ def test_guided_densities_are_exact(mixture: GaussianMixtureDenoiser) -> None:
     x = points(mixture.schedule, torch.tensor(0.02, dtype=torch.float64), 3)
 
     def density(denoiser: Denoiser, cond: Condition | None = None) -> Tensor:
-        x_1, change = ode_log_density(denoiser, x, steps=6, probe="exact", cond=cond)
+        x_1, change = ode_log_density(Conditioned(denoiser, cond or {}), x, steps=6, probe="exact")
         return torch.cat((x_1, change[:, None]), 1)
 
     by_energy = density(EnergyGuidance(mixture, exact(mixture, 0)))
@@ -224,8 +227,8 @@ def test_a_shift_of_the_step_is_refused_by_samplers_that_take_none(mixture: Gaus
 
 def test_a_constant_answer_is_not_rescaled(mixture: GaussianMixtureDenoiser) -> None:
     class Constant(ByLabel):
-        def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-            return cond["label"][:, None].to(x_t).expand(-1, 2), {}
+        def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+            return Prediction(cond["label"][:, None].to(x_t).expand(-1, 2))
 
     x_t = torch.randn(3, 2, dtype=torch.float64)
     cond = {"label": torch.tensor([0, 1, 2])}

@@ -12,7 +12,7 @@ from data.module import DataModule
 from data.stream import Batches, Images, Request
 from diffusion.cascade import joined
 from diffusion.conditioning import Rows
-from diffusion.denoisers import Condition, Denoiser, dropped
+from diffusion.denoisers import Condition, Denoiser, Prediction, dropped
 from diffusion.grids import KarrasGrid
 from diffusion.networks.unet import UNet
 from diffusion.samplers import DDIMSampler, HeunSampler
@@ -206,7 +206,7 @@ class Gaussian(Denoiser):
         super().__init__(schedule)
         self.small = small
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         x = x_t.flatten(1).double()
         alpha, sigma = self.schedule(t)
         if self.small:
@@ -216,7 +216,7 @@ class Gaussian(Denoiser):
             mean = MEAN + (seen - AREA @ MEAN)[:, None] * gain(level)
             covariance = COVARIANCE - torch.outer(gain(level), COVARIANCE @ AREA)
         pull = alpha * covariance @ (alpha**2 * covariance + sigma**2 * torch.eye(len(covariance))).inverse()
-        return (mean + (x - alpha * mean) @ pull.T).reshape(x_t.shape).to(x_t), {}
+        return Prediction((mean + (x - alpha * mean) @ pull.T).reshape(x_t.shape).to(x_t))
 
 
 def stage(small: bool, **options: Any) -> Pipeline:
@@ -263,8 +263,8 @@ def test_an_exact_cascade_draws_the_datas_own_distribution_with_and_without_cond
 class Copies(Denoiser):
     """Thinks that the data are what it is told."""
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        return cond["image"][:, :1] + 0 * x_t, {}
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return Prediction(cond["image"][:, :1] + 0 * x_t)
 
 
 def test_three_stages_enlarge_one_after_the_other() -> None:

@@ -10,27 +10,18 @@ ROOT = Path(__file__).parent.parent
 DIFFUSION, DATA = sorted((ROOT / "diffusion").rglob("*.py")), sorted((ROOT / "data").rglob("*.py"))
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"}
 
-# All that each module of the core may import beside the standard library.
-CORE = {
-    "schedules": {"torch"},
-    "noise": {"torch"},
-    "denoisers": {"torch", "diffusion.schedules"},
-    "ode": {"torch", "torchdiffeq", "diffusion.schedules", "diffusion.denoisers"},
-    "steps": {"torch", "diffusion.schedules", "diffusion.denoisers"},
-    "likelihood": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.ode"},
-    "objectives": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"},
-    "samplers": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise"},
-    "multistep": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
-    "stochastic": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
-    "adaptive": {"torch", "diffusion.denoisers", "diffusion.samplers", "diffusion.ode"},
-    "guidance": {"torch", "diffusion.schedules", "diffusion.denoisers"},
-    "repaint": {"torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.samplers"},
-    "grids": {"torch", "diffusion.schedules"},
-    "autoencoder": {
-        *("torch", "diffusion.schedules", "diffusion.denoisers", "diffusion.noise", "diffusion.likelihood"),
-        "diffusion.objectives",
-    },
-}
+# The core from the bottom up: a module imports what stands in lines above its own, or before it in its line.
+CORE = (
+    "ranges",
+    "schedules noise",
+    "forward",
+    "denoisers steps residual",
+    "ode guidance grids",
+    "samplers multistep stochastic adaptive repaint likelihood",
+    "objectives",
+    "classifiers autoencoder",
+)
+PLACES = {name: (line, place) for line, names in enumerate(CORE) for place, name in enumerate(names.split())}
 
 
 def imports(path: Path) -> set[str]:
@@ -55,12 +46,16 @@ def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_imports_what_stands_before_it_and_nothing_else(name: str) -> None:
-    found = {
-        name if name.startswith("diffusion") else name.split(".")[0] for name in imports(ROOT / f"diffusion/{name}.py")
+@pytest.mark.parametrize("name", PLACES)
+def test_the_core_imports_downwards_and_nothing_else(name: str) -> None:
+    found = imports(ROOT / f"diffusion/{name}.py")
+    assert {other for other in found if not other.startswith("diffusion.")} <= {
+        "torch",
+        "torch.nn.functional",
+        "torchdiffeq",
     }
-    assert found <= CORE[name] | {"diffusion.ranges"}  # which imports nothing
+    ours = {other.removeprefix("diffusion.") for other in found if other.startswith("diffusion.")}
+    assert {other for other in ours if PLACES.get(other, PLACES[name]) >= PLACES[name]} == set()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "diffusion/networks").glob("*.py")), ids=_name)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser, posterior
+from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
+from diffusion.forward import posterior
 from diffusion.grids import TrailingGrid
 from diffusion.likelihood import (
     bits,

@@ -15,7 +15,14 @@ from diffusion.build import build
 from diffusion.cascade import joined
 from diffusion.classifiers import LabelLogProb, NoisyClassifier
 from diffusion.conditioning import Rows
-from diffusion.denoisers import ClippedDenoiser, Denoiser, EpsPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser
+from diffusion.denoisers import (
+    ClippedDenoiser,
+    Conditioned,
+    Denoiser,
+    EpsPreconditioner,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+)
 from diffusion.evaluation.extractors import Classifier, RandomConvolutions
 from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
@@ -226,9 +233,9 @@ def test_both_likelihoods_run(kind: str) -> None:
     cond = {"image": torch.zeros(2, 2, 8, 8, device="meta")} if denoiser.condition_channels else {}
     with Net(copies=True):
         for eight_bit in (True, False):
-            variational_bound(denoiser, x, TrailingGrid()(denoiser.schedule, 3), noise, eight_bit, cond)
+            variational_bound(Conditioned(denoiser, cond), x, TrailingGrid()(denoiser.schedule, 3), noise, eight_bit)
         for options in ({"steps": 2}, {"tolerance": 1e-3}, {"steps": 1, "probe": "gaussian"}):
-            x_1, _ = ode_log_density(denoiser, x.double(), noise, cond=cond, **options)  # type: ignore[arg-type]
+            x_1, _ = ode_log_density(Conditioned(denoiser, cond), x.double(), noise, **options)  # type: ignore[arg-type]
             prior_log_density(denoiser.schedule, x_1)
 
 

@@ -2,19 +2,19 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from helpers_samplers import affine, marginal
 from torch import Tensor
 
-from diffusion.denoisers import Condition, GaussianMixtureDenoiser
+from diffusion.denoisers import Condition, GaussianMixtureDenoiser, Prediction
+from diffusion.forward import renoised
 from diffusion.grids import LogSNRGrid
 from diffusion.guidance import Inpainting
 from diffusion.multistep import DPMSolverPP2MSampler
 from diffusion.noise import Noise
-from diffusion.repaint import RePaintSampler, renoised
+from diffusion.repaint import RePaintSampler
 from diffusion.samplers import DDIMSampler, DDPMSampler, Draw, HeunSampler, Sampler, prior
 from diffusion.schedules import Schedule
 
@@ -29,8 +29,8 @@ def inpainting(gaussian: GaussianMixtureDenoiser) -> Inpainting:
 class _Told(GaussianMixtureDenoiser):
     """What it is told, whatever it sees."""
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
-        return cond["embedding"], {}
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return Prediction(cond["embedding"])
 
 
 def test_what_surrounds_the_known_part_is_drawn_for_the_condition(gaussian: GaussianMixtureDenoiser) -> None:
@@ -74,7 +74,7 @@ def states(gaussian: GaussianMixtureDenoiser, times: Tensor, rounds: Sequence[in
         added = (sigma_t**2 - (ratio * sigma_s) ** 2) * torch.eye(2)
 
         def step(z: Tensor, draw: Draw, t: Tensor = t, s: Tensor = s) -> Tensor:
-            return DDPMSampler().step(denoiser, z, t, s, {}, (), draw)[0]
+            return DDPMSampler().step(denoiser, z, t, s, (), draw)[0]
 
         a, b, q = affine(step, 2)
         for (means, covs), count in zip(found, rounds, strict=True):
@@ -153,13 +153,13 @@ def test_a_step_of_repaint_is_its_rounds_one_after_the_other(gaussian: GaussianM
         return noise.normal((2,), draw=count).double()
 
     x_t = prior(schedule, noise, (2,)).double()
-    x, _ = RePaintSampler(DDPMSampler(), 3).step(denoiser, x_t, t, s, {}, (), draw)
+    x, _ = RePaintSampler(DDPMSampler(), 3).step(denoiser, x_t, t, s, (), draw)
     assert count == 5
     count = 0
     for turn in range(3):
         if turn:
             x_t = renoised(schedule, y, s, t, draw())  # noqa: F821
-        y, _ = DDPMSampler().step(denoiser, x_t, t, s, {}, (), draw)
+        y, _ = DDPMSampler().step(denoiser, x_t, t, s, (), draw)
     torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
 
 
@@ -182,11 +182,11 @@ def test_a_multistep_method_begins_anew_after_each_return(gaussian: GaussianMixt
     t, s, r = gaussian.schedule.inverse(torch.tensor([-2.0, -1.0, 0.0], dtype=torch.float64))
     x_t = torch.tensor([[0.4, -0.9]], dtype=torch.float64)
     sampler, z = DPMSolverPP2MSampler(), torch.ones(1, 2, dtype=torch.float64)
-    x_s, history = sampler.step(gaussian, x_t, t, s, {}, (), lambda: z)
-    twice, known = RePaintSampler(sampler, 2).step(gaussian, x_s, s, r, {}, history, lambda: z)
-    first, _ = sampler.step(gaussian, x_s, s, r, {}, history, lambda: z)
+    x_s, history = sampler.step(gaussian, x_t, t, s, (), lambda: z)
+    twice, known = RePaintSampler(sampler, 2).step(gaussian, x_s, s, r, history, lambda: z)
+    first, _ = sampler.step(gaussian, x_s, s, r, history, lambda: z)
     back = renoised(gaussian.schedule, first, r, s, z)
-    assert torch.equal(twice, sampler.step(gaussian, back, s, r, {}, (), lambda: z)[0])
+    assert torch.equal(twice, sampler.step(gaussian, back, s, r, (), lambda: z)[0])
     assert len(known) == 1
 
 

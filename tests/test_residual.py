@@ -126,9 +126,9 @@ def test_the_target_makes_it_exact_and_has_unit_variance(islands: Tensor) -> Non
     for level in (schedule.t_min, 0.01, 0.3, 0.6):
         t = torch.full((len(islands),), level, dtype=torch.float64)
         alpha, sigma = schedule(t)
-        prior, aux = denoiser.predict(alpha[:, None] * islands + sigma[:, None] * eps, t, {})
-        target, c_out = denoiser.target(islands, eps, t, aux)
-        torch.testing.assert_close(prior + c_out[:, None] * target, islands, rtol=0, atol=1e-8)
+        prediction = denoiser.predict(alpha[:, None] * islands + sigma[:, None] * eps, t, {})
+        target, c_out = denoiser.target(islands, eps, t, prediction)
+        torch.testing.assert_close(prediction.x0 + c_out[:, None] * target, islands, rtol=0, atol=1e-8)
         assert target.square().mean().item() == pytest.approx(1, abs=0.1)
 
 
@@ -274,9 +274,9 @@ def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, to
         ratio = denoiser.prior.error(alpha, sigma) / residual(schedule, data).prior.error(alpha, sigma)
         assert ratio < (0.5 if level > 0.5 else 1.001)
         x0, eps, batch_t = data[:500].view(-1, 1, 2, 3), torch.ones(500, 1, 2, 3).double(), t.expand(500)
-        prior, aux = denoiser.predict(alpha * x0 + sigma * eps, batch_t, {"image": told[:500]})
-        target, c_out = denoiser.target(x0, eps, batch_t, aux)
-        torch.testing.assert_close(prior + expand(c_out, x0) * target, x0, rtol=1e-9, atol=1e-9)
+        prediction = denoiser.predict(alpha * x0 + sigma * eps, batch_t, {"image": told[:500]})
+        target, c_out = denoiser.target(x0, eps, batch_t, prediction)
+        torch.testing.assert_close(prediction.x0 + expand(c_out, x0) * target, x0, rtol=1e-9, atol=1e-9)
 
 
 def test_a_network_that_is_told_images_sees_the_data_themselves_at_unit_variance(data: Tensor, told: Tensor) -> None:

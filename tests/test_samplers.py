@@ -1,7 +1,6 @@
 """Samplers: the loop, exact propagation of Gaussians, and the measured order of convergence. Float64 throughout."""
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,8 @@ from helpers_samplers import DETERMINISTIC as VARIABLES
 from helpers_samplers import marginal, order, propagate, solution, weak_order
 from torch import Tensor
 
-from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, posterior
+from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, Prediction
+from diffusion.forward import posterior
 from diffusion.grids import LogSNRGrid, TrailingGrid
 from diffusion.multistep import (
     DPMSolverPP2MSDESampler,
@@ -263,8 +263,8 @@ def test_ddim_with_eta_one_is_ddpm_with_the_posteriors_variance(
     x, z = torch.randn(2, 5, 2, dtype=torch.float64)
     for s, t in pairwise(times):
         x_t = x * (schedule(t)[0] ** 2 + schedule(t)[1] ** 2).sqrt()
-        ddpm = DDPMSampler().step(mixture, x_t, t, s, {}, (), lambda: z)[0]
-        ddim = DDIMSampler(1.0).step(mixture, x_t, t, s, {}, (), lambda: z)[0]
+        ddpm = DDPMSampler().step(mixture, x_t, t, s, (), lambda: z)[0]
+        ddim = DDIMSampler(1.0).step(mixture, x_t, t, s, (), lambda: z)[0]
         torch.testing.assert_close(ddim, ddpm, rtol=1e-7, atol=1e-9)
 
 
@@ -278,10 +278,10 @@ def test_dpmpp_2m_sde_is_the_posterior_at_the_extrapolated_denoised(
     before, now, after = (schedule.log_snr(time) for time in (r, t, s))
     line = (mixture(x_t, t) - history[0].x0) / (now - before)
     mean, variance = posterior(schedule, x_t, mixture(x_t, t) + line * (after - now) / 2, t, s)
-    result, _ = DPMSolverPP2MSDESampler().step(mixture, x_t, t, s, {}, history, lambda: z)
+    result, _ = DPMSolverPP2MSDESampler().step(mixture, x_t, t, s, history, lambda: z)
     torch.testing.assert_close(result, mean + variance.sqrt() * z, rtol=1e-9, atol=1e-9)
-    first, _ = DPMSolverPP2MSDESampler().step(mixture, x_t, t, s, {}, (), lambda: z)
-    torch.testing.assert_close(first, DDIMSampler(1.0).step(mixture, x_t, t, s, {}, (), lambda: z)[0])
+    first, _ = DPMSolverPP2MSDESampler().step(mixture, x_t, t, s, (), lambda: z)
+    torch.testing.assert_close(first, DDIMSampler(1.0).step(mixture, x_t, t, s, (), lambda: z)[0])
 
 
 def test_dpmpp_2m_sde_propagates_gaussian_data_as_derived(
@@ -343,7 +343,7 @@ def test_samplers_derive_eps_from_the_clipped_denoised() -> None:
     inner = GaussianMixtureDenoiser(schedule, _tensor(4)[None], _tensor(0)[None, None])  # answers 4 everywhere
     x_t, t, s = _tensor(1.5)[None], _tensor(0.5)[0], _tensor(0.3)[0]
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    result = DDIMSampler().step(ClippedDenoiser(inner), x_t, t, s, {}, (), _zeros)[0]
+    result = DDIMSampler().step(ClippedDenoiser(inner), x_t, t, s, (), _zeros)[0]
     torch.testing.assert_close(result, alpha_s * 1 + sigma_s * (x_t - alpha_t * 1) / sigma_t)
 
 
@@ -395,12 +395,12 @@ def test_a_step_calls_the_denoiser_as_often_as_stated(
 ) -> None:
     sampler, predict, count = SAMPLERS[name], mixture.predict, 0
 
-    def counted(x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Tensor, dict[str, Any]]:
+    def counted(x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         nonlocal count
         count += 1
         return predict(x_t, t, cond)
 
     monkeypatch.setattr(mixture, "predict", counted)
     x_t = torch.ones(1, 2, dtype=torch.float64)
-    sampler.step(mixture, x_t, _tensor(0.6)[0], _tensor(0.4)[0], {}, (), lambda: x_t)
+    sampler.step(mixture, x_t, _tensor(0.6)[0], _tensor(0.4)[0], (), lambda: x_t)
     assert count == sampler.calls == calls

@@ -19,6 +19,7 @@ from diffusion.denoisers import (
     EpsPreconditioner,
     GaussianMixtureDenoiser,
     NetworkDenoiser,
+    Prediction,
     posterior,
 )
 from diffusion.grids import LogSNRGrid, TrailingGrid
@@ -124,8 +125,8 @@ def test_the_variance_of_a_fine_schedule_is_as_exact_in_float32(zero_terminal_sn
     schedule = LinearSchedule(1000, zero_terminal_snr=zero_terminal_snr)
     model = StepDenoiser(Given(lambda x, i: torch.zeros(len(x), 4).to(x)), schedule)  # h = 0: the variance is beta
     step = torch.arange(1, 1001, dtype=torch.float32)
-    aux = {"extra": torch.full((1000, 2), 0.5)}
-    narrow = model.step(torch.zeros(1000, 2), step / 1000, (step - 1) / 1000, torch.zeros(1000, 2), aux)[1]
+    prediction = Prediction(torch.zeros(1000, 2), extra=torch.full((1000, 2), 0.5))
+    narrow = model.step(torch.zeros(1000, 2), step / 1000, (step - 1) / 1000, prediction)[1]
     beta, alpha_bar = schedule.betas, (1 - schedule.betas).cumprod(0)
     before = torch.cat((torch.ones(1), alpha_bar[:-1]))
     floor = beta * (1 - before) / (1 - alpha_bar)

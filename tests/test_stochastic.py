@@ -144,8 +144,8 @@ def test_without_churn_or_outside_its_levels_it_is_heun(
 ) -> None:
     t, s = schedule.inverse(_tensor(0.0, 0.7))  # a level of 1
     x_t = torch.randn(5, 2, dtype=torch.float64)
-    churned = ChurnSampler(*arguments).step(mixture, x_t, t, s, {}, (), lambda: torch.ones_like(x_t))[0]
-    heun = HeunSampler().step(mixture, x_t, t, s, {}, (), lambda: x_t)[0]
+    churned = ChurnSampler(*arguments).step(mixture, x_t, t, s, (), lambda: torch.ones_like(x_t))[0]
+    heun = HeunSampler().step(mixture, x_t, t, s, (), lambda: x_t)[0]
     assert torch.equal(churned, heun) or arguments[0] == 0
     torch.testing.assert_close(churned, heun, rtol=1e-6, atol=1e-6)
 
@@ -169,9 +169,9 @@ def _corrected(rule: str, x: Tensor, z: Tensor, variance: float) -> tuple[Tensor
     )
     t, s = _tensor(0.6, 0.59)
     draws = iter((torch.zeros_like(z), z))
-    predicted = EulerMaruyamaSampler().step(normal, x, t, s, {}, (), lambda: torch.zeros_like(z))[0]
+    predicted = EulerMaruyamaSampler().step(normal, x, t, s, (), lambda: torch.zeros_like(z))[0]
     sampler = PredictorCorrectorSampler(0.16, rule=rule)
-    return sampler.step(normal, x, t, s, {}, (), lambda: next(draws))[0], predicted
+    return sampler.step(normal, x, t, s, (), lambda: next(draws))[0], predicted
 
 
 def test_the_correctors_step_is_the_papers_for_each_sample_alone() -> None:
@@ -220,7 +220,7 @@ def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_ti
     for _ in range(2):
         gradient = torch.func.grad(lambda y: denoiser.log_prob(y, low).sum())(expected)
         expected = expected + 0.005 * 0.5 * gradient + 0.005**0.5 * z  # sigma^2 = 0.01
-    after, known = LangevinSampler(0.5, 2).step(denoiser, x, _tensor(0.9)[0], low, {}, (), lambda: z)
+    after, known = LangevinSampler(0.5, 2).step(denoiser, x, _tensor(0.9)[0], low, (), lambda: z)
     torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-9)
     assert known[0].t == low
     with pytest.raises(ValueError, match=r"must end there: use grid=uniform"):

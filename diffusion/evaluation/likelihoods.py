@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion.conditioning import ImageCondition, of_examples
-from diffusion.denoisers import Denoiser
+from diffusion.denoisers import Conditioned, Denoiser
 from diffusion.evaluation.extractors import random_rows
 from diffusion.evaluation.pictures import bound_picture
 from diffusion.evaluation.scores import Examples
@@ -132,7 +132,7 @@ def bound(denoiser: Denoiser, times: Tensor, seed: int, eight_bit: bool) -> Comp
     """A function that gives the terms of a batch's variational bounds, (B, len(times))."""
 
     def compute(x: Tensor, index: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        return variational_bound(denoiser, x, times, Noise(seed, index, EVALUATION), eight_bit, dict(cond))
+        return variational_bound(Conditioned(denoiser, dict(cond)), x, times, Noise(seed, index, EVALUATION), eight_bit)
 
     return compute
 
@@ -169,7 +169,7 @@ def density(
     def compute(x: Tensor, index: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         noise = Noise(seed, index, EVALUATION)
         x = dequantised(x.double(), noise) if eight_bit else x.double()
-        x_1, change = ode_log_density(denoiser, x, noise, steps, count, probe, dict(cond), tolerance)
+        x_1, change = ode_log_density(Conditioned(denoiser, dict(cond)), x, noise, steps, count, probe, tolerance)
         nll = ode_nll(prior_log_density(denoiser.schedule, x_1) + change, size, eight_bit)
         return torch.stack((nll, prior_term(denoiser.schedule, x)), dim=1)
 

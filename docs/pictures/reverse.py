@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import style
 
-from diffusion.denoisers import GaussianMixtureDenoiser, posterior
+from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.forward import posterior
 from diffusion.schedules import VPSchedule
 
 SCHEDULE = VPSchedule()

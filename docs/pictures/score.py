@@ -17,11 +17,12 @@ import style
 
 from data.toy import Toy2d
 from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.forward import score_from
 from diffusion.grids import LogSNRGrid, UniformGrid
 from diffusion.noise import Noise
 from diffusion.samplers import DDIMSampler, Sampler
 from diffusion.schedules import FlowSchedule, Schedule, SubVPSchedule, VarianceExplodingSchedule, VPSchedule
-from diffusion.stochastic import AnnealedLangevinSampler, EulerMaruyamaSampler, LangevinSampler, score
+from diffusion.stochastic import AnnealedLangevinSampler, EulerMaruyamaSampler, LangevinSampler
 
 
 def field(levels: tuple[float, ...] = (0.15, 0.5, 1.0, 2.0), points: int = 13) -> Figure:
@@ -35,7 +36,7 @@ def field(levels: tuple[float, ...] = (0.15, 0.5, 1.0, 2.0), points: int = 13) -
         t = schedule.inverse(-2 * torch.tensor(sigma, dtype=torch.float64).log())
         fine, coarse = plane(3.4, 120), plane(3.1, points)
         axis.contourf(*fine.T.reshape(2, 120, 120), mixture.log_prob(fine, t).exp().reshape(120, 120), 12, cmap="Blues")
-        arrows = sigma * score(mixture, coarse, t, mixture(coarse, t))
+        arrows = sigma * score_from(schedule, coarse, t, mixture(coarse, t))
         axis.quiver(*coarse.T, *arrows.T, color=style.VERMILLION, angles="xy", scale=32, width=0.008)
         axis.set_title(rf"$\sigma_t = {sigma:g}$")
         bare(axis, 3.4)
