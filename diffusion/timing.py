@@ -1,6 +1,7 @@
 """How long a run will take: measured before it begins, from a copy that changes nothing of it."""
 
 import copy
+import math
 import time
 from collections.abc import Mapping
 
@@ -14,7 +15,9 @@ from diffusion.noise import TRAINING, Noise
 from diffusion.training import Run
 
 
-def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: pl.Trainer, seconds: float) -> float:
+def step_seconds(
+    module: DiffusionModule, batch: Mapping[str, Tensor], trainer: pl.Trainer, seconds: float, most: float = math.inf
+) -> float:
     """Seconds of one training batch on the first device, measured on a copy: nothing of the run changes.
 
     Args:
@@ -22,6 +25,7 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
         batch: one training batch, of any size.
         trainer: tells the device and the precision.
         seconds: how long to measure, after one batch of warm-up.
+        most: no more batches than this are measured, but at least two.
     """
     device = trainer.strategy.root_device
     with torch.random.fork_rng(devices=[]):
@@ -43,7 +47,7 @@ def step_seconds(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: 
 
         one_batch()
         begun, count = time.perf_counter(), 0
-        while count < 2 or time.perf_counter() - begun < seconds:
+        while count < 2 or (count < most and time.perf_counter() - begun < seconds):
             one_batch()
             count += 1
         return (time.perf_counter() - begun) / count
@@ -54,12 +58,15 @@ def estimate(run: Run, trainer: pl.Trainer) -> float:
     batch = device_batch(run, trainer)
     size, count = len(batch["x"]), 16
     seconds = 0.0
+    accumulated = run.config["trainer"].get("accumulate_grad_batches") or 1
+    # A run of a few steps is not measured for longer than it takes.
+    most = (run.config["trainer"].get("max_steps") or math.inf) * accumulated
     while seconds < 0.25 and count < size:  # what a step costs whatever its size must not be multiplied
         seconds = step_seconds(run.module, {name: value[:count] for name, value in batch.items()}, trainer, 0.0)
         measured, count = count, 4 * count
     if seconds < 0.25:
-        seconds, measured = step_seconds(run.module, batch, trainer, seconds=0.5), size
-    return seconds * size / measured * (run.config["trainer"].get("accumulate_grad_batches") or 1)
+        seconds, measured = step_seconds(run.module, batch, trainer, seconds=0.5, most=most), size
+    return seconds * size / measured * accumulated
 
 
 def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
 """What a run is said to take."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from diffusion import timing
 
@@ -16,7 +18,7 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
 ) -> None:
     spent = []
 
-    def step_seconds(module: Any, batch: dict[str, torch.Tensor], trainer: Any, seconds: float) -> float:
+    def step_seconds(module: Any, batch: dict[str, torch.Tensor], trainer: Any, seconds: float, **_: Any) -> float:
         spent.append(fixed + each * len(batch["x"]))
         return spent[-1]
 
@@ -25,3 +27,40 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
     run: Any = SimpleNamespace(module=None, config={"trainer": {"accumulate_grad_batches": 2}})
     assert timing.estimate(run, None) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
     assert max(spent) < 64 * each + 1  # and nothing is tried that takes long by itself
+
+
+class Counted(nn.Module):
+    """An objective that counts its batches."""
+
+    batches = 0
+
+    def forward(self, denoiser: nn.Module, batch: dict[str, torch.Tensor], noise: Any) -> dict[str, torch.Tensor]:
+        Counted.batches += 1
+        return {"loss": denoiser.network(batch["x"])}
+
+
+@pytest.mark.parametrize(("max_steps", "batches"), [(3, 6), (1, 2)])
+def test_a_short_run_is_measured_on_no_more_batches_than_it_has(
+    max_steps: int, batches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = nn.Module()
+    denoiser.network = nn.Linear(2, 1)
+    module = SimpleNamespace(
+        denoiser=denoiser,
+        objective=Counted(),
+        optimizer=lambda network, fused: torch.optim.SGD(network.parameters()),
+        seed=0,
+        config={},
+    )
+    trainer: Any = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        precision_plugin=SimpleNamespace(forward_context=nullcontext),
+    )
+    batch = {"x": torch.zeros(4, 2), "serial": torch.arange(4)}
+    monkeypatch.setattr(timing, "device_batch", lambda run, trainer: batch)
+    monkeypatch.setattr(Counted, "batches", 0)
+    run: Any = SimpleNamespace(
+        module=module, config={"trainer": {"max_steps": max_steps, "accumulate_grad_batches": 2}}
+    )
+    assert timing.estimate(run, trainer) > 0
+    assert Counted.batches == 1 + batches
