@@ -32,6 +32,8 @@ def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Te
     """The module of a run, moved to the device, its configuration, and a batch there."""
     latent = "experiment=latent_fashion" in overrides
     config = resolved(*overrides)
+    if "blocks" in config["network"]:
+        config["network"]["blocks"] = 1  # a second one of a level is like the first
     shape, codec = config["dataset"]["shape"], None
     if latent:
         codec = Codec(Autoencoder(AutoencoderNetwork(shape, widths=(8, 8))), clip=True)
