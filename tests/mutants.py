@@ -3,8 +3,8 @@
     python tests/mutants.py                 60 mutants with seed 0, about half an hour on two cores
     python tests/mutants.py 20 7            20 with seed 7
 
-Draws as many operators (comparisons too), constants (indices too) and names in the mathematical modules, changes one in
-a copy of the project, and runs the module's tests there. A survivor that docs/mutants.md does not explain as equivalent
+Draws as many operators (comparisons too), constants (indices too) and names in the modules of `TESTS`, changes one in a
+copy of the project, and runs the module's tests there. A survivor that docs/mutants.md does not explain as equivalent
 makes it exit with 1. Docstrings, messages, annotations, imports and default settings are left alone.
 """
 
@@ -31,26 +31,34 @@ KINDS = ("operator", "constant", "name")
 ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
-    "schedules": ("schedules", "denoisers"),
-    "forward": ("denoisers", "likelihood", "repaint", "samplers"),
-    "denoisers": ("denoisers", "exact", "objectives"),
-    "residual": ("residual",),
-    "steps": ("step_denoiser",),
-    "objectives": ("objectives", "variance", "conditions"),
-    "samplers": (ORDER, "inversion", "samplers"),
-    "grids": (
+    "diffusion/schedules.py": ("schedules", "denoisers"),
+    "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers"),
+    "diffusion/denoisers.py": ("denoisers", "exact", "objectives"),
+    "diffusion/residual.py": ("residual",),
+    "diffusion/steps.py": ("step_denoiser",),
+    "diffusion/objectives.py": ("objectives", "variance", "conditions"),
+    "diffusion/samplers.py": (ORDER, "inversion", "samplers"),
+    "diffusion/grids.py": (
         "grids",
         "steering::test_times_between_two_are_so_many_and_begin_and_end_there",
         "steering::test_times_from_noise_to_data_are_the_grids_own_to_the_last_bit",
     ),
-    "multistep": (ORDER, "inversion", "samplers"),
-    "stochastic": ("stochastic", "samplers::test_the_loop_yields_every_state"),
-    "ode": ("adaptive",),
-    "adaptive": ("adaptive",),
-    "likelihood": ("likelihood", "variance"),
-    "guidance": ("guidance", "repaint"),
-    "autoencoder": ("autoencoder", "latents"),
-    "repaint": ("repaint",),
+    "diffusion/multistep.py": (ORDER, "inversion", "samplers"),
+    "diffusion/stochastic.py": ("stochastic", "samplers::test_the_loop_yields_every_state"),
+    "diffusion/ode.py": ("adaptive",),
+    "diffusion/adaptive.py": ("adaptive",),
+    "diffusion/likelihood.py": ("likelihood", "variance"),
+    "diffusion/guidance.py": ("guidance", "repaint"),
+    "diffusion/autoencoder.py": ("autoencoder", "latents"),
+    "diffusion/repaint.py": ("repaint",),
+    "diffusion/ranges.py": ("ranges",),
+    "diffusion/validation.py": ("validation",),
+    "diffusion/memory.py": ("validation",),
+    "diffusion/lock.py": ("lock",),
+    "diffusion/atomic.py": ("runlog", "media", "faults"),
+    "diffusion/events.py": ("runlog",),
+    "data/pictures.py": ("pictures", "odd_data"),
+    "hints.py": ("hints",),
 }
 OPERATORS = {
     ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Pow: "*", ast.FloorDiv: "*", ast.MatMult: "*",
@@ -79,13 +87,13 @@ class Mutant(NamedTuple):
         return "name" if self.old.isidentifier() else "constant" if self.old[0].isdigit() else "operator"
 
     def __str__(self) -> str:
-        text = (ROOT / f"diffusion/{self.module}.py").read_text(encoding="utf-8").splitlines()[self.line - 1].strip()
-        return f"diffusion/{self.module}.py:{self.line}  `{self.old}` -> `{self.new}`  in  `{text}`"
+        text = (ROOT / self.module).read_text(encoding="utf-8").splitlines()[self.line - 1].strip()
+        return f"{self.module}:{self.line}  `{self.old}` -> `{self.new}`  in  `{text}`"
 
 
 def sites(module: str) -> list[Mutant]:
     """Every one-token mutant of a module that is not text, annotation, import, default or message."""
-    source = (ROOT / f"diffusion/{module}.py").read_text(encoding="utf-8")
+    source = (ROOT / module).read_text(encoding="utf-8")
     offsets = [0]
     for text in source.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(text))
@@ -162,7 +170,7 @@ def survives(mutant: Mutant) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "project"
         shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "raw", "lightning_logs", "__pycache__"))
-        file = copy / f"diffusion/{mutant.module}.py"
+        file = copy / mutant.module
         text = file.read_text(encoding="utf-8")
         end = mutant.start + len(mutant.old)
         file.write_text(text[: mutant.start] + mutant.new + text[end:], encoding="utf-8")
@@ -178,7 +186,7 @@ def main(count: int = 60, seed: int = 0) -> int:
     """Draws and runs the mutants; the number of survivors that are not explained."""
     os.environ["OMP_NUM_THREADS"] = "1"
     SERVER.set_forkserver_preload(["torch", "torchdiffeq", "pytest"])
-    modules = [name for name in TESTS if (ROOT / f"diffusion/{name}.py").exists()]
+    modules = list(TESTS)
     everything = [mutant for name in modules for mutant in sites(name)]
     dice = random.Random(seed)
     kinds = [[mutant for mutant in everything if mutant.kind == kind] for kind in KINDS]
