@@ -98,6 +98,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if path is None and plain.get("init_from") is None:  # else the checkpoint has them
         most = 50_000 if codec is None or settings.cache_latents else 10_000  # encoding is slow
         run.prepare(lambda: training_data(codec, datamodule, device, settings.seed, most))
+    if settings.compile and first:
+        print("compiling the network: the first step takes a minute or so")
     if settings.budget_minutes is not None and path is None:
         timing.spend_budget(run, trainer, begun)
     run.limit_steps(datamodule.train_size)

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from diffusion.autoencoder import Autoencoder, Codec, LatentObjective
+from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.models import Model
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import Objective
@@ -192,9 +192,3 @@ class DiffusionModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.raise_if_diverged()
         checkpoint["config"] = dict(self.config)
-
-
-def compile_network(denoiser: Model) -> None:
-    """Compiles the network in place, which leaves its parameters' names as they are."""
-    for part in denoiser.network.children() if isinstance(denoiser, Autoencoder) else (denoiser.network,):
-        part.compile()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.callbacks import duration
-from diffusion.module import DiffusionModule, compile_network
+from diffusion.module import DiffusionModule
 from diffusion.noise import TRAINING, Noise
 from diffusion.training import Run
 
@@ -34,8 +34,6 @@ def step_seconds(
         optimizer = module.optimizer(denoiser.network, fused=False)
         batch = {name: value.to(device) for name, value in batch.items()}
         noise = Noise(module.seed, batch["serial"], TRAINING)
-        if module.config.get("compile"):
-            compile_network(denoiser)
 
         def one_batch() -> None:
             with trainer.precision_plugin.forward_context():
@@ -54,9 +52,13 @@ def step_seconds(
 
 
 def estimate(run: Run, trainer: pl.Trainer) -> float:
-    """Seconds of one optimizer step: from a whole batch where that is quick, else from a part large enough to tell."""
+    """Seconds of one optimizer step: from a whole batch where that is quick, else from a part large enough to tell.
+
+    A compiled network is measured on whole batches alone: any other size would be compiled too.
+    """
     batch = device_batch(run, trainer)
-    size, count = len(batch["x"]), 16
+    size = len(batch["x"])
+    count = size if run.config.get("compile") else 16
     seconds = 0.0
     accumulated = run.config["trainer"].get("accumulate_grad_batches") or 1
     # A run of a few steps is not measured for longer than it takes.

@@ -23,10 +23,11 @@ from diffusion.autoencoder import Codec, LatentObjective
 from diffusion.build import ConfigError, build, construct, nearest
 from diffusion.callbacks import Metrics, Progress
 from diffusion.checkpoint import ROOT, CheckpointError, find, load_weights
+from diffusion.compiling import compile_network
 from diffusion.denoisers import Condition
 from diffusion.devices import check_devices
 from diffusion.models import build_model
-from diffusion.module import DiffusionModule, TrainingDiverged, compile_network
+from diffusion.module import DiffusionModule, TrainingDiverged
 from diffusion.objectives import ConditionDropout
 from diffusion.optimizers import PowerEMA
 from diffusion.residual import ResidualDenoiser
@@ -147,6 +148,8 @@ class Run:
             config=config,
         )
         self.module.objective.check(self.module.denoiser)
+        if self.settings.compile:
+            compile_network(self.module.denoiser)
         self.watchers = watchers(
             self.module, self.settings.preview_every, self.settings.score_every, self.settings.clip
         )
@@ -226,8 +229,6 @@ class Run:
                 checkpoints,
             ],
         )
-        if settings.compile:
-            compile_network(self.module.denoiser)
         try:
             with checkpoints.listening():
                 trainer.fit(self.module, datamodule=self.datamodule, ckpt_path=checkpoint, weights_only=True)
