@@ -27,8 +27,16 @@ os.environ.pop("PYTHONUNBUFFERED", None)
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# More gain nothing, since a file stays in one worker; those of one GPU share its memory.
-MAX_WORKERS = 4 if torch.cuda.is_available() else 8
+# The suite proves the mathematics on the CPU, in places to the last bit, so its processes see no GPU. The `gpu` tests
+# start a process that sees those of TEST_GPUS. Workers inherit both variables.
+if "TEST_GPUS" not in os.environ:
+    count = torch.cuda.device_count()
+    every = ",".join(str(index) for index in range(count))
+    os.environ["TEST_GPUS"] = (os.environ.get("CUDA_VISIBLE_DEVICES") or every) if count else ""
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+# More gain nothing, since a file stays in one worker.
+MAX_WORKERS = 8
 
 # The files that take longest. They start first, so that all workers end together.
 LONGEST = (
