@@ -17,7 +17,7 @@ import train
 from data.images import Digits
 from diffusion.autoencoder import Codec
 from diffusion.checkpoint import read
-from diffusion.denoisers import ClippedDenoiser
+from diffusion.denoisers import ClippedDenoiser, Conditioned
 from diffusion.evaluation.scores import random_rows
 from diffusion.latents import trained_autoencoder
 from diffusion.noise import SAMPLING, Noise
@@ -97,8 +97,9 @@ def test_samples_are_the_decoded_latents_and_so_is_every_state(folder: Path, cod
     assert not isinstance(pipeline.denoiser, ClippedDenoiser)
     noise = Noise(5, torch.arange(4), SAMPLING)
     x = prior(pipeline.denoiser.schedule, noise, codec.latent_shape)
+    denoiser = Conditioned(pipeline.denoiser, {"label": torch.arange(4)})
     with torch.no_grad():
-        states = list(pipeline.sampler(pipeline.denoiser, x, pipeline.times, {"label": torch.arange(4)}, noise))
+        states = list(pipeline.sampler(denoiser, x, pipeline.times, noise))
     frames = pipeline.frames(4, seed=5, keep=range(4))
     torch.testing.assert_close(frames[-1], codec.decode(states[-1].x_t))
     sigma = pipeline.denoiser.schedule(pipeline.times[0])[1]
