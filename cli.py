@@ -30,7 +30,7 @@ PATHS = (
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
-def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str) -> None:
+def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str, shortage: str = "") -> None:
     """Runs `script(config)` under Hydra; whatever the user can mend becomes one line on stderr and exit status 1.
 
     Ctrl-C is exit status 130. HYDRA_FULL_ERROR=1 in the environment shows tracebacks instead.
@@ -39,6 +39,7 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str) -> 
         script: gets the composed configuration.
         config_name: of the file in configs/ that says what can be set.
         usage: heads the page that --help prints.
+        shortage: what to lower when memory runs out.
     """
     warnings.formatwarning = _format_warning
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -50,13 +51,13 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str) -> 
             print(help_page(config_name, usage))
         else:
             sys.argv[1:] = checked(arguments, config_name)
-            _compose_and_run(script, config_name)
+            _compose_and_run(script, config_name, shortage)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str) -> None:
+def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, shortage: str) -> None:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -72,6 +73,12 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str) ->
                 return script(config)
         except (OmegaConfBaseException, *USER_ERRORS) as error:
             fail(one_line(error))
+        except (RuntimeError, MemoryError) as error:
+            from diffusion import memory  # here, because it imports torch
+
+            if not memory.ran_out(error):
+                raise
+            fail(str(memory.OutOfMemory(error, shortage)))
 
     try:
         with _full_error("1"):  # Hydra raises instead of printing; the printing is done here

@@ -254,7 +254,7 @@ def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: 
 
 def entry() -> None:
     """The command line."""
-    cli.run(main, "evaluate", __doc__ or "")
+    cli.run(main, "evaluate", __doc__ or "", "lower batch_size= (samples at a time) or n=")
 
 
 if __name__ == "__main__":

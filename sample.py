@@ -293,7 +293,7 @@ def _tensor(numbers: list[int]) -> "Tensor":
 
 def entry() -> None:
     """The command line."""
-    cli.run(main, "sample", __doc__ or "")
+    cli.run(main, "sample", __doc__ or "", "lower batch_size= (samples at a time), n= or frames=")
 
 
 if __name__ == "__main__":

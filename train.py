@@ -14,6 +14,7 @@ import inspect
 import math
 import re
 import shlex
+import shutil
 import sys
 import time
 import warnings
@@ -67,7 +68,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     begun = time.monotonic()
     from pytorch_lightning.utilities import rank_zero_only
 
-    from diffusion import latents, timing, training
+    from diffusion import latents, memory, timing, training
     from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
     from diffusion.lock import locked
@@ -80,6 +81,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if path is not None and first:
         held.enter_context(locked(run_folder(path)))
     settings = training.settings(plain)
+    advice = less_memory(plain)
+    held.enter_context(memory.shortage(advice))
     trainer = training.check_trainer(plain)
     if cli.sweeping() and trainer.world_size > 1:
         raise ValueError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
@@ -123,11 +126,34 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     except Interrupted as stop:
         print(f"saved; go on with: python train.py resume={folder}", file=sys.stderr)
         sys.exit(stop.code)
+    except memory.SHORTAGES as error:
+        if folder is None or not memory.ran_out(error):
+            raise
+        raise memory.OutOfMemory(error, f"{advice}; {what_remains(folder)}") from error
     if folder is not None:
         print(f"done: {folder}" + ("" if loss is None else f", validation loss {loss:.4f}"))
         print(f"  curves and pictures:  tensorboard --logdir {folder.parent.parent}")
         print(f"  {USES.get(type(run.module.denoiser).__name__, SAMPLE).format(folder)}")
     return folder, loss
+
+
+def less_memory(plain: dict[str, Any]) -> str:
+    """What to set so that a run takes less memory and its steps stay the same."""
+    size, accumulated = plain["batch_size"], plain["trainer"].get("accumulate_grad_batches") or 1
+    if size == 1:
+        return "batch_size is 1 already, choose a smaller network"
+    return (
+        f"lower batch_size={size}; half of it with twice the batches a step, batch_size={size // 2} "
+        f"trainer.accumulate_grad_batches={2 * accumulated}, trains in the same way"
+    )
+
+
+def what_remains(folder: Path) -> str:
+    """What a run that has failed leaves in its folder; a folder without a checkpoint is removed."""
+    if any((folder / "checkpoints").glob("*.ckpt")):
+        return f"the last checkpoint is kept: python train.py resume={shlex.quote(str(folder))}"
+    shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
+    return "no checkpoint was written yet"
 
 
 def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, int]:

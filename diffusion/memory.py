@@ -1,11 +1,15 @@
-"""How much memory there is, so that a request beyond it is refused before it is tried."""
+"""How much memory there is: a request beyond it is refused before it is tried; when it runs out, one line says so."""
 
+import errno
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
@@ -71,6 +75,56 @@ def bounded(what: str) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+# Errors of these classes, among others, are raised when memory runs out.
+SHORTAGES = (RuntimeError, MemoryError, OSError)
+_SIGNS = ("allocate memory", "out of memory", "not enough memory", "alloc_failed")
+# The system ends a process where memory is short, by SIGKILL, or by SIGBUS where shared memory is.
+_ENDED = ("exited unexpectedly", "killed by signal: killed", "killed by signal: bus error")
+
+
+class OutOfMemory(ConfigError):
+    """Memory ran out while something was computed; the text is one line that says what to lower.
+
+    Args:
+        error: what PyTorch, NumPy or Python raised.
+        advice: what to do.
+    """
+
+    def __init__(self, error: BaseException, advice: str) -> None:
+        cause = _cause(error)
+        asked = re.search(r"ried to allocate ([\d.]+ \w+)", cause)
+        if isinstance(error, BrokenProcessPool) or any(sign in cause.lower() for sign in _ENDED):
+            cause = "the system ended another process of this command, as it does when memory is short"
+        super().__init__(f"out of memory ({f'tried to allocate {asked[1]}' if asked else cause[:150]}): {advice}")
+
+
+def _cause(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # An error in a data loader's worker comes with a traceback, whose last line is the error itself.
+    return lines[-1] if lines[0].startswith("Caught ") else lines[0]
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error means that the device or the machine has no memory left."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, MemoryError | torch.OutOfMemoryError | BrokenProcessPool):
+        return True
+    cause = _cause(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in cause for sign in (*_SIGNS, *_ENDED))
+
+
+@contextmanager
+def shortage(advice: str) -> Iterator[None]:
+    """Raises `OutOfMemory` with this advice in the place of whatever is raised inside when memory runs out."""
+    try:
+        yield
+    except SHORTAGES as error:
+        if not ran_out(error):
+            raise
+        raise OutOfMemory(error, advice) from error
 
 
 def _said(bytes_: int) -> str:
