@@ -195,7 +195,13 @@ class DDIMSampler(Sampler):
 
 class HeunSampler(Sampler):
     """Heun's method on the probability-flow ODE in sigma / alpha (Karras et al. 2022, arXiv 2206.00364, algorithm
-    1)."""
+    1).
+
+    With h the step in lambda, a step that is too long for the slope to be even nearly a line (see `_bends`) takes the
+    mean of both answers in the place of the mean of both slopes: `x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h)
+    (D_t + D_s) / 2`, the corrector of UniPC with one evaluation in the past (Zhao et al. 2023, arXiv 2302.04867,
+    algorithm 1). It is of second order too, and its answer stays between D_t and D_s however long the step is.
+    """
 
     order = 2
     calls = 2
@@ -207,6 +213,22 @@ class HeunSampler(Sampler):
         step = sigma_s / alpha_s - sigma_t / alpha_t
         x0 = denoiser(x_t, t)
         eps = eps_from(denoiser.schedule, x_t, t, x0)
+        known = (Evaluation(t, x_t, x0),)
         x_s = alpha_s * (x_t / alpha_t + step * eps)
-        eps_s = eps_from(denoiser.schedule, x_s, s, denoiser(x_s, s))
-        return alpha_s * (x_t / alpha_t + step * (eps + eps_s) / 2), (Evaluation(t, x_t, x0),)
+        x0_s = denoiser(x_s, s)
+        h = (denoiser.schedule.log_snr(s) - denoiser.schedule.log_snr(t)) / 2
+        if _bends(h, sigma_s / alpha_s):
+            return sigma_s / sigma_t * x_t - alpha_s * torch.expm1(-h) * (x0 + x0_s) / 2, known
+        eps_s = eps_from(denoiser.schedule, x_s, s, x0_s)
+        return alpha_s * (x_t / alpha_t + step * (eps + eps_s) / 2), known
+
+
+def _bends(h: Tensor, ratio: Tensor) -> bool:
+    """Whether the slope eps bends over a step of h in lambda that ends at sigma / alpha = ratio.
+
+    On data of variance v the mean of the two slopes multiplies a state by `v e^h / (2 (v + ratio^2))` too much, if h is
+    large. Steps up to h = 1 are Heun's, and longer ones if they end so far above data of unit variance that this is at
+    most 1 %. Both bounds are measured: with them the error of an exact Gaussian's moments is at most DDIM's on every
+    grid and schedule of this project, from 3 steps on.
+    """
+    return bool((h > 1) & (h.exp() > 0.02 * (1 + ratio**2)))
