@@ -40,17 +40,8 @@ MAX_WORKERS = 8
 
 # The files that take longest. They start first, so that all workers end together.
 LONGEST = (
-    "train",
-    "resume",
-    "cascade",
-    "evaluate",
-    "ddp",
-    "sample",
-    "docs",
-    "configs",
-    "steering",
-    "faults",
-    "latents",
+    *("train", "meta_training", "cascade", "evaluate", "ddp", "resume", "configs", "samplers", "sample", "steering"),
+    *("meta_sampling", "latents", "docs", "faults", "scores", "validation", "likelihood", "guidance"),
 )
 
 
