@@ -29,11 +29,12 @@ TIMEOUT_S = 900
 SERVER = multiprocessing.get_context("forkserver")
 KINDS = ("operator", "constant", "name")
 ORDER = "samplers::test_the_measured_order_is_the_stated_one"
+HEADS = "step_denoiser::test_heads_behind_a_preconditioner_go_along_the_schedules_steps_alone"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
     "diffusion/schedules.py": ("schedules", "denoisers"),
     "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers"),
-    "diffusion/denoisers.py": ("denoisers", "exact", "objectives"),
+    "diffusion/denoisers.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/residual.py": ("residual",),
     "diffusion/steps.py": ("step_denoiser",),
     "diffusion/objectives.py": ("objectives", "variance", "conditions"),

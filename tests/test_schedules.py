@@ -351,3 +351,9 @@ def test_expand_lines_a_coefficient_up_with_the_batch() -> None:
     x = torch.ones(2, 3, 4, 4)
     assert expand(torch.tensor([1.0, 2.0]), x).shape == (2, 1, 1, 1)
     assert expand(torch.tensor(3.0), x).shape == ()
+
+
+@pytest.mark.parametrize("max_beta", [0.0, 1.0])
+def test_the_largest_beta_of_the_cosine_schedule_lies_strictly_between_zero_and_one(max_beta: float) -> None:
+    with pytest.raises(ValueError, match="max_beta must lie strictly between 0 and 1"):
+        CosineSchedule(max_beta=max_beta)

@@ -65,6 +65,8 @@ def refusal(contents: dict[str, Any], file: Path) -> str:
         (("config", "network", "blocks"), 1_000_000, "more than 10000 layers"),
         (("config", "network", "num_classes"), 10**9, "of memory"),
         (("config", "dataset", "flip"), [], "dataset.flip"),
+        (("config", "dataset", "shape"), [], "dataset.shape in its configuration is []"),
+        (("config", "dataset", "shape"), [1, 0, 8], "dataset.shape in its configuration is [1, 0, 8]"),
         (("global_step",), 3, "steps"),
         (("loops", FIT, "epoch_loop.batch_progress", "total", "ready"), 100, "batches"),
         (("callbacks", "Checkpoints", "best"), "low", "best validation loss"),
