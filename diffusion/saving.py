@@ -2,13 +2,14 @@
 
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -124,8 +125,10 @@ class Snapshots(AfterStep):
 class Checkpoints(AfterStep):
     """Keeps `last.ckpt` and the best by validation loss, `best.ckpt`, and stops cleanly on a signal.
 
-    A signal sets a flag that the ranks agree on after each optimizer step; then the run is saved and `Interrupted`
-    raised. A second Ctrl-C ends it at once, unsaved.
+    A signal sets a flag that the ranks agree on after each optimizer step and each validation; then the run is saved
+    and `Interrupted` raised. After the last step there is nothing to interrupt: the run validates, saves and ends as
+    it does without a signal. A second Ctrl-C ends it at once, unsaved; a second SIGTERM or SIGHUP changes nothing,
+    because batch systems repeat them. Each says what the run is doing and which checkpoint there is.
 
     Args:
         folder: the run's, on rank 0; None on the others until they are told.
@@ -142,6 +145,7 @@ class Checkpoints(AfterStep):
         self._cost_s, self._saved_at, self._saved_step = 0.0, time.monotonic(), -1
         self._signal = 0
         self._training = self._first = False
+        self._doing = "this step"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """All ranks write, and read, the folder that rank 0 claimed."""
@@ -179,29 +183,60 @@ class Checkpoints(AfterStep):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
+        self._saved_step = trainer.global_step or -1  # a resumed run begins with its checkpoint
         self._listen()  # again: Lightning has put its own handler of SIGTERM in between
         self._training = True
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and (self._signal or not self._training):
+            if self._training:
+                self._say(f"quitting at once; {self._kept()}")
             raise KeyboardInterrupt
         if not self._training:
             raise SystemExit(128 + number)
+        again = self._signal != 0
         self._signal = number
+        then = self._kept() if again else "Ctrl-C again quits at once, unsaved"
+        self._say(f"{'still ' if again else ''}finishing {self._doing}, then saving; {then}")
+
+    def _say(self, message: str) -> None:
         if self._first:
-            message = "finishing this step, then saving; Ctrl-C again quits at once, unsaved"
-            print(f"\n{message}", file=sys.stderr, flush=True)
+            with suppress(OSError):  # the terminal may be closed, which is what SIGHUP says
+                print(f"\n{message}", file=sys.stderr, flush=True)
+
+    def _kept(self) -> str:
+        if self._saved_step < 0:
+            return "no checkpoint is saved yet"
+        command = f"python train.py resume={shlex.quote(str(self.folder))}"
+        return f"the checkpoint of step {self._saved_step} is kept: {command}"
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         if step == trainer.max_steps:
             trainer.should_stop = True  # which makes Lightning validate once more, at the end
+            self._doing = "the run"
         if self._validation_follows(trainer):
             return
-        request = agreed(trainer, self._signal or int(self._due(step)))
+        # The exit status that a signal stands for is above 128.
+        request = agreed(trainer, 128 + self._signal if self._signal else int(self._due(step)))
         if request:
             self._save(trainer)
-        if request > 1:
-            raise_on_first_rank(trainer, Interrupted(128 + request))
+        if request > 128 and not trainer.should_stop:
+            raise_on_first_rank(trainer, Interrupted(request))
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._doing = f"the {'last ' if trainer.should_stop else ''}validation"
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        name = self._doing.partition(" (")[0]
+        self._doing = f"{name} (batch {batch_idx + 1} of {trainer.num_val_batches[0]})"
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A checkpoint always comes after the validation of its step, so that a resumed run need not repeat that."""
@@ -218,6 +253,10 @@ class Checkpoints(AfterStep):
         better = loss < self.best
         self.best = min(loss, self.best)
         self._save(trainer, better)
+        self._doing = "the run" if trainer.should_stop else "this step"
+        request = agreed(trainer, 128 + self._signal if self._signal else 0)
+        if request and not trainer.should_stop:
+            raise_on_first_rank(trainer, Interrupted(request))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Without validation the last step has not been saved yet."""

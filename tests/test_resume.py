@@ -99,7 +99,7 @@ def test_killed_at_the_worst_moments(uninterrupted: Path, tmp_path: Path) -> Non
 
 
 def test_stopped_by_signals(uninterrupted: Path, tmp_path: Path) -> None:
-    """Ctrl-C and SIGTERM save after the next optimizer step, and the run can go on as if nothing had been."""
+    """Ctrl-C and SIGTERM save after the step or the validation, and the run can go on as if nothing had been."""
     run = Run(tmp_path, *HARD, before=kills.ctrl_c_in_accumulation)
     assert run.wait() == 130
     assert checkpoint(tmp_path)["global_step"] == 5
@@ -108,7 +108,7 @@ def test_stopped_by_signals(uninterrupted: Path, tmp_path: Path) -> None:
 
     run = Run(tmp_path, "resume=last", before=kills.terminated_in_validation)
     assert run.wait() == 143
-    assert checkpoint(tmp_path)["global_step"] == 9
+    assert checkpoint(tmp_path)["global_step"] == 8
     assert "Traceback" not in run.text()
 
     train(tmp_path, "resume=last")
