@@ -20,7 +20,11 @@ RESUME = f"python train.py resume={FOLDER}"
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
     """Signals do what they do in a terminal, and then what they did before."""
-    numbers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    numbers: dict[int, Any] = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
     before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
     yield
     for number, handler in before.items():
