@@ -146,7 +146,7 @@ def test_a_folder_says_what_it_holds_and_what_was_passed_over(
     for name in ("cats/a.png", "cats/b.TIF", "dogs/c.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         picture(tmp_path / "x.png").rename(tmp_path / name)
-    for name in ("cats/d.HEIC", "dogs/e.heic", "list.txt", "README", ".DS_Store"):
+    for name in ("cats/d.HEIC", "dogs/e.heic", "list.txt", "README", ".DS_Store", "Thumbs.db", "desktop.ini"):
         (tmp_path / name).write_text("")
     Folder(tmp_path, 4).load()
     assert capsys.readouterr().out == (

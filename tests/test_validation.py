@@ -105,6 +105,16 @@ def test_an_archive_that_unpacks_to_more_than_itself_is_not_unpacked(path: Path,
         read(file)
 
 
+def test_an_archive_whose_parts_lie_over_each_other_is_not_read(path: Path, tmp_path: Path) -> None:
+    file = tmp_path / "overlapping.ckpt"
+    file.write_bytes(path.read_bytes())
+    with zipfile.ZipFile(file, "a") as target:
+        target.writestr("last/data/999", b"")  # so that the directory is written anew
+        target.filelist *= 2
+    with pytest.raises(CheckpointError, match="its parts are larger than the file"):
+        read(file)
+
+
 def test_a_model_is_bounded_where_it_is_typed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = read(path)["config"]
     monkeypatch.setattr(memory, "total", lambda: 1000)
