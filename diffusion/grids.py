@@ -12,8 +12,11 @@ from diffusion.schedules import Schedule
 class Grid(ABC):
     """Where a sampler evaluates: `grid(schedule, steps)` is (steps + 1,) float64 times falling from 1 to 0.
 
-    From `t_start` to `t_end` the grid is laid anew between the two, even in its own variable.
+    From `t_start` to `t_end` the grid is laid anew between the two, even in its own variable. `on_table`: whether its
+    times are rounded to those of a discrete schedule, of which there are so many and no more.
     """
+
+    on_table: bool = False
 
     def __call__(self, schedule: Schedule, steps: int, t_start: float = 1.0, t_end: float = 0.0) -> Tensor:
         """(steps + 1,) times from `t_start` to `t_end`.
@@ -25,7 +28,8 @@ class Grid(ABC):
             t_end: the last one; 0 is data, and any other is at least t_min.
 
         Raises:
-            ValueError: a discrete schedule has not so many times there, or numbers have no room for so many.
+            ValueError: a discrete schedule has not so many times there for a grid of its own times, or numbers have no
+                room for so many.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
@@ -34,11 +38,11 @@ class Grid(ABC):
         count = schedule.timesteps
         if count is not None:
             t_start, t_end = round(t_start * count) / count, round(t_end * count) / count
-            if steps > round((t_start - t_end) * count):
+            if self.on_table and steps > round((t_start - t_end) * count):
                 part = f" between t_start={t_start:g} and t_end={t_end:g}" if (t_start, t_end) != (1, 0) else ""
                 raise ValueError(
                     f"steps={steps} is more than the {round((t_start - t_end) * count)} timesteps of the model{part}; "
-                    f"use at most those"
+                    f"use at most those, or a grid with times between them"
                 )
         low = max(t_end, schedule.t_min)
         if t_start < low or (t_start == low and (steps > 1 or t_end > 0)):
@@ -87,16 +91,20 @@ def _on_table(schedule: Schedule, times: Tensor) -> Tensor:
 
 class TrailingGrid(Grid):
     """Even steps in t, the last one to the end itself (Lin et al. 2023, arXiv 2305.08891, table 2), on a discrete
-    schedule rounded to its own times."""
+    schedule rounded to its own times. Where the last time would lie below t_min it is t_min."""
+
+    on_table = True
 
     def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
-        if whole:
+        if whole or high / count < low:
             return _on_table(schedule, torch.linspace(high, low, count, dtype=torch.float64))
         return _on_table(schedule, high * (torch.arange(count, 0, -1, dtype=torch.float64) / count))
 
 
 class UniformGrid(Grid):
     """Even steps in t from t_start to t_min, both included, on a discrete schedule rounded to its own times."""
+
+    on_table = True
 
     def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
         return _on_table(schedule, torch.linspace(high, low, count, dtype=torch.float64))

@@ -62,7 +62,7 @@ class Sampler(ABC):
         The loop calls it, and the scripts do before anything slow. A sampler with demands of its own adds to it.
         """
         if not times.isfinite().all():
-            raise ValueError("times must be finite numbers")
+            raise ValueError(f"times must be finite numbers, got {times[~times.isfinite()][0].item()}")
         if denoiser.acts_in_step and not self.by_transition:
             raise ValueError(
                 f"this guidance moves the mean of a DDPM step, which {type(self).__name__} does not take: use ddpm, or "

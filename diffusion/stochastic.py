@@ -169,7 +169,8 @@ class ChurnSampler(Sampler):
     """EDM's stochastic sampler: some fresh noise, then Heun from the raised level (Karras et al. 2022, arXiv
     2206.00364, algorithm 2).
 
-    A state that it yields is the raised one, where the denoiser was asked.
+    A state that it yields is the raised one, where the denoiser was asked. The last jump, to t = 0, starts from a level
+    that is not raised, where the paper raises that one too. No level is raised above that of t = 1.
 
     Args:
         gamma: raises a level sigma / alpha by the factor 1 + gamma; the paper's S_churn over the number of steps.

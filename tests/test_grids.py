@@ -84,8 +84,34 @@ def test_a_grid_begins_below_the_end_of_a_zero_terminal_schedule() -> None:
 def test_a_start_below_the_schedules_lowest_time_is_refused(grid: Grid) -> None:
     with pytest.raises(ValueError, match="t_start=1e-06 must lie above"):
         between(grid, VPSchedule(), 3, 1e-6, 0.0)
+
+
+@pytest.mark.parametrize("grid", [TrailingGrid(), UniformGrid()], ids=["trailing", "uniform"])
+def test_a_grid_of_the_tables_own_times_has_no_more_than_the_table(grid: Grid) -> None:
     with pytest.raises(ValueError, match="steps=4 is more than the 3 timesteps of the model between"):
         between(grid, CosineSchedule(50), 4, 0.06, 0.0)
+    with pytest.raises(ValueError, match=r"steps=51 is more than .*50"):
+        grid(CosineSchedule(50), 51)
+
+
+@pytest.mark.parametrize("grid", [QuadraticGrid(), LogSNRGrid(), KarrasGrid()], ids=["quadratic", "log_snr", "karras"])
+def test_a_grid_between_the_tables_times_may_have_more_than_the_table(grid: Grid) -> None:
+    for t_start, steps in ((1.0, 80), (0.06, 20)):
+        times = between(grid, CosineSchedule(50), steps, t_start, 0.0)
+        assert times.shape == (steps + 1,)
+        assert (times[0], times[-1]) == (t_start, 0)
+        assert (times.diff() < 0).all()
+        assert times[-2] >= CosineSchedule(50).t_min - 1e-12
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_no_time_but_the_end_lies_below_the_schedules_lowest(grid: Grid, schedule: Schedule) -> None:
+    if schedule.timesteps is not None:
+        return  # the table's times are counted
+    for t_start, steps in ((1.0, 1500), (0.05, 100), (5 * schedule.t_min, 20)):
+        times = between(grid, schedule, steps, t_start, 0.0)
+        assert (times.diff() < 0).all()
+        assert times[-2] >= schedule.t_min * (1 - 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -168,12 +194,9 @@ def test_karras_can_end_at_a_lower_log_snr() -> None:
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
-@pytest.mark.parametrize(
-    ("steps", "message"), [(0, "steps must be at least 1, got 0"), (51, "steps=51 is more than .*50")]
-)
-def test_impossible_numbers_of_steps_are_refused(grid: Grid, steps: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        grid(CosineSchedule(50), steps)
+def test_no_steps_are_refused(grid: Grid) -> None:
+    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        grid(CosineSchedule(50), 0)
 
 
 @pytest.mark.parametrize("grid", [LogSNRGrid(), KarrasGrid()])
@@ -186,3 +209,12 @@ def test_even_steps_from_an_infinite_log_snr_are_refused(grid: Grid) -> None:
 def test_karras_refuses_a_rho_that_is_not_positive(rho: float) -> None:
     with pytest.raises(ValueError, match="rho must be positive"):
         KarrasGrid(rho)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+def test_ends_that_are_no_numbers_are_refused_by_name(grid: Grid, value: float) -> None:
+    with pytest.raises(ValueError, match="t_start and t_end need 0 <= t_end < t_start <= 1"):
+        grid(VPSchedule(), 5, value, 0.0)
+    with pytest.raises(ValueError, match="t_start and t_end need 0 <= t_end < t_start <= 1"):
+        grid(VPSchedule(), 5, 1.0, value)

@@ -4,13 +4,17 @@ import importlib
 import inspect
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import torch
+import yaml
 
+from diffusion.build import build
 from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
 from diffusion.grids import Grid, LogSNRGrid
+from diffusion.listing import CONFIGS
 from diffusion.noise import Noise
 from diffusion.objectives import SimpleWeighting, Times
 from diffusion.samplers import Sampler
@@ -69,3 +73,14 @@ def test_numbers_of_all_kinds_are_found() -> None:
     found = {f"{cls.__name__}.{name}" for cls, name in numbers()}
     assert found >= {"KarrasGrid.rho", "DDIMSampler.eta", "VPSchedule.beta_max", "EDMPreconditioner.sigma_data"}
     assert len(found) >= 35
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_times_that_are_no_finite_numbers_are_refused_by_every_sampler(path: Path, value: float) -> None:
+    sampler = build(yaml.safe_load(path.read_text(encoding="utf-8")), path.stem)
+    for place in range(4):
+        times = torch.tensor([1.0, 0.5, 1e-5, 0.0], dtype=torch.float64)
+        times[place] = value
+        with pytest.raises(ValueError, match=f"times must be finite numbers, got {value}"):
+            sampler.sample(gaussian(), torch.zeros(2, 2), times, Noise(0, torch.arange(2)))

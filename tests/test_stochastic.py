@@ -256,3 +256,14 @@ def test_plain_langevin_begins_in_pure_noise_and_needs_a_time_above_zero() -> No
         LangevinSampler().check(denoiser, UniformGrid()(denoiser.schedule, 1))
     with pytest.raises(ValueError, match="must end there"):
         LangevinSampler().check(denoiser, torch.zeros(1, dtype=torch.float64))
+
+
+def test_churn_raises_no_level_above_the_first_and_not_the_last_jumps() -> None:
+    schedule = VarianceExplodingSchedule()
+    mixture = GaussianMixtureDenoiser(schedule, torch.zeros(1, 2), torch.eye(2)[None])
+    times = torch.tensor([1.0, 0.6, 0.3, 0.0], dtype=torch.float64)
+    noise = Noise(0, torch.arange(2))
+    first, second, jump, _ = ChurnSampler(gamma=0.4)(mixture, prior(schedule, noise, (2,)), times, noise)
+    assert first.t == 1
+    assert second.t > 0.6
+    assert jump.t == 0.3
