@@ -10,6 +10,7 @@ gives (16, 1, 8, 8) in [-1, 1].
 import math
 import multiprocessing
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,18 +21,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion.autoencoder import Codec, decoded, encoded
+from diffusion.autoencoder import Codec, PriorDenoiser, decoded, encoded
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find
 from diffusion.conditioning import Examples, Given, ImageCondition, Rows, condition_of, of_images
 from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
-from diffusion.grids import Grid, between
+from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
 from diffusion.latents import drawing
 from diffusion.memory import MOST_STEPS
 from diffusion.noise import SAMPLING, Noise
 from diffusion.repaint import RePaintSampler
 from diffusion.samplers import Evaluation, Sampler, prior
 from diffusion.steering import Steering
+from diffusion.trial import far_off
+
+# The grids to try where a sampler is far off, by the names of their choices.
+GRIDS: dict[str, Grid] = {
+    "trailing": TrailingGrid(),
+    "uniform": UniformGrid(),
+    "quadratic": QuadraticGrid(),
+    "log_snr": LogSNRGrid(),
+    "karras": KarrasGrid(),
+}
 
 
 def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sampler, Tensor]:
@@ -59,7 +70,36 @@ def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sa
         sampler.check(denoiser, times)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _warn_if_far_off(sampler, denoiser, times)
     return sampler, times
+
+
+def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> None:
+    """Warns of a sampler that is far off along these times on data whose answer is known, with what would be near."""
+    if isinstance(denoiser, PriorDenoiser):  # whose samples are N(0, I), for which its experiment's sampler is exact
+        return
+    schedule, steps = denoiser.schedule, len(times) - 1
+    variance = "beta" if denoiser.variance == "learned" else denoiser.variance
+    found = far_off(sampler, schedule, times, variance)
+    if found is None:
+        return
+    ends, near = (times[0].item(), times[-1].item()), []
+    for name, grid in GRIDS.items():
+        for count in (steps, 2 * steps):
+            try:
+                others = grid(schedule, count, *ends)
+                sampler.check(denoiser, others)
+            except ValueError:
+                break
+            if far_off(sampler, schedule, others, variance) is None:
+                near.append(f"grid={name}" + ("" if count == steps else f" steps={count}"))
+                break
+    warnings.warn(
+        f"{type(sampler).__name__} is far off in these {steps} steps: its samples of a Gaussian with the standard "
+        f"deviation {found.spread:g} are {found.distance:.2g} from it, and DDIM's {found.ddim:.2g}; nearer are "
+        f"{', '.join(['sampler=ddim', *near])}",
+        stacklevel=3,
+    )
 
 
 @dataclass

@@ -17,7 +17,7 @@ CORE = (
     "forward",
     "denoisers steps residual",
     "ode guidance grids",
-    "samplers multistep stochastic adaptive repaint likelihood",
+    "samplers multistep stochastic adaptive repaint trial likelihood",
     "objectives",
     "classifiers autoencoder",
 )

@@ -402,5 +402,5 @@ def test_a_step_calls_the_denoiser_as_often_as_stated(
 
     monkeypatch.setattr(mixture, "predict", counted)
     x_t = torch.ones(1, 2, dtype=torch.float64)
-    sampler.step(mixture, x_t, _tensor(0.6)[0], _tensor(0.4)[0], (), lambda: x_t)
+    sampler.step(mixture, x_t, _tensor(0.6)[0], _tensor(0.55)[0], (), lambda: x_t)
     assert count == sampler.calls == calls

@@ -1,0 +1,163 @@
+"""What samplers make of Gaussian data: exact numbers, against the truth and against DDIM's."""
+
+import warnings
+from itertools import pairwise, product
+from typing import Any
+
+import pytest
+import torch
+
+from cli import choices_of
+from diffusion import trial
+from diffusion.adaptive import AdaptiveSampler
+from diffusion.autoencoder import PriorDenoiser
+from diffusion.denoisers import GaussianMixtureDenoiser
+from diffusion.forward import eps_from
+from diffusion.grids import Grid, LogSNRGrid, TrailingGrid, UniformGrid
+from diffusion.multistep import (
+    DPMSolverPP2MSampler,
+    DPMSolverPP2MSDESampler,
+    DPMSolverPP3MSampler,
+    IPNDMSampler,
+    UniPCSampler,
+)
+from diffusion.noise import Noise
+from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler
+from diffusion.sampling import GRIDS, sampler_and_times
+from diffusion.schedules import CosineSchedule, FlowSchedule, LinearSchedule, Schedule, VPSchedule
+from diffusion.stochastic import ChurnSampler, EulerMaruyamaSampler
+
+NEAR = (
+    HeunSampler(),
+    DPMSolverPP2MSampler(),
+    DPMSolverPP3MSampler(),
+    UniPCSampler(),
+    IPNDMSampler(),
+    ChurnSampler(),
+)
+
+
+def check_near(sampler: Sampler, grid: Grid, schedule: Schedule, steps: int) -> None:
+    times = grid(schedule, steps)
+    found, ddim = trial.distances(sampler, schedule, times), trial.distances(DDIMSampler(), schedule, times)
+    assert (found <= 1.3 * ddim + 0.01).all(), (steps, found, ddim)
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("sampler", NEAR, ids=lambda sampler: type(sampler).__name__)
+def test_mean_and_spread_are_near_ddims_or_nearer_the_truth_on_any_grid(
+    sampler: Sampler, grid: Grid, schedule: Schedule
+) -> None:
+    for steps in (10, 20):
+        check_near(sampler, grid, schedule, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("sampler", NEAR, ids=lambda sampler: type(sampler).__name__)
+def test_so_they_are_in_few_steps_in_many_and_on_a_part_of_the_way(
+    sampler: Sampler, grid: Grid, schedule: Schedule
+) -> None:
+    for steps in (3, 5, 50, 100):
+        check_near(sampler, grid, schedule, steps)
+    for steps, t_start in product((5, 20), (0.3, 0.7)):
+        times = grid(schedule, steps, t_start)
+        assert trial.far_off(sampler, schedule, times) is None, (steps, t_start)
+
+
+@pytest.mark.parametrize("steps", [3, 5])
+def test_an_adaptive_sampler_is_near_wherever_its_grid_ends_at_the_lowest_time(steps: int, schedule: Schedule) -> None:
+    found = trial.distances(AdaptiveSampler(), schedule, LogSNRGrid()(schedule, steps))
+    assert found.max() < 1e-2
+
+
+@pytest.mark.parametrize("sampler", [DDPMSampler(), DPMSolverPP2MSDESampler(), DPMSolverPP2MSampler()])
+def test_the_exact_moments_are_those_of_many_samples(sampler: Sampler) -> None:
+    schedule, n = LinearSchedule(), 20_000
+    times = TrailingGrid()(schedule, 6)
+    variances = torch.tensor(trial.SPREADS, dtype=torch.float64).square()
+    means = torch.full((1, 3), trial.MEAN, dtype=torch.float64)
+    denoiser = GaussianMixtureDenoiser(schedule, means, variances.diag()[None])
+    noise = Noise(0, torch.arange(n))
+    alpha, sigma = schedule(times[0])
+    x = alpha * means + (alpha**2 * variances + sigma**2).sqrt() * noise.normal((3,)).double()
+    samples = sampler.sample(denoiser, x, times, noise)
+    mean, spread = trial.moments(sampler, schedule, times)
+    torch.testing.assert_close(samples.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(samples.std(0), spread, rtol=0.03, atol=0)
+
+
+def test_a_step_far_longer_than_the_last_one_is_taken_at_first_order() -> None:
+    # The last step of a uniform grid on VP is 7.7 times as long in log-SNR as the one before it.
+    schedule = VPSchedule()
+    times = UniformGrid()(schedule, 20)
+    assert trial.moments(DDIMSampler(), schedule, times)[1][1].item() == pytest.approx(0.2340, abs=1e-3)
+    assert trial.moments(DPMSolverPP2MSampler(), schedule, times)[1][1].item() == pytest.approx(0.2553, abs=1e-3)
+
+
+def test_heun_takes_a_step_from_pure_noise_far_into_the_data_by_the_mean_of_both_answers() -> None:
+    # sigma / alpha falls from 40,000 to 6.5: the mean of both slopes left a spread of 1.35.
+    schedule = CosineSchedule()
+    spread = trial.moments(HeunSampler(), schedule, GRIDS["quadratic"](schedule, 20))[1]
+    assert spread[1].item() == pytest.approx(0.3, abs=0.01)
+
+
+def test_heun_is_edms_where_steps_are_short_or_far_above_the_data() -> None:
+    schedule = FlowSchedule()
+    denoiser = GaussianMixtureDenoiser(schedule, torch.zeros(1, 1), torch.full((1, 1, 1), 0.3**2))
+    times = TrailingGrid()(schedule, 50)[:-1]  # the first step is one of 3 in lambda, from 999 to 46 in sigma / alpha
+    for t, s in pairwise(times):
+        (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+        x_t = sigma_t * torch.tensor([[0.7], [-1.9]])
+        length = sigma_s / alpha_s - sigma_t / alpha_t
+        first = eps_from(schedule, x_t, t, denoiser(x_t, t))
+        euler = alpha_s * (x_t / alpha_t + length * first)
+        second = eps_from(schedule, euler, s, denoiser(euler, s))
+        expected = alpha_s * (x_t / alpha_t + length * (first + second) / 2)
+        assert torch.equal(HeunSampler().step(denoiser, x_t, t, s, (), lambda: torch.zeros(2, 1))[0], expected)
+
+
+@pytest.mark.parametrize("sampler", NEAR[1:4], ids=lambda sampler: type(sampler).__name__)
+def test_even_steps_keep_the_full_order(sampler: Sampler, schedule: Schedule) -> None:
+    spread = trial.moments(sampler, schedule, LogSNRGrid()(schedule, 20))[1]
+    assert spread[1].item() == pytest.approx(0.3, abs=0.01)
+
+
+def method(sampler: str, grid: str, steps: int) -> dict[str, Any]:
+    names = {"euler_maruyama": "stochastic.EulerMaruyamaSampler", "dpmpp_2m": "multistep.DPMSolverPP2MSampler"}
+    return {
+        "sampler": {"_target_": f"diffusion.{names[sampler]}"},
+        "grid": {"_target_": f"diffusion.grids.{type(GRIDS[grid]).__name__}"},
+        "steps": steps,
+    }
+
+
+def test_a_sampler_that_is_far_off_is_warned_of_with_what_is_near() -> None:
+    denoiser = GaussianMixtureDenoiser(VPSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
+    with pytest.warns(UserWarning, match="EulerMaruyamaSampler is far off in these 20 steps") as caught:
+        sampler_and_times(method("euler_maruyama", "uniform", 20), denoiser)
+    text = str(caught[0].message)
+    found, ddim = (
+        trial.distances(sampler, VPSchedule(), UniformGrid()(VPSchedule(), 20))[0].item()
+        for sampler in (EulerMaruyamaSampler(), DDIMSampler())
+    )
+    assert f"standard deviation 0.05 are {found:.2g} from it, and DDIM's {ddim:.2g}; nearer are sampler=ddim" in text
+    _, *offered = text.partition("sampler=ddim, ")[2].split(", ")
+    assert offered
+    for way in offered:
+        grid, _, steps = way.removeprefix("grid=").partition(" steps=")
+        times = GRIDS[grid](VPSchedule(), int(steps or 20))
+        assert trial.far_off(EulerMaruyamaSampler(), VPSchedule(), times) is None
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("dpmpp_2m", 20), ("euler_maruyama", 500)])
+def test_a_sampler_that_is_near_is_not_warned_of(sampler: str, steps: int) -> None:
+    denoiser = GaussianMixtureDenoiser(VPSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler_and_times(method(sampler, "uniform", steps), denoiser)
+        sampler_and_times(method("euler_maruyama", "uniform", 20), PriorDenoiser(VPSchedule()))
+
+
+def test_the_grids_that_are_tried_are_all_that_are_offered() -> None:
+    assert set(GRIDS) == set(choices_of("grid"))
