@@ -32,7 +32,11 @@ ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 HEADS = "step_denoiser::test_heads_behind_a_preconditioner_go_along_the_schedules_steps_alone"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
-    "diffusion/schedules.py": ("schedules", "denoisers"),
+    "diffusion/schedules.py": (
+        "schedules",
+        "denoisers",
+        "meta_sampling::test_a_coefficient_multiplies_samples_of_another_device",
+    ),
     "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers"),
     "diffusion/denoisers.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/residual.py": ("residual",),
@@ -53,12 +57,12 @@ TESTS = {
     "diffusion/autoencoder.py": ("autoencoder", "latents"),
     "diffusion/repaint.py": ("repaint",),
     "diffusion/ranges.py": ("ranges",),
-    "diffusion/validation.py": ("validation",),
+    "diffusion/validation.py": ("validation", "posthoc::test_a_runs_snapshots_give_averages_of_any_width"),
     "diffusion/memory.py": ("validation",),
     "diffusion/lock.py": ("lock",),
     "diffusion/atomic.py": ("runlog", "media", "faults"),
     "diffusion/events.py": ("runlog",),
-    "data/pictures.py": ("pictures", "odd_data"),
+    "data/pictures.py": ("pictures", "media::test_image_files_are_read_as_they_look_or_refused"),
     "hints.py": ("hints",),
 }
 OPERATORS = {

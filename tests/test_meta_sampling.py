@@ -36,7 +36,7 @@ from diffusion.repaint import RePaintSampler
 from diffusion.residual import ResidualDenoiser
 from diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
 from diffusion.sampling import Pipeline
-from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule
+from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, expand
 from diffusion.steps import StepDenoiser
 
 SHAPE = (1, 8, 8)
@@ -248,3 +248,11 @@ def test_extractors_run(extractor: torch.nn.Module) -> None:
     extractor.eval().to("meta")
     with Net():
         assert extractor(torch.zeros(2, *SHAPE, device="meta")).ndim == 2
+
+
+@pytest.mark.parametrize("shape", [(), (2,)], ids=["scalar", "a_sample"])
+@pytest.mark.parametrize(("device", "other"), [("meta", "cpu"), ("cpu", "meta")])
+def test_a_coefficient_multiplies_samples_of_another_device(shape: tuple[int, ...], device: str, other: str) -> None:
+    x = torch.zeros(2, *SHAPE, device=other)
+    with Net(copies=True):
+        assert (expand(torch.ones(shape, device=device), x) * x).device == x.device
