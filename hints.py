@@ -90,7 +90,7 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
     if others:
         return f"it belongs to {_scripts(others)}"
     for other, words in WORDS.items():
-        if other != script and words.get(name) in set(settings_of(other)):
+        if words.get(name) in set(settings_of(other)):
             return f"write {words[name]}=... with {_scripts([other])}"
     return None
 

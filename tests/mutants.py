@@ -57,11 +57,15 @@ TESTS = {
     "diffusion/autoencoder.py": ("autoencoder", "latents"),
     "diffusion/repaint.py": ("repaint",),
     "diffusion/ranges.py": ("ranges",),
-    "diffusion/validation.py": ("validation", "posthoc::test_a_runs_snapshots_give_averages_of_any_width"),
+    "diffusion/validation.py": (
+        "validation",
+        "posthoc::test_a_runs_snapshots_give_averages_of_any_width",
+        "cascade::test_what_is_given_decides_and_twice_the_same_is_the_same",
+    ),
     "diffusion/memory.py": ("validation",),
     "diffusion/lock.py": ("lock",),
     "diffusion/atomic.py": ("runlog", "media", "faults"),
-    "diffusion/events.py": ("runlog",),
+    "diffusion/events.py": ("runlog", "resume::test_killed_at_random_moments"),
     "data/pictures.py": ("pictures", "media::test_image_files_are_read_as_they_look_or_refused"),
     "hints.py": ("hints",),
 }
