@@ -5,7 +5,7 @@ VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(VERSION)
 
-.PHONY: install demo test slow mutants lint format clean
+.PHONY: install demo test slow gpu mutants lint format clean
 
 $(READY): requirements.txt
 	@[ -n "$(VERSION)" ] || { echo "error: $(PYTHON) does not run" >&2; exit 1; }
@@ -29,6 +29,10 @@ test: $(READY) ## the whole default suite
 
 slow: $(READY) ## the long proofs
 	$(BIN)/python -m pytest -m slow
+
+# A bare machine's own Python is used as it is, since its torch fits its GPU; an environment made by install goes first.
+gpu: ## every experiment on a GPU, equalities, throughput: one table in eight minutes; WHEELS=folder DATA_DIR=folder
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
 
 mutants: $(READY) ## does a test fail when the code is wrong? about half an hour
 	$(BIN)/python tests/mutants.py

@@ -1,0 +1,227 @@
+"""What `benchmarks/gpu.py` measures: experiments, likelihoods, equalities, throughput."""
+
+import csv
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from bare_step import bare_images_per_s
+from helpers_cli import call
+from helpers_gpu import changed_by_repeating, changed_by_resuming, largest_pixel_difference
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import cli
+import evaluate
+import sample
+import train
+from data.images import DataUnavailable, Fashion
+from diffusion.evaluation import scores, weights
+
+# Batch sizes of the throughput table, and what names the model.
+MODELS = {
+    "digits": (64, ["dataset=digits"]),
+    "fashion": (128, ["dataset=fashion"]),
+    "fast_fashion": (64, ["experiment=fast_fashion", "budget_minutes=null"]),
+    "cifar": (256, ["dataset=cifar"]),
+}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+class Row(NamedTuple):
+    """One row: its name, what measures it, and about how long that takes."""
+
+    name: str
+    measurement: Callable[[], str]
+    needs_s: float
+
+
+class Rows:
+    """All rows, in the order of their importance.
+
+    Args:
+        device: "cuda", or "cpu" for small networks and few steps.
+        folder: an empty one for the runs.
+        data_dir: where Fashion-MNIST is; None looks where the project does.
+    """
+
+    def __init__(self, device: str, folder: Path, data_dir: str | None) -> None:
+        self.device, self.folder, self.small = device, folder, device == "cpu"
+        self.place = (f"accelerator={device}", "devices=1")
+        self.data_dir = data_dir
+
+    @cached_property
+    def fashion_dir(self) -> Path | None:
+        """Where Fashion-MNIST is, or None; raises DataUnavailable if it is not where it was said to be."""
+        place = Path(self.data_dir or "data/raw").resolve()
+        if (place / "train-images-idx3-ubyte.gz").is_file():  # the bare files, without torchvision's folders
+            raw = self.folder / "data" / "FashionMNIST" / "raw"
+            raw.parent.mkdir(parents=True)
+            raw.symlink_to(place)
+            place = self.folder / "data"
+        try:
+            Fashion(place, download=False, pad=2, holdout=5000, downsample=1).load()
+        except DataUnavailable:
+            if self.data_dir is not None:
+                raise
+            return None
+        return place
+
+    @cached_property
+    def photos(self) -> Path:
+        """A thousand coloured digits of 32x32 pixels in ten folders, for experiments whose data are not here."""
+        digits: Any = load_digits()
+        colours = np.random.RandomState(0).randint(64, 256, (1000, 3))
+        for number, (image, label, colour) in enumerate(zip(digits.images, digits.target, colours, strict=False)):
+            home = self.folder / "photos" / str(label)
+            home.mkdir(parents=True, exist_ok=True)
+            pixels = np.kron(image / 16, np.ones((4, 4)))[..., None] * colour
+            Image.fromarray(pixels.astype(np.uint8)).save(home / f"{number:04d}.png")
+        return self.folder / "photos"
+
+    def all(self) -> Iterator[Row]:
+        # Classifiers come last: they steer another experiment's model.
+        experiments = sorted(cli.choices_of("experiment"), key=lambda name: name.startswith("classifier_"))
+        for name in experiments:
+            yield Row(name, lambda name=name: self.experiment(name), 15.0)
+        for kind in ("vlb", "ode"):
+            yield Row(f"likelihood={kind}", lambda kind=kind: self.likelihood(kind), 10.0)
+        yield Row("two deterministic runs", lambda: self.equal("repeat", changed_by_repeating), 10.0)
+        yield Row("a resumed run", lambda: self.equal("resume", changed_by_resuming), 10.0)
+        for denoiser in ("eps", "residual"):
+            yield Row(f"images of GPU and CPU, {denoiser}", lambda denoiser=denoiser: self.images(denoiser), 10.0)
+        for model in MODELS:
+            for precision in PRECISIONS:
+                yield Row(
+                    f"throughput, {model}, {precision}",
+                    lambda model=model, precision=precision: self.throughput(model, precision),
+                    25.0,
+                )
+
+    def experiment(self, name: str) -> str:
+        """Trains four steps, draws sixteen samples, scores 95: no fewer give a Fréchet distance."""
+        config, home = composed(f"experiment={name}"), self.folder / name
+        home.mkdir()
+        limits = ["trainer.max_steps=4", "trainer.max_epochs=null", "budget_minutes=null", "val_every=2"]
+        limits += ["preview_every=4", "log_every=1", "trainer.limit_val_batches=1"]
+        encoded = []
+        if name.startswith("latent_"):
+            encoded = [f"autoencoder={self.run(name.replace('latent', 'autoencoder'))}"]
+        data = self._data(config)
+        self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *self._size(config))
+        drawing = [f"ckpt={self.run(name)}", "n=16", "out=drawn.npz", "batch_size=16"]
+        steps = [] if name == "swissroll" else ["steps=4"]  # that one takes its own steps alone
+        if name.startswith("classifier_"):
+            steered = self.run(name.replace("classifier", "fast"))
+            drawing[0] = f"ckpt={steered}"
+            self._call(sample, home, *drawing, *steps, f"classifier={self.run(name)}", "label=3", "guidance=2")
+            return "trained, steered another model"
+        self._call(sample, home, *drawing, *steps)
+        split = "train" if any(setting.startswith("dataset=folder") for setting in data) else "val"
+        scoring = ["n=95", "extractors=random", f"split={split}", "download=false", f"cache={self.folder / 'cache'}"]
+        if name == "cascade_sr":
+            stages = f"ckpt=[{self.run('cascade_base')},{self.run(name)}]"
+            self._call(sample, home, stages, "n=16", *steps, "out=cascade.npz")
+            drawing[0] = stages
+        # Where no trained classifier is at hand, a few steps of one show that its scores run; they say nothing more.
+        few = 5
+        with (
+            mock.patch.object(scores, "CLASSIFIER_STEPS", few),
+            mock.patch.object(weights, "training_steps", return_value=few),
+        ):
+            self._call(evaluate, home, drawing[0], *steps, *scoring)
+        return "trained, drew, was scored"
+
+    def likelihood(self, kind: str) -> str:
+        outcome = self._call(
+            evaluate, self.folder, f"ckpt={self.run('learned_variance')}", f"likelihood={kind}", "n=16", "steps=20"
+        )
+        return next(line.strip() for line in outcome.splitlines() if "bits" in line)
+
+    def equal(self, name: str, changed: Callable[..., list[str]]) -> str:
+        """To the bit; of a residual denoiser too."""
+        for denoiser in ("eps", "residual"):
+            found = changed(self.folder / name / denoiser, self.device, f"denoiser={denoiser}")
+            if found:
+                raise ValueError(f"denoiser={denoiser}: {len(found)} parts differ, among them {found[0]}")
+        return "equal to the bit"
+
+    def images(self, denoiser: str) -> str:
+        n = 64 if self.small else 512
+        found = largest_pixel_difference(self.folder / f"images_{denoiser}", self.device, n, f"denoiser={denoiser}")
+        if found > 1:
+            raise ValueError(f"{n} images differ by up to {found}/255, allowed is 1/255")
+        return f"{n} images differ by at most {found}/255"
+
+    def throughput(self, model: str, precision: str) -> str:
+        """images/s of train.py, validation and pictures not counted, beside those of the training step alone."""
+        batch, settings = MODELS[model]
+        config = composed(*settings)
+        seconds = 0.2 if self.small else 5.0
+        if self.small:
+            batch = 16
+        overrides = [*settings, f"batch_size={batch}", *self._size(config)]
+        bare = bare_images_per_s(composed(*overrides), self.device, precision == "bf16", seconds)
+        half = max(int(bare * seconds / batch / 2), 2)
+        home = self.folder / f"{model}_{precision}"
+        home.mkdir()
+        self._call(
+            *(train, home, *overrides, *self._data(config), f"trainer.precision={PRECISIONS[precision]}"),
+            *(f"trainer.max_steps={2 * half}", f"log_every={half}", "preview_every=0", f"val_every={2 * half}"),
+            *("trainer.limit_val_batches=1",),
+        )
+        (table,) = home.glob("lightning_logs/*/version_0/metrics.csv")
+        with table.open(newline="") as file:
+            whole = [float(row["train/images_per_s"]) for row in csv.DictReader(file) if row["train/images_per_s"]][-1]
+        return f"train.py {whole:,.0f} images/s, bare step {bare:,.0f}, ratio {whole / bare:.2f}"
+
+    def run(self, name: str) -> Path:
+        """The run folder of an experiment that has been trained."""
+        found = [*(self.folder / name).glob("lightning_logs/*/version_0")]
+        if not found:
+            raise ValueError(f"experiment={name} has to come first, and it failed or was skipped")
+        return found[0]
+
+    def _call(self, script: ModuleType, home: Path, *arguments: str) -> str:
+        """What a script prints; raises RuntimeError with its error line."""
+        outcome = call(script, home, *arguments, *self.place)
+        if outcome.code:
+            lines = outcome.err.strip().splitlines() or [f"exit status {outcome.code}"]
+            raise RuntimeError(f"{script.__name__}.py: {lines[-1]}")
+        return outcome.out
+
+    def _data(self, config: DictConfig) -> list[str]:
+        """Settings of the data: those of the configuration if they are here, else images of the same shape."""
+        name = config.dataset.name
+        if name in ("digits", "swissroll"):
+            return []
+        if name in ("fashion", "mnist") and self.fashion_dir is not None:
+            return ["dataset=fashion", f"data_dir={self.fashion_dir}", "download=false", "train_images=500"]
+        if config.dataset.source.get("downsample", 1) > 1 or config.dataset.get("condition") is not None:
+            return ["dataset=digits"]  # both stages of a cascade
+        size = 32 if name != "folder" or self.small else config.dataset.image_size
+        found = ["dataset=folder", f"dataset.path={self.photos}", f"dataset.image_size={size}"]
+        found += [f"dataset.channels={1 if name in ('fashion', 'mnist') else 3}"]
+        found += [f"network={name}"] if not config.get("experiment") and name in cli.choices_of("network") else []
+        network = config.network
+        return found + (["dataset.num_classes=10"] if network.get("num_classes") or "classes" in network else [])
+
+    def _size(self, config: DictConfig) -> list[str]:
+        """Nothing on a GPU; on a CPU the smallest network of its kind, and small batches."""
+        if not self.small:
+            return []
+        found, widths = ["batch_size=16"], config.network.get("widths")
+        found += [] if widths is None else [f"network.widths=[{','.join(['8'] * len(widths))}]"]
+        return found + (["denoiser.components=16"] if "components" in config.denoiser else [])
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of `train.py overrides`, as it is composed."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
+        return compose("train", list(overrides))
