@@ -40,7 +40,8 @@ class Sampler(ABC):
     covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether
     a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
     there. `off_grid`: whether a step asks the denoiser at times other than its two. `by_transition`: whether a step is
-    the model's own, `Denoiser.transition`.
+    the model's own, `Denoiser.transition`. `affine`: whether a step is affine in the state and in its draws if the
+    denoiser is affine.
     """
 
     order: int
@@ -49,6 +50,7 @@ class Sampler(ABC):
     from_pure_noise: bool = False
     off_grid: bool = False
     by_transition: bool = False
+    affine: bool = True
 
     @abstractmethod
     def step(

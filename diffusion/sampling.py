@@ -33,7 +33,7 @@ from diffusion.noise import SAMPLING, Noise
 from diffusion.repaint import RePaintSampler
 from diffusion.samplers import Evaluation, Sampler, prior
 from diffusion.steering import Steering
-from diffusion.trial import far_off
+from diffusion.trial import can_be_tried, far_off
 
 # The grids to try where a sampler is far off, by the names of their choices.
 GRIDS: dict[str, Grid] = {
@@ -79,8 +79,7 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
     if isinstance(denoiser, PriorDenoiser):  # whose samples are N(0, I), for which its experiment's sampler is exact
         return
     schedule, steps = denoiser.schedule, len(times) - 1
-    variance = "beta" if denoiser.variance == "learned" else denoiser.variance
-    found = far_off(sampler, schedule, times, variance)
+    found = far_off(sampler, schedule, times, denoiser.variance)
     if found is None:
         return
     ends, near = (times[0].item(), times[-1].item()), []
@@ -91,7 +90,8 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
                 sampler.check(denoiser, others)
             except ValueError:
                 break
-            if far_off(sampler, schedule, others, variance) is None:
+            tried = can_be_tried(sampler, others, denoiser.variance)
+            if tried and far_off(sampler, schedule, others, denoiser.variance) is None:
                 near.append(f"grid={name}" + ("" if count == steps else f" steps={count}"))
                 break
     warnings.warn(

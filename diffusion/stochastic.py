@@ -69,6 +69,7 @@ class PredictorCorrectorSampler(Sampler):
             raise ValueError(f"rule must be norm, level or auto, got {rule!r}")
         self.snr, self.corrections, self.rule = snr, corrections, rule
         self.calls = 1 + corrections
+        self.affine = rule != "norm"
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw

@@ -19,8 +19,8 @@ SPREADS = (0.05, 0.3, 1.0)
 MEAN = 0.5
 # A sampler is far off where its distance is more than DDIM's by this factor and this much, in units of the data.
 FACTOR, MARGIN = 1.3, 0.01
-# More steps than this take seconds to try; by then every sampler of the reverse process is near.
-MOST_STEPS = 100
+# More take seconds to try. By so many steps every sampler of the reverse process is near; Langevin dynamics may not be.
+MOST_STEPS, MOST_CALLS = 100, 1200
 
 
 class _Draws:
@@ -84,12 +84,19 @@ class Finding(NamedTuple):
     ddim: float
 
 
+def can_be_tried(sampler: Sampler, times: Tensor, variance: str = "beta") -> bool:
+    """Whether the trial is exact and quick: an affine step, no learned variance in it, not too many steps and calls."""
+    steps = len(times) - 1
+    exact = sampler.affine and not (sampler.by_transition and variance == "learned")
+    return exact and steps <= MOST_STEPS and steps * sampler.calls <= MOST_CALLS
+
+
 def far_off(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str = "beta") -> Finding | None:
-    """Where a sampler is farthest beyond DDIM along falling times; None where it is near, or takes too many steps to
-    try."""
-    if len(times) - 1 > MOST_STEPS or isinstance(sampler, DDIMSampler):
+    """Where a sampler is farthest beyond DDIM along falling times; None where it is near, or cannot be tried."""
+    if isinstance(sampler, DDIMSampler) or not can_be_tried(sampler, times, variance):
         return None
-    found, ddim = distances(sampler, schedule, times, variance), distances(DDIMSampler(), schedule, times)
+    found = distances(sampler, schedule, times, variance if sampler.by_transition else "beta")
+    ddim = distances(DDIMSampler(), schedule, times)
     beyond = found.nan_to_num(torch.inf) - FACTOR * ddim - MARGIN
     worst = int(beyond.argmax())
     return Finding(SPREADS[worst], found[worst].item(), ddim[worst].item()) if beyond[worst] > 0 else None

@@ -11,6 +11,7 @@ from cli import choices_of
 from diffusion import trial
 from diffusion.adaptive import AdaptiveSampler
 from diffusion.autoencoder import PriorDenoiser
+from diffusion.callbacks import quick_method
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.forward import eps_from
 from diffusion.grids import Grid, LogSNRGrid, TrailingGrid, UniformGrid
@@ -24,8 +25,22 @@ from diffusion.multistep import (
 from diffusion.noise import Noise
 from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler
 from diffusion.sampling import GRIDS, sampler_and_times
-from diffusion.schedules import CosineSchedule, FlowSchedule, LinearSchedule, Schedule, VPSchedule
-from diffusion.stochastic import ChurnSampler, EulerMaruyamaSampler
+from diffusion.schedules import (
+    CosineSchedule,
+    FlowSchedule,
+    GeometricSchedule,
+    LinearSchedule,
+    Schedule,
+    VarianceExplodingSchedule,
+    VPSchedule,
+)
+from diffusion.stochastic import (
+    AnnealedLangevinSampler,
+    ChurnSampler,
+    EulerMaruyamaSampler,
+    LangevinSampler,
+    PredictorCorrectorSampler,
+)
 
 NEAR = (
     HeunSampler(),
@@ -161,3 +176,62 @@ def test_a_sampler_that_is_near_is_not_warned_of(sampler: str, steps: int) -> No
 
 def test_the_grids_that_are_tried_are_all_that_are_offered() -> None:
     assert set(GRIDS) == set(choices_of("grid"))
+
+
+FAR_OFF: tuple[tuple[Sampler, Schedule, Grid, int], ...] = (
+    (EulerMaruyamaSampler(), CosineSchedule(), GRIDS["log_snr"], 10),
+    (PredictorCorrectorSampler(), CosineSchedule(), GRIDS["quadratic"], 20),
+    (AnnealedLangevinSampler(), CosineSchedule(), GRIDS["trailing"], 20),
+    (LangevinSampler(), VPSchedule(), GRIDS["uniform"], 5),
+    (DDPMSampler(), VarianceExplodingSchedule(), GRIDS["log_snr"], 20),
+)
+
+
+@pytest.mark.parametrize(("sampler", "schedule", "grid", "steps"), FAR_OFF, ids=lambda value: type(value).__name__)
+def test_these_are_found_far_off(sampler: Sampler, schedule: Schedule, grid: Grid, steps: int) -> None:
+    assert trial.far_off(sampler, schedule, grid(schedule, steps))
+
+
+def test_a_late_start_is_tried_along_its_own_times() -> None:
+    sampler, schedule = AnnealedLangevinSampler(), CosineSchedule()
+    assert trial.far_off(sampler, schedule, TrailingGrid()(schedule, 10, 0.5))
+    assert trial.far_off(sampler, schedule, TrailingGrid()(schedule, 20, 0.05)) is None
+
+
+def test_the_noise_levels_of_2019_are_near() -> None:
+    schedule = GeometricSchedule()
+    assert trial.far_off(AnnealedLangevinSampler(corrections=100), schedule, UniformGrid()(schedule, 10)) is None
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_previews_are_drawn_by_a_method_that_is_near(schedule: Schedule, steps: int) -> None:
+    denoiser = GaussianMixtureDenoiser(schedule, torch.zeros(1, 2), torch.eye(2)[None])
+    sampler, times = quick_method(denoiser, steps)
+    assert trial.far_off(sampler, schedule, times) is None
+
+
+def test_what_no_exact_trial_can_tell_is_not_warned_of() -> None:
+    schedule = VarianceExplodingSchedule()
+    times = LogSNRGrid()(schedule, 20)
+    assert trial.far_off(DDPMSampler(), schedule, times)
+    assert trial.far_off(DDPMSampler(), schedule, times, "learned") is None
+    uniform = UniformGrid()(schedule, 5)
+    assert trial.far_off(PredictorCorrectorSampler(), schedule, uniform)
+    assert trial.far_off(PredictorCorrectorSampler(rule="norm"), schedule, uniform) is None
+
+
+def test_a_way_that_was_not_tried_is_not_offered() -> None:
+    denoiser = GaussianMixtureDenoiser(CosineSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
+    config = {
+        "sampler": {"_target_": "diffusion.stochastic.AnnealedLangevinSampler", "corrections": 9},
+        "grid": {"_target_": "diffusion.grids.QuadraticGrid"},
+        "steps": 70,
+    }
+    with pytest.warns(UserWarning, match="AnnealedLangevinSampler is far off in these 70 steps") as caught:
+        sampler_and_times(config, denoiser)
+    assert "steps=140" not in str(caught[0].message)
+
+
+def test_a_trial_asks_at_most_1200_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "distances", lambda *_: pytest.fail("tried"))
+    assert trial.far_off(LangevinSampler(), VPSchedule(), UniformGrid()(VPSchedule(), 20)) is None
