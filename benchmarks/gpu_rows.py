@@ -31,7 +31,7 @@ MODELS = {
     "fast_fashion": (64, ["experiment=fast_fashion", "budget_minutes=null"]),
     "cifar": (256, ["dataset=cifar"]),
 }
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed"}
+PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 
 
 class Row(NamedTuple):
@@ -53,7 +53,6 @@ class Rows:
 
     def __init__(self, device: str, folder: Path, data_dir: str | None) -> None:
         self.device, self.folder, self.small = device, folder, device == "cpu"
-        self.place = (f"accelerator={device}", "devices=1")
         self.data_dir = data_dir
 
     @cached_property
@@ -96,8 +95,8 @@ class Rows:
         yield Row("a resumed run", lambda: self.equal("resume", changed_by_resuming), 10.0)
         for denoiser in ("eps", "residual"):
             yield Row(f"images of GPU and CPU, {denoiser}", lambda denoiser=denoiser: self.images(denoiser), 10.0)
-        for model in MODELS:
-            for precision in PRECISIONS:
+        for precision in PRECISIONS:
+            for model in MODELS:
                 yield Row(
                     f"throughput, {model}, {precision}",
                     lambda model=model, precision=precision: self.throughput(model, precision),
@@ -109,13 +108,13 @@ class Rows:
         config, home = composed(f"experiment={name}"), self.folder / name
         home.mkdir()
         limits = ["trainer.max_steps=4", "trainer.max_epochs=null", "budget_minutes=null", "val_every=2"]
-        limits += ["preview_every=4", "log_every=1", "trainer.limit_val_batches=1"]
+        limits += ["preview_every=4", "log_every=1", "trainer.limit_val_batches=1", "devices=1"]
         encoded = []
         if name.startswith("latent_"):
             encoded = [f"autoencoder={self.run(name.replace('latent', 'autoencoder'))}"]
         data = self._data(config)
         self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *self._size(config))
-        drawing = [f"ckpt={self.run(name)}", "n=16", "out=drawn.npz", "batch_size=16"]
+        drawing = [f"ckpt={self.run(name)}", "n=16", "out=drawn.npz", "batch_size=16", "devices=1"]
         steps = [] if name == "swissroll" else ["steps=4"]  # that one takes its own steps alone
         if name.startswith("classifier_"):
             steered = self.run(name.replace("classifier", "fast"))
@@ -124,10 +123,17 @@ class Rows:
             return "trained, steered another model"
         self._call(sample, home, *drawing, *steps)
         split = "train" if any(setting.startswith("dataset=folder") for setting in data) else "val"
-        scoring = ["n=95", "extractors=random", f"split={split}", "download=false", f"cache={self.folder / 'cache'}"]
+        scoring = [
+            "devices=1",
+            "n=95",
+            "extractors=random",
+            f"split={split}",
+            "download=false",
+            f"cache={self.folder / 'cache'}",
+        ]
         if name == "cascade_sr":
             stages = f"ckpt=[{self.run('cascade_base')},{self.run(name)}]"
-            self._call(sample, home, stages, "n=16", *steps, "out=cascade.npz")
+            self._call(sample, home, stages, "n=16", *steps, "out=cascade.npz", "devices=1")
             drawing[0] = stages
         # Where no trained classifier is at hand, a few steps of one show that its scores run; they say nothing more.
         few = 5
@@ -174,7 +180,7 @@ class Rows:
         self._call(
             *(train, home, *overrides, *self._data(config), f"trainer.precision={PRECISIONS[precision]}"),
             *(f"trainer.max_steps={2 * half}", f"log_every={half}", "preview_every=0", f"val_every={2 * half}"),
-            *("trainer.limit_val_batches=1",),
+            *("trainer.limit_val_batches=1", "devices=1"),
         )
         (table,) = home.glob("lightning_logs/*/version_0/metrics.csv")
         with table.open(newline="") as file:
@@ -190,7 +196,7 @@ class Rows:
 
     def _call(self, script: ModuleType, home: Path, *arguments: str) -> str:
         """What a script prints; raises RuntimeError with its error line."""
-        outcome = call(script, home, *arguments, *self.place)
+        outcome = call(script, home, f"accelerator={self.device}", *arguments)
         if outcome.code:
             lines = outcome.err.strip().splitlines() or [f"exit status {outcome.code}"]
             raise RuntimeError(f"{script.__name__}.py: {lines[-1]}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from helpers_cli import TINY, call
 from helpers_runs import checkpoint, run_folder, same
 
@@ -56,7 +57,11 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
 
 def _train(folder: Path, device: str, *arguments: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    _succeed(call(train, folder, f"accelerator={device}", "devices=1", *arguments))
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        _succeed(call(train, folder, f"accelerator={device}", "devices=1", *arguments))
+    finally:
+        torch.use_deterministic_algorithms(before)  # a run leaves them on in its process
 
 
 def _succeed(outcome: Any) -> None:

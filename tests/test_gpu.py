@@ -37,6 +37,7 @@ def _show(gpus: str) -> None:
 
 def test_two_deterministic_runs_end_with_the_same_bits(measured: Measure, tmp_path: Path) -> None:
     assert measured(changed_by_repeating, tmp_path) == []
+    assert not torch.are_deterministic_algorithms_enabled()  # the next test in this process is not slowed down
 
 
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(measured: Measure, tmp_path: Path) -> None:

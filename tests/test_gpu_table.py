@@ -119,6 +119,21 @@ def test_an_experiment_trains_draws_and_is_scored_on_data_that_are_here(rows: Ro
     assert rows.experiment(name) == "trained, drew, was scored"
 
 
+@pytest.mark.slow
+def test_likelihoods_and_a_steering_classifier_have_their_rows(rows: Rows) -> None:
+    rows.experiment("learned_variance")
+    for kind in ("vlb", "ode"):
+        assert "bits" in rows.likelihood(kind)
+    rows.experiment("fast_digits")
+    assert rows.experiment("classifier_digits") == "trained, steered another model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["fashion", "fast_fashion", "cifar"])
+def test_throughput_is_measured_in_bfloat16_on_data_that_are_here(rows: Rows, model: str) -> None:
+    assert "images/s, bare step" in rows.throughput(model, "bf16")
+
+
 def test_a_model_that_has_not_been_trained_is_asked_for_by_name(rows: Rows) -> None:
     with pytest.raises(ValueError, match="experiment=autoencoder_fashion has to come first"):
         rows.experiment("latent_fashion")
