@@ -100,41 +100,50 @@ class Options:
             if name.partition(".")[0] in idle:
                 raise ValueError(f"{name}= does nothing for {what}: leave it out")
 
+    def refuse_unnamed(self, has_dataset: bool) -> None:
+        """Raises ValueError, one line, if nothing names what to evaluate, or the data that it needs."""
+        if self.train_classifier:
+            if not has_dataset:
+                raise ValueError("train_classifier=true needs dataset=..., the data to train it on")
+            return
+        if self.samples is not None and not has_dataset:
+            raise ValueError(
+                f"dataset= is missing: samples={self.samples} are scored against data, add dataset=fashion, say"
+            )
+        if self.samples is None and self.ckpt in (None, "", []):
+            raise ValueError(
+                "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
+                "or samples=... with dataset=..."
+            )
+
 
 def main(config: "DictConfig") -> None:
     """Does what was asked for, prints it and writes it down."""
     from omegaconf import OmegaConf
 
-    from diffusion import checkpoint
     from diffusion.build import construct
-    from diffusion.evaluation.extractors import names
-    from diffusion.evaluation.loading import loaded
-    from diffusion.evaluation.scores import everything
-    from diffusion.evaluation.weights import train_shipped
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     dataset, sampler, grid = (plain.pop(group, None) for group in ("dataset", "sampler", "grid"))
     options: Options = construct(Options, plain)
     options.refuse_idle(cli.typed())
+    options.refuse_unnamed(dataset is not None)
+
+    # Only now what imports torch, which takes seconds.
+    from diffusion import checkpoint
+    from diffusion.evaluation.extractors import names
+    from diffusion.evaluation.loading import loaded
+    from diffusion.evaluation.scores import everything
+    from diffusion.evaluation.weights import train_shipped
+
     options.extractors = names(options.extractors)
     if options.train_classifier:
-        if dataset is None:
-            raise ValueError("train_classifier=true needs dataset=..., the data to train it on")
         dataset, splits = loaded(dataset, options.data_dir, options.download)
         if len(dataset["shape"]) != 3:
             raise ValueError(f"train_classifier=true needs images, and {dataset['name']} has none")
         train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
         return
     if options.ckpt in (None, "", []):
-        if options.samples is not None and dataset is None:
-            raise ValueError(
-                f"dataset= is missing: samples={options.samples} are scored against data, add dataset=fashion, say"
-            )
-        if options.samples is None:
-            raise ValueError(
-                "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
-                "or samples=... with dataset=..."
-            )
         score(dataset, options, [], {})
         return
     stages = options.ckpt if isinstance(options.ckpt, list) else [options.ckpt]

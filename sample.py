@@ -92,17 +92,20 @@ def main(config: "DictConfig") -> None:
     """Draws what was asked for and writes it."""
     from omegaconf import OmegaConf
 
-    from diffusion import checkpoint, media, processes
     from diffusion.build import construct
-    from diffusion.cascade import from_checkpoints
-    from diffusion.conditioning import Rows
-    from diffusion.devices import devices
     from diffusion.steering import Steering
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     sampler, grid = plain.pop("sampler", None), plain.pop("grid", None)
     steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})
     options: Options = construct(Options, plain)
+
+    # Only now what imports torch, which takes seconds.
+    from diffusion import checkpoint, media, processes
+    from diffusion.cascade import from_checkpoints
+    from diffusion.conditioning import Rows
+    from diffusion.devices import devices
+
     places = devices(options.devices, options.accelerator)
     if options.out is not None:
         media.check_out(options.out)

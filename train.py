@@ -66,6 +66,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         held: keeps the lock on the run's folder until the run has ended.
     """
     begun = time.monotonic()
+    check_values(config)
     from pytorch_lightning.utilities import rank_zero_only
 
     from diffusion import latents, memory, timing, training
@@ -74,13 +75,14 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.lock import locked
     from diffusion.sampling import sampler_and_times
     from diffusion.saving import Interrupted
+    from diffusion.settings import settings as settings_of
 
     training.quiet()
     first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
     plain, path, step = configuration(config)
     if path is not None and first:
         held.enter_context(locked(run_folder(path)))
-    settings = training.settings(plain)
+    settings = settings_of(plain)
     advice = less_memory(plain)
     held.enter_context(memory.shortage(advice))
     trainer = training.check_trainer(plain)
@@ -154,6 +156,18 @@ def what_remains(folder: Path) -> str:
         return f"the last checkpoint is kept: python train.py resume={shlex.quote(str(folder))}"
     shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
     return "no checkpoint was written yet"
+
+
+def check_values(config: "DictConfig") -> None:
+    """Raises ConfigError for a value at the configuration's top, or in `trainer`, that cannot be."""
+    from omegaconf import OmegaConf
+
+    from diffusion.settings import PARTS, check_options, settings
+
+    values = {str(name): config[name] for name in config if name not in PARTS}
+    settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
+    options: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    check_options(options)
 
 
 def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, int]:

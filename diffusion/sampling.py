@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion import given
 from diffusion.autoencoder import Codec, PriorDenoiser, decoded, encoded
 from diffusion.build import ConfigError, build
 from diffusion.checkpoint import find
@@ -169,11 +170,11 @@ class Pipeline:
             steering.check_latents()
             if changes.get("clip"):
                 raise ConfigError("clip=true clamps pixels, and this model draws latents: leave it out")
-        denoiser = steering.around(model, config)
-        init = steering.start(tuple(shape))
+        denoiser = given.steered(model, steering, config)
+        init = given.start(steering, tuple(shape))
         sampler, times = sampler_and_times(config, denoiser)
         condition = condition_of(config)
-        rows = steering.rows(denoiser.embedding, condition, tuple(shape))
+        rows = given.rows(steering, denoiser.embedding, condition, tuple(shape))
         return cls(
             denoiser=ClippedDenoiser(denoiser) if config["clip"] and codec is None else denoiser,
             sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),

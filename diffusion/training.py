@@ -7,7 +7,6 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from diffusion import memory
 from diffusion.atomic import atomic, reason
 from diffusion.autoencoder import Codec, LatentObjective
-from diffusion.build import ConfigError, build, construct, nearest
+from diffusion.build import ConfigError, build, nearest
 from diffusion.callbacks import Metrics, Progress
 from diffusion.checkpoint import ROOT, CheckpointError, find, load_weights
 from diffusion.compiling import compile_network
@@ -33,64 +32,8 @@ from diffusion.optimizers import PowerEMA
 from diffusion.residual import ResidualDenoiser
 from diffusion.runlog import RunLogger
 from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Snapshots, StepTimer
+from diffusion.settings import check_options, settings
 from diffusion.watchers import watchers
-
-
-@dataclass
-class Settings:
-    """The plain values at the top of the configuration, with their types and ranges."""
-
-    batch_size: int
-    lr: float
-    seed: int = 0
-    timesteps: int | None = None
-    devices: int | str | list[int] = "auto"
-    accelerator: str = "auto"
-    budget_minutes: float | None = None
-    steps: int | None = None
-    clip: bool = True
-    log_every: int = 50
-    val_every: int = 500
-    preview_every: int = 500
-    score_every: int = 0
-    checkpoint_every: int | None = None
-    data_dir: str = "data/raw"
-    download: bool = True
-    workers: int | None = None
-    train_images: int | None = None
-    compile: bool = False
-    condition_dropout: float = 0.0
-    cache_latents: bool = False
-    ema_decay: float = 0.9999  # checked where ema=exponential takes it
-
-    def __post_init__(self) -> None:
-        at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
-        checked_below = ("devices", "lr", "budget_minutes", "condition_dropout", "ema_decay")
-        for name, value in vars(self).items():
-            lowest = at_least.get(name, 1)
-            if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:
-                raise ValueError(f"{name} must be at least {lowest}, got {value}")
-        if self.budget_minutes is not None and self.budget_minutes <= 0:
-            raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive, got {self.lr}")
-        if self.seed >= 2**63:
-            raise ValueError(f"seed must be below 2**63, got {self.seed}")
-        if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
-            raise ValueError(f"accelerator must be auto, cpu, gpu, cuda or mps, got {self.accelerator!r}")
-        check_devices(self.devices, self.accelerator)
-
-
-# What a configuration holds beside the values of `Settings`.
-PARTS = (
-    *("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "sampler", "grid", "trainer"),
-    *("ema", "learning_rate", "resume", "init_from", "autoencoder"),
-)
-
-
-def settings(config: Mapping[str, Any]) -> Settings:
-    """The checked top-level values of a configuration; raises ConfigError also for values that nobody reads."""
-    return construct(Settings, {key: value for key, value in config.items() if key not in PARTS})
 
 
 def quiet() -> None:
@@ -257,28 +200,6 @@ def _space(autoencoder: Mapping[str, Any] | None) -> str:
     return "pixels" if autoencoder is None else f"latents of the autoencoder {autoencoder['digest']}"
 
 
-# Options of Lightning's that count something.
-SWITCHES = ("deterministic", "benchmark", "detect_anomaly")
-COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes")
-# Options of Lightning's that have their own place, or that this project depends on.
-OURS = {
-    "devices": "use devices=... without trainer.",
-    "accelerator": "use accelerator=... without trainer.",
-    "val_check_interval": "use val_every=...",
-    "check_val_every_n_epoch": "use val_every=...",
-    "log_every_n_steps": "use log_every=...",
-    "overfit_batches": "use train_images=...",
-    **dict.fromkeys(
-        (
-            *("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing"),
-            *("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
-            *("barebones", "fast_dev_run", "gradient_clip_algorithm", "reload_dataloaders_every_n_epochs"),
-        ),
-        "this project sets it itself",
-    ),
-}
-
-
 def built(config: Any, part: str) -> Any:
     """The part of this name; raises `ConfigError` for a value in the place of its settings, `learning_rate=0.001`."""
     if not isinstance(config, Mapping):
@@ -293,23 +214,13 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
         ConfigError: an option that Lightning does not have, or refuses.
     """
     settings_ = settings(config)
+    check_devices(settings_.devices, settings_.accelerator)
     options = dict(config["trainer"])
+    check_options(options)
     known = inspect.signature(pl.Trainer).parameters
-    for name, value in options.items():
+    for name in options:
         if name not in known:
             raise ConfigError(f"trainer.{name} does not exist{nearest(name, known)}; Lightning has {', '.join(known)}")
-        if name in OURS:
-            raise ConfigError(f"trainer.{name} cannot be set: {OURS[name]}")
-        if (
-            name in COUNTS
-            and value is not None
-            and (isinstance(value, bool) or not isinstance(value, int) or value < 1)
-        ):
-            raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
-    _check_numerics(options)
-    for name in SWITCHES:
-        if not isinstance(options.get(name), bool | None):
-            raise ConfigError(f"trainer.{name} must be true or false, got {options[name]!r}")
     accumulate = options.get("accumulate_grad_batches") or 1
     # Lightning's own timer would stop in the middle of an accumulation.
     limit = options.pop("max_time", None)
@@ -346,20 +257,6 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             f"{trainer.world_size}"
         )
     return trainer
-
-
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64", "bf16", "16", 16, None)
-
-
-def _check_numerics(options: Mapping[str, Any]) -> None:
-    clip, precision = options.get("gradient_clip_val"), options.get("precision")
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
-        raise ConfigError(f"trainer.gradient_clip_val must be a positive number, or null, got {clip!r}")
-    if precision not in PRECISIONS:
-        raise ConfigError(
-            f"trainer.precision must be 32-true, bf16-mixed, 16-mixed or 64-true, got {precision!r}: the average of "
-            f"the weights cannot be kept in less than 32 bits"
-        )
 
 
 def check_trainer(config: Mapping[str, Any]) -> pl.Trainer:

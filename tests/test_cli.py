@@ -220,3 +220,66 @@ def test_the_home_folder_is_expanded_in_paths_alone(monkeypatch: pytest.MonkeyPa
     assert cli.plain_path("out=~/my photos") == 'out="/home/me/my photos"'
     for argument in ("ckpt=[base,sr]", "ckpt=3", "init='a b'", 'out="a b"', "samples=${out}", "weights=~/x", "resume="):
         assert cli.plain_path(argument) == argument
+
+
+# Refused before torch is imported, which takes seconds; and what the line says.
+EARLY = {
+    "train": (
+        ("batch_size=0", "batch_size must be at least 1, got 0"),
+        ("lr=-1", "lr must be positive, got -1"),
+        ("lr=fast", "lr must be a number, got 'fast'"),
+        ("seed=1.5", "seed must be a whole number, got 1.5"),
+        ("accelerator=tpu", "accelerator must be auto, cpu, gpu, cuda or mps"),
+        ("trainer.max_steps=-3", "trainer.max_steps must be a whole number of at least 1"),
+        ("trainer.precision=8", "trainer.precision must be"),
+        ("+trainer.logger=true", "trainer.logger cannot be set"),
+        ("network=x", "network=x does not exist"),
+        ("batchsize=3", "there is no setting batchsize"),
+        ("epochs=10", "trainer.max_epochs"),
+        ("dataset fashion", "write dataset=fashion"),
+    ),
+    "sample": (
+        ("", "ckpt= is missing"),
+        ("ckpt=last n=0", "n must be at least 1, got 0"),
+        ("ckpt=last fps=900", "fps must be above 0"),
+        ("ckpt=last t_start=0.5", "t_start=0.5 needs an image"),
+        ("ckpt=last guidance=inf", "guidance must be a finite number"),
+        ("ckpt=last sampler=x", "sampler=x does not exist"),
+    ),
+    "evaluate": (
+        ("", "ckpt= is missing"),
+        ("samples=x.npz", "dataset= is missing"),
+        ("ckpt=last n=1", "n must be at least 2"),
+        ("ckpt=last likelihood=x", "likelihood must be null or vlb or ode"),
+        ("ckpt=last tolerance=1e-3", "tolerance= is of likelihood=ode"),
+    ),
+}
+
+
+@pytest.mark.parametrize("script", EARLY)
+def test_a_wrong_value_is_refused_before_torch_is_imported(script: str, tmp_path: Path) -> None:
+    # A module that is None in sys.modules cannot be imported.
+    program = f"""
+import sys
+sys.modules["torch"] = None
+import {script}
+for line in {[line for line, _ in EARLY[script]]!r}:
+    sys.argv = ["{script}.py", *([line] if " " in line and "=" not in line else line.split())]
+    try:
+        {script}.entry()
+    except SystemExit as stop:
+        assert stop.code == 1, line
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stderr.splitlines()
+    assert len(lines) == len(EARLY[script]), ran.stderr
+    for line, (_, said) in zip(lines, EARLY[script], strict=True):
+        assert line.startswith("error: "), line
+        assert said in line

@@ -11,12 +11,12 @@ from hydra import compose, initialize_config_dir
 
 import cli
 import train
-from diffusion import training
 from diffusion.build import build
 from diffusion.models import build_denoiser, build_model
 from diffusion.noise import TRAINING, Noise
 from diffusion.samplers import prior
 from diffusion.sampling import sampler_and_times
+from diffusion.settings import PARTS, Settings, settings
 from diffusion.stochastic import AnnealedLangevinSampler
 
 ROOT = Path(__file__).parent.parent
@@ -54,7 +54,7 @@ def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize("experiment", cli.choices_of("experiment"))
 def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -> None:
     config = resolved(f"experiment={experiment}")
-    training.settings(config)
+    settings(config)
     with torch.device("meta"):
         network = build(config["network"], "network")
     for part in ("objective", "learning_rate", "ema", "sampler", "grid"):
@@ -247,8 +247,8 @@ def test_a_learned_variance_trains_on_pixels_and_on_points(overrides: list[str])
 
 def test_every_setting_is_read_by_the_code() -> None:
     settings = set(yaml.safe_load((cli.CONFIGS / "train.yaml").read_text())) - {"defaults", "hydra"}
-    parts = set(training.PARTS) - set(cli.groups_of("train"))
-    assert settings == set(training.Settings.__dataclass_fields__) | parts
+    parts = set(PARTS) - set(cli.groups_of("train"))
+    assert settings == set(Settings.__dataclass_fields__) | parts
     source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").glob("*.py")])
     interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
     for name in settings:

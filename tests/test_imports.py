@@ -71,7 +71,7 @@ def test_data_knows_nothing_of_diffusion(path: Path) -> None:
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)
 def test_diffusion_knows_nothing_of_data_or_of_hydra(path: Path) -> None:
     # What reads images that a person gives, for sampling and evaluation, reads them as data sets are read.
-    readers = ("diffusion/steering.py", "diffusion/evaluation/files.py")
+    readers = ("diffusion/given.py", "diffusion/evaluation/files.py")
     allowed = {"data.pictures"} if _name(path) in readers else set()
     found = imports(path) - allowed
     assert not {"data", "hydra", "train", "sample", "evaluate"} & {name.split(".")[0] for name in found}

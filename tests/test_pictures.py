@@ -15,7 +15,8 @@ from data.folder import Folder
 from data.pictures import SUFFIXES, UnreadableImage, images_in, read_image, read_pixels
 from diffusion.build import ConfigError
 from diffusion.evaluation.files import read_samples
-from diffusion.steering import Steering, read_mask, read_picture
+from diffusion.given import read_mask, read_picture, rows
+from diffusion.steering import Steering
 
 SHAPE = (3, 4, 4)
 WRITTEN = (".tif", ".tiff", ".jfif", ".jpe", ".ppm", ".tga", ".ico", ".bmp", ".gif", ".webp", ".jpg", ".png", ".pcx")
@@ -48,7 +49,7 @@ def test_every_kind_of_still_image_is_read_everywhere(tmp_path: Path, suffix: st
     assert abs(read_samples(tmp_path, SHAPE, 1)[0].float().mean() - 200) < 4
     for what in ("init", "mask", "condition"):
         assert abs(read_picture(str(path), what, SHAPE).mean() * 127.5 + 127.5 - 200) < 4
-    told = Steering(condition=str(tmp_path)).rows(0, Edges(), SHAPE)
+    told = rows(Steering(condition=str(tmp_path)), 0, Edges(), SHAPE)
     assert told["image"].shape[0] == 1
 
 
@@ -59,7 +60,7 @@ def test_hidden_files_and_those_of_the_system_are_passed_over_everywhere(tmp_pat
     assert [path.name for path in images_in(tmp_path)] == ["a.png"]
     assert len(Folder(tmp_path, 4).load().train) == 1
     assert len(read_samples(tmp_path, SHAPE, 9)[0]) == 1
-    assert len(Steering(condition=str(tmp_path)).rows(0, Edges(), SHAPE)["image"]) == 1
+    assert len(rows(Steering(condition=str(tmp_path)), 0, Edges(), SHAPE)["image"]) == 1
 
 
 def odd_files(folder: Path) -> list[Path]:

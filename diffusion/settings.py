@@ -1,0 +1,114 @@
+"""The plain values of a training run, with their types and ranges.
+
+Nothing here imports torch, which takes seconds: a wrong value is refused before.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusion.build import ConfigError, construct
+
+
+@dataclass
+class Settings:
+    """The plain values at the top of the configuration, with their types and ranges."""
+
+    batch_size: int
+    lr: float
+    seed: int = 0
+    timesteps: int | None = None
+    devices: int | str | list[int] = "auto"
+    accelerator: str = "auto"
+    budget_minutes: float | None = None
+    steps: int | None = None
+    clip: bool = True
+    log_every: int = 50
+    val_every: int = 500
+    preview_every: int = 500
+    score_every: int = 0
+    checkpoint_every: int | None = None
+    data_dir: str = "data/raw"
+    download: bool = True
+    workers: int | None = None
+    train_images: int | None = None
+    compile: bool = False
+    condition_dropout: float = 0.0
+    cache_latents: bool = False
+    ema_decay: float = 0.9999  # checked where ema=exponential takes it
+
+    def __post_init__(self) -> None:
+        at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
+        checked_below = ("devices", "lr", "budget_minutes", "condition_dropout", "ema_decay")
+        for name, value in vars(self).items():
+            lowest = at_least.get(name, 1)
+            if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}")
+        if self.budget_minutes is not None and self.budget_minutes <= 0:
+            raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
+            raise ValueError(f"accelerator must be auto, cpu, gpu, cuda or mps, got {self.accelerator!r}")
+
+
+# What a configuration holds beside the values of `Settings`.
+PARTS = (
+    *("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "sampler", "grid", "trainer"),
+    *("ema", "learning_rate", "resume", "init_from", "autoencoder"),
+)
+
+
+def settings(config: Mapping[str, Any]) -> Settings:
+    """The checked top-level values of a configuration; raises ConfigError also for values that nobody reads."""
+    return construct(Settings, {key: value for key, value in config.items() if key not in PARTS})
+
+
+# Options of Lightning's that count something.
+SWITCHES = ("deterministic", "benchmark", "detect_anomaly")
+COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes")
+# Options of Lightning's that have their own place, or that this project depends on.
+OURS = {
+    "devices": "use devices=... without trainer.",
+    "accelerator": "use accelerator=... without trainer.",
+    "val_check_interval": "use val_every=...",
+    "check_val_every_n_epoch": "use val_every=...",
+    "log_every_n_steps": "use log_every=...",
+    "overfit_batches": "use train_images=...",
+    **dict.fromkeys(
+        (
+            *("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing"),
+            *("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
+            *("barebones", "fast_dev_run", "gradient_clip_algorithm", "reload_dataloaders_every_n_epochs"),
+        ),
+        "this project sets it itself",
+    ),
+}
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64", "bf16", "16", 16, None)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raises ConfigError for an option of the trainer that is not for setting, or has an impossible value.
+
+    Which names exist, and all else, Lightning says.
+    """
+    for name, value in options.items():
+        if name in OURS:
+            raise ConfigError(f"trainer.{name} cannot be set: {OURS[name]}")
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if name in COUNTS and value is not None and (not whole or value < 1):
+            raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
+    for name in SWITCHES:
+        if not isinstance(options.get(name), bool | None):
+            raise ConfigError(f"trainer.{name} must be true or false, got {options[name]!r}")
+    clip, precision = options.get("gradient_clip_val"), options.get("precision")
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
+        raise ConfigError(f"trainer.gradient_clip_val must be a positive number, or null, got {clip!r}")
+    if precision not in PRECISIONS:
+        raise ConfigError(
+            f"trainer.precision must be 32-true, bf16-mixed, 16-mixed or 64-true, got {precision!r}: the average of "
+            f"the weights cannot be kept in less than 32 bits"
+        )
