@@ -10,7 +10,7 @@ import gpu
 import gpu_rows
 import pytest
 from gpu import Table
-from gpu_rows import Rows
+from gpu_rows import MODELS, Rows, composed
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +111,25 @@ def test_bare_gz_files_of_fashion_mnist_are_read_where_they_are(
     found: list[Path] = []
     assert Rows("cpu", tmp_path, str(files)).fashion_dir == found[0]
     assert (found[0] / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["experiment=tutorial_cifar"],
+        ["experiment=fast_mnist"],
+        ["experiment=flow"],
+        *(MODELS[name][1] for name in MODELS),
+    ],
+    ids=" ".join,
+)
+def test_data_that_are_not_here_are_replaced_without_another_network(rows: Rows, settings: list[str]) -> None:
+    rows.fashion_dir = None
+    named = composed(*settings)
+    replaced = composed(*settings, *rows._data(named))
+    assert replaced.network._target_ == named.network._target_
+    assert replaced.network.get("widths") == named.network.get("widths")
+    assert replaced.dataset.name in ("folder", "digits")
 
 
 @pytest.mark.slow
