@@ -38,8 +38,8 @@ def largest_pixel_difference(folder: Path, device: str, n: int, *overrides: str)
     for where in (device, "cpu"):
         _succeed(
             call(
-                *(sample, folder, f"ckpt={run_folder(folder)}", f"n={n}", "steps=10", f"batch_size={n}"),
-                *(f"accelerator={where}", "devices=1", f"out={where}.npz"),
+                *(sample, folder, f"ckpt={run_folder(folder)}", f"n={n}", "sampler=ddim", "steps=10"),
+                *(f"batch_size={n}", f"accelerator={where}", "devices=1", f"out={where}.npz"),
             )
         )
         with np.load(folder / f"{where}.npz") as arrays:
