@@ -105,6 +105,7 @@ def main(config: "DictConfig") -> None:
     from diffusion.cascade import from_checkpoints
     from diffusion.conditioning import Rows
     from diffusion.devices import devices
+    from diffusion.progress import counted, progress
 
     places = devices(options.devices, options.accelerator)
     if options.out is not None:
@@ -162,11 +163,13 @@ def main(config: "DictConfig") -> None:
         # A batch at a time, so that a run that is cut off can go on where it stopped.
         # Other processes take seconds to begin, so they get many batches at once.
         share = options.batch_size * len(places) * (1 if len(places) == 1 else 32)
-        for begin in range(0, len(numbers), share):
-            batch = numbers[begin : begin + share]
-            media.save_folder(out, drawn(pipeline, options, batch, places)[-1], batch)
+        with progress(len(numbers), "sample", "writing") as advance:
+            for begin in range(0, len(numbers), share):
+                batch = numbers[begin : begin + share]
+                media.save_folder(out, drawn(pipeline, options, batch, places)[-1], batch)
+                advance(len(batch))
         if len(numbers) < options.n:
-            print(f"{options.n - len(numbers)} of {options.n} samples were there already")
+            print(f"{options.n - len(numbers)} of {counted(options.n, 'sample')} were there already")
     print(out)
 
 
@@ -262,7 +265,7 @@ def settle_labels(options: Options, num_classes: int) -> None:
         options.label = [k * rows // options.n for k in range(options.n)]
         options.rows = rows if options.rows is None else options.rows
     if options.rows is not None and options.rows > options.n:
-        raise ValueError(f"rows={options.rows} is more than the n={options.n} samples")
+        raise ValueError(f"rows={options.rows} is more than n={options.n}")
 
 
 def sampler_settings(sampler: Any) -> dict[str, Any]:
@@ -273,18 +276,18 @@ def sampler_settings(sampler: Any) -> dict[str, Any]:
 
 def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: list[str], frames: int = 1) -> "Tensor":
     """So many states of the samples with these numbers, evenly spaced, with the samples last: (frames, n, *shape)."""
-    from tqdm import tqdm
-
     from diffusion.media import evenly
+    from diffusion.progress import progress
     from diffusion.sampling import frames_on
 
     assert not isinstance(options.label, str)
     keep = evenly(len(pipeline.times), frames)
     batches = math.ceil(math.ceil(len(numbers) / len(places)) / options.batch_size)
     show = "x0" if options.show == "x0" else "x_t"
-    with tqdm(total=batches * len(pipeline.times), unit="step", desc="sampling", leave=False, disable=None) as bar:
+    with progress(batches * len(pipeline.times), "step", "sampling") as advance:
         return frames_on(
-            places, pipeline, numbers, options.seed, options.label, options.batch_size, keep, show, bar.update
+            *(places, pipeline, numbers, options.seed, options.label, options.batch_size, keep, show),
+            after_step=lambda: advance(1),
         )
 
 

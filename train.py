@@ -118,7 +118,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         seconds = timing.estimate(run, trainer)
         preset = f"fast_{plain['dataset']['name']}"
         known = preset in cli.choices_of("experiment")
-        timing.announce(run, seconds, trainer.world_size, trainer.strategy.root_device.type, preset if known else None)
+        kind = trainer.strategy.root_device.type
+        timing.announce(run, seconds, trainer.world_size, kind, preset if known else None, step)
         folder = training.claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
         if path is None:
             held.enter_context(locked(folder))

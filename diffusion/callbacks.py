@@ -6,8 +6,8 @@ draw does not advance the training's random numbers.
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -27,6 +27,7 @@ from diffusion.grids import Grid, LogSNRGrid, TrailingGrid
 from diffusion.module import DiffusionModule
 from diffusion.multistep import DPMSolverPP2MSampler
 from diffusion.noise import PREVIEW, Noise
+from diffusion.progress import LINE_EVERY_S, duration, progress, times_left
 from diffusion.runlog import RunLogger
 from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, Sampler, prior
 
@@ -34,9 +35,12 @@ from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, Sampler, pr
 class AfterStep(pl.Callback):
     """Calls `after_step` once for each optimizer step, when its last batch is done."""
 
+    every = 0  # optimizer steps between what a callback does aside; 0 for never
+    images = 0  # that pass the network each time
+
     def __init__(self) -> None:
         self._seen = 0
-        self.aside_s = 0.0
+        self.aside_s, self.asides = 0.0, 0
 
     @contextmanager
     def aside(self, module: DiffusionModule) -> Iterator[None]:
@@ -46,6 +50,7 @@ class AfterStep(pl.Callback):
         began = time.monotonic()
         yield
         self.aside_s += time.monotonic() - began
+        self.asides += 1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._seen = trainer.global_step
@@ -128,6 +133,7 @@ class Preview(AfterStep):
         if every < 0:
             raise ValueError(f"preview_every must not be negative, got {every}")
         self.every, self.shape, self.clip, self.n, self.steps = every, shape, clip, n, steps
+        self.images = n * steps
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
@@ -167,6 +173,7 @@ class Scores(AfterStep):
     def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 256) -> None:
         super().__init__()
         self.every, self.shape, self.clip, self.n = every, shape, clip, n
+        self.images = 20 * n
         # Not a part of the Lightning module, where it would get into checkpoints.
         self._extractor = RandomConvolutions(shape[0]).eval() if len(shape) == 3 else None
         self._real, self._told = torch.empty(0), torch.empty(0, dtype=torch.int64)
@@ -280,22 +287,29 @@ def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:
 
 
 class Progress(AfterStep):
-    """Loss, images/s and time left: as a bar on a terminal, as a line now and then elsewhere.
+    """Loss, images/s and time left: as a bar on a terminal, as a line now and then elsewhere; and how far a validation is.
+
+    The time left counts validation, previews and scores: what they took the last time, and before the first time a third
+    of a training step's time for an image, as a forward pass takes.
 
     Args:
         line_every_s: seconds between lines where no bar can be drawn.
     """
 
-    def __init__(self, line_every_s: float = 30.0) -> None:
+    def __init__(self, line_every_s: float = LINE_EVERY_S) -> None:
         super().__init__()
         self.line_every_s = line_every_s
         self._bar: Any = None
         self._began = self._line_at = 0.0
         self._first = 0
+        self._validation_s: float | None = None  # of the last one
+        self._validating_s = 0.0  # of all
+        self._validation = ExitStack()
+        self._advance: Callable[[int], None] = lambda count: None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self._began = self._line_at = time.monotonic()
+        self._began, self._line_at = _training_clock(trainer), time.monotonic()
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
             total = trainer.max_steps if trainer.max_steps > 0 else None
@@ -305,33 +319,50 @@ class Progress(AfterStep):
         if not trainer.is_global_zero:
             return
         now = time.monotonic()
-        rate = (step - self._first) / max(now - self._began, 1e-9)
+        step_s = max(_training_clock(trainer) - self._began - self._validating_s, 1e-9) / (step - self._first)
+        images_per_s = f"{module.images_per_step / step_s:.0f}"
         last = step == trainer.max_steps
         if self._bar is not None:
             self._bar.update(1)
             if step % 10 == 0 or last:  # reading the loss waits for the device
-                images_per_s = f"{rate * module.images_per_step:.0f}"
                 self._bar.set_postfix({"loss": f"{module.last_loss.item():.4f}", "images/s": images_per_s})
         elif now - self._line_at > self.line_every_s or last:
             self._line_at = now
-            left = f", {duration((trainer.max_steps - step) / rate)} left" if trainer.max_steps > 0 else ""
+            left = f", {duration(self._left_s(trainer, module, step, step_s))} left" if trainer.max_steps > 0 else ""
             of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-            images_per_s = f"{rate * module.images_per_step:.0f}"
             print(f"step {step}{of}: loss {module.last_loss.item():.4f}, {images_per_s} images/s{left}", flush=True)
 
+    def _left_s(self, trainer: pl.Trainer, module: DiffusionModule, step: int, step_s: float) -> float:
+        last, image_s = trainer.max_steps, step_s / module.images_per_step / 3
+        seconds = (last - step) * step_s
+        if trainer.limit_val_batches != 0:
+            val_s = self._validation_s
+            if val_s is None:
+                val_s = image_s * len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
+            # The validation after this step is still to come, and what watchers do after it is done.
+            seconds += times_left(step - 1, last, module.config["val_every"]) * val_s
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, AfterStep):
+                each = callback.aside_s / callback.asides if callback.asides else image_s * callback.images
+                seconds += times_left(step, last, callback.every) * each
+        return seconds
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation_began = time.monotonic()
+        if trainer.is_global_zero:
+            bar = progress(int(trainer.num_val_batches[0]), "batch", "validation", self.line_every_s)
+            self._advance = self._validation.enter_context(bar)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self._advance(1)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._validation.close()
+        self._validation_s = time.monotonic() - self._validation_began
+        self._validating_s += self._validation_s
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._validation.close()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `3 min 20 s`, `5 h 12 min` or `3 d 4 h`."""
-    minutes, s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {s} s" if minutes else f"{s} s"

@@ -2,6 +2,8 @@
 
 import torch
 
+from diffusion.progress import counted
+
 
 def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> None:
     """Raises ValueError, one line, if `devices=` or `accelerator=` cannot be met on this machine."""
@@ -25,7 +27,7 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
     elif devices < 1:
         raise ValueError(f"devices must be at least 1, got {devices}")
     elif found and devices > found:
-        raise ValueError(f"devices={devices}, but this machine has {found} GPU{'s' if found > 1 else ''}")
+        raise ValueError(f"devices={devices}, but this machine has {counted(found, 'GPU')}")
 
 
 def devices(wanted: int | str | list[int], accelerator: str = "auto") -> list[str]:

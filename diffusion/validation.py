@@ -19,6 +19,7 @@ from diffusion.build import build
 from diffusion.models import planned
 from diffusion.objectives import ConditionDropout, Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
+from diffusion.progress import counted
 
 # What the dataset's part of a configuration holds, beside what its own source checks.
 _DATASET = {"name": str, "shape": list, "source": Mapping, "flip": bool, "clip": bool}
@@ -254,9 +255,11 @@ def _check_loops(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
     taken = fit["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
     batches = fit["epoch_loop.batch_progress"]["total"]["ready"]
     if taken["completed"] != step or taken["ready"] != step:
-        raise Invalid(f"its loops have taken {taken['completed']} optimizer steps, and its global_step is {step}")
+        raise Invalid(
+            f"its loops have taken {counted(taken['completed'], 'optimizer step')}, and its global_step is {step}"
+        )
     if batches != step * (config["trainer"].get("accumulate_grad_batches") or 1):
-        raise Invalid(f"its loops have seen {batches} batches in {step} steps")
+        raise Invalid(f"its loops have seen {counted(batches, 'batch')} in {counted(step, 'step')}")
 
 
 def _check_counters(name: str, value: Any, wanted: Any) -> None:

@@ -196,7 +196,7 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
         (f"ckpt={RUN} n=0", ["n must be at least 1, got 0"]),
         (f"ckpt={RUN} n=x", ["n must be a whole number or null, got 'x'"]),
         (f"ckpt={RUN} n=1.5", ["n must be a whole number or null, got 1.5"]),
-        (f"ckpt={RUN} rows=10", ["rows=10 is more than the n=9 samples"]),
+        (f"ckpt={RUN} rows=10", ["rows=10 is more than n=9"]),
         (f"ckpt={RUN} steps=51", ["steps=51 is more than the 50 timesteps"]),
         (f"ckpt={RUN} steps=0", ["steps must be at least 1, got 0"]),
         (f"ckpt={RUN} seed=-1", ["seed must be from 0"]),

@@ -7,7 +7,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.conditioning import ImageCondition, of_examples
 from diffusion.denoisers import Conditioned, Denoiser
@@ -26,6 +25,7 @@ from diffusion.likelihood import (
 )
 from diffusion.media import Pixels
 from diffusion.noise import EVALUATION, Noise
+from diffusion.progress import counted, progress
 
 # A batch's figures in nats per dimension: x (B, *S), its numbers (B,), its condition -> (B, terms).
 Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]
@@ -199,11 +199,14 @@ def evaluated(
         condition: what of the images it is conditioned on.
     """
     terms, values = [], torch.empty(0)
-    for index in tqdm(random_rows(len(data))[:count].split(batch_size), desc="evaluating", leave=False, disable=None):
-        x = data.get(index)
-        values = torch.cat((values, x.flatten())).unique()
-        cond = {name: value.to(device) for name, value in of_examples(denoiser, condition, data, index).items()}
-        terms.append(compute(x.to(device), index.to(device), cond).double().cpu())
+    rows = random_rows(len(data))[:count]
+    with progress(len(rows), "example", "evaluating") as advance:
+        for index in rows.split(batch_size):
+            x = data.get(index)
+            values = torch.cat((values, x.flatten())).unique()
+            cond = {name: value.to(device) for name, value in of_examples(denoiser, condition, data, index).items()}
+            terms.append(compute(x.to(device), index.to(device), cond).double().cpu())
+            advance(len(index))
     return torch.cat(terms), len(values)
 
 
@@ -233,4 +236,4 @@ def bound_report(terms: Tensor, unit: str) -> str:
     rows.append(("step 1, the decoder", terms[:, -1]))
     lines = [f"  {name:<20} {values.mean().item():10.4f}" for name, values in rows]
     mean, error = mean_and_error(terms.sum(1))
-    return "\n".join([*lines, f"variational bound: {mean:.4f} +- {error:.4f} {unit}, {steps} steps"])
+    return "\n".join([*lines, f"variational bound: {mean:.4f} +- {error:.4f} {unit}, {counted(steps, 'step')}"])

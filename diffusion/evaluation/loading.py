@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion.build import build
 from diffusion.conditioning import Examples
 from diffusion.evaluation.scores import Splits
 from diffusion.evaluation.weights import class_count
 from diffusion.media import quantised
+from diffusion.progress import counted, progress
 from diffusion.sampling import Pipeline, frames_on
 
 
@@ -54,8 +54,8 @@ def check_classes(num_classes: int, splits: Splits, name: str) -> None:
     found = class_count(torch.cat([splits.train.labels, splits.val.labels, splits.test.labels]))
     if num_classes not in (0, found):
         raise ValueError(
-            f"dataset={name} has {f'{found} classes' if found else 'no labels'}, and the model knows {num_classes} "
-            f"classes: leave dataset= out, or name the one that it was trained on"
+            f"dataset={name} has {counted(found, 'class') if found else 'no labels'}, and the model knows "
+            f"{counted(num_classes, 'class')}: leave dataset= out, or name the one that it was trained on"
         )
 
 
@@ -78,8 +78,8 @@ def drawn(
     n = len(told)
     pipeline.condition_on(examples, told)
     steps = math.ceil(math.ceil(n / len(places)) / batch_size) * len(pipeline.times)
-    with tqdm(total=steps, unit="step", desc="sampling", leave=False, disable=None) as bar:
-        samples = frames_on(places, pipeline, range(n), seed, None, batch_size, after_step=bar.update)[-1]
+    with progress(steps, "step", "sampling") as advance:
+        samples = frames_on(places, pipeline, range(n), seed, None, batch_size, after_step=lambda: advance(1))[-1]
     bad = (~samples.isfinite()).flatten(1).any(1).sum()  # asked before they are bytes, which are always finite
     if bad:
         raise ValueError(f"{bad} of {n} samples are not finite: the model or its sampler diverged; nothing was scored")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from diffusion.evaluation.cache import Arrays, Cache, fingerprint, read_arrays, write_arrays
 from diffusion.evaluation.extractors import Classifier, train_classifier
+from diffusion.progress import counted
 
 SHIPPED = Path(__file__).parent / "shipped"
 # sha256 of the files, by the data set that they were trained on.
@@ -68,7 +69,7 @@ def classifier(dataset: Mapping[str, Any], pixels: Tensor, labels: Tensor, cache
     key = {"pixels": fingerprint(pixels), "labels": fingerprint(labels), "steps": steps, "version": 1}
 
     def make() -> Arrays:
-        print(f"training a classifier of {dataset['name']} to score with, once: {steps} steps")
+        print(f"training a classifier of {dataset['name']} to score with, once: {counted(steps, 'step')}")
         return stored(train_classifier(pixels, labels, classes, steps))
 
     return loaded(cache.get("classifier", key, make), dataset["shape"])

@@ -215,7 +215,7 @@ def check_levels(
     divisor = patch * 2 ** (len(widths) - 1)
     if height % divisor or width % divisor:
         raise ValueError(
-            f"an image of {height}x{width} cannot pass network={name} with patch={patch} and {len(widths)} levels: "
+            f"an image of {height}x{width} cannot pass network={name} with patch={patch} and widths={list(widths)}: "
             f"height and width must be multiples of {divisor}; change the image size, or use fewer network.widths"
         )
     return channels
