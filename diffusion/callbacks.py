@@ -287,10 +287,10 @@ def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:
 
 
 class Progress(AfterStep):
-    """Loss, images/s and time left: as a bar on a terminal, as a line now and then elsewhere; and how far a validation is.
+    """Loss, images/s, time left and how far a validation is: as bars on a terminal, as lines now and then elsewhere.
 
-    The time left counts validation, previews and scores: what they took the last time, and before the first time a third
-    of a training step's time for an image, as a forward pass takes.
+    The time left counts validation, previews and scores: what they took so far, and before the first time a third of
+    an image's share of a training step for each image, as a forward pass takes.
 
     Args:
         line_every_s: seconds between lines where no bar can be drawn.

@@ -140,9 +140,10 @@ class Checkpoints(AfterStep):
         super().__init__()
         if every is not None and every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {every}")
-        self.folder, self.every = folder, every
+        self.folder, self._every = folder, every
         self.best = float("inf")
-        self._cost_s, self._saved_at, self._saved_step = 0.0, time.monotonic(), -1
+        self._cost_s, self._saved_at = 0.0, time.monotonic()
+        self._saved_step = -1
         self._signal = 0
         self._training = self._first = False
         self._doing = "this step"
@@ -269,8 +270,8 @@ class Checkpoints(AfterStep):
         return bool(validates and (trainer.should_stop or batches % (trainer.val_check_batch or 1) == 0))
 
     def _due(self, step: int) -> bool:
-        if self.every is not None:
-            return step % self.every == 0
+        if self._every is not None:
+            return step % self._every == 0
         return time.monotonic() - self._saved_at > min(600.0, max(30.0, 100 * self._cost_s))
 
     def _path(self, name: str) -> Path:

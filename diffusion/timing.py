@@ -80,7 +80,8 @@ def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
 def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     """Sets `max_steps` to what fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
 
-    Ten seconds of training tell the speed; a twentieth of the budget is kept for validation, pictures and checkpoints.
+    Ten seconds of training tell the speed; a twentieth of the budget is kept for checkpoints, and what validation,
+    previews and scores take is estimated.
     """
     minutes = run.settings.budget_minutes
     assert minutes is not None
@@ -92,12 +93,27 @@ def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
     seconds *= run.config["trainer"].get("accumulate_grad_batches") or 1
     left = 0.95 * minutes * 60 - (time.monotonic() - begun)
     steps = max(int(left / seconds), 1)
+    # What goes on beside so many steps is in proportion to them, so that both shrink together to what is left.
+    beside = sum(seconds_beside(run, seconds, 0, steps))
+    steps = max(int(steps * left / (steps * seconds + beside)), 1)
     run.config["trainer"]["max_steps"] = steps
     run.config["trainer"]["max_epochs"] = None
-    images = run.module.images_per_step
-    print(
-        f"budget of {minutes:g} minutes: {counted(steps, 'step')} of {counted(images, 'image')} at {seconds:.3f} s each"
-    )
+    images = counted(run.module.images_per_step, "image")
+    print(f"budget of {minutes:g} minutes: {counted(steps, 'step')} of {images} at {seconds:.3f} s each")
+
+
+def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float, float]:
+    """About how long validation, and previews with scores, take from step `done` to step `last`.
+
+    An image's forward pass takes about a third of its share of a training step of `step_s` seconds.
+    """
+    image_s = step_s / run.module.images_per_step / 3
+    validations = times_left(done, last, run.settings.val_every)
+    validated = validations * run.datamodule.val_size  # type: ignore[attr-defined]
+    if run.config["trainer"].get("limit_val_batches") == 0:
+        validated = 0
+    drawn = sum(times_left(done, last, watcher.every) * watcher.images for watcher in run.watchers)
+    return image_s * validated, image_s * drawn
 
 
 def announce(run: Run, seconds: float, world_size: int, device: str, preset: str | None, done: int = 0) -> None:
@@ -116,22 +132,16 @@ def announce(run: Run, seconds: float, world_size: int, device: str, preset: str
     millions = sum(p.numel() for p in network.parameters()) / 1e6
     batch = run.settings.batch_size
     share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
-    print(
-        f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {counted(batch, 'image')}{share}"
-    )
+    images = counted(batch, "image")
+    print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {images}{share}")
     if steps is None:
         limit = run.config["trainer"]["max_time"]
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit}")
         return
-    # An image's forward pass takes about a third of its share of a training step.
-    image_s = seconds / run.module.images_per_step / 3
-    aside = sum(times_left(done, steps, watcher.every) * watcher.images for watcher in run.watchers)
-    if run.config["trainer"].get("limit_val_batches") != 0:
-        aside += times_left(done, steps, run.settings.val_every) * run.datamodule.val_size  # type: ignore[attr-defined]
-    total = seconds * (steps - done) + image_s * aside
-    print(
-        f"estimated time: {duration(total)} for {counted(steps - done, 'step')} ({seconds:.3g} s each), validation and "
-        f"previews included"
-    )
+    beside = dict(zip(("validation", "previews"), seconds_beside(run, seconds, done, steps), strict=True))
+    total = seconds * (steps - done) + sum(beside.values())
+    named = " and ".join(name for name, taken in beside.items() if taken)
+    included = f", {named} included" if named else ""
+    print(f"estimated time: {duration(total)} for {counted(steps - done, 'step')} ({seconds:.3g} s each){included}")
     if total > 3600 and device == "cpu" and preset is not None:
         print(f"that is long for a CPU: python train.py experiment={preset} is made for one")

@@ -49,7 +49,7 @@ class AccuracyCurve(AfterStep):
         super().__init__()
         if every < 0:
             raise ValueError(f"preview_every must not be negative, got {every}")
-        self.every, self.n = every, n
+        self.every, self.n, self.images = every, n, n
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
@@ -90,7 +90,7 @@ class Reconstructions(AfterStep):
         super().__init__()
         if every < 0:
             raise ValueError(f"preview_every must not be negative, got {every}")
-        self.every, self.clip, self.n = every, clip, n
+        self.every, self.clip, self.n, self.images = every, clip, n, 2 * n
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
