@@ -313,7 +313,16 @@ class Progress(AfterStep):
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
             total = trainer.max_steps if trainer.max_steps > 0 else None
-            self._bar = tqdm(total=total, initial=self._first, unit="step", dynamic_ncols=True, desc="training")
+            # The bar's own time left knows of steps alone.
+            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]" if total else None
+            self._bar = tqdm(
+                total=total,
+                initial=self._first,
+                unit="step",
+                dynamic_ncols=True,
+                desc="training",
+                bar_format=layout,
+            )
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         if not trainer.is_global_zero:
@@ -322,13 +331,13 @@ class Progress(AfterStep):
         step_s = max(_training_clock(trainer) - self._began - self._validating_s, 1e-9) / (step - self._first)
         images_per_s = f"{module.images_per_step / step_s:.0f}"
         last = step == trainer.max_steps
+        left = f", {duration(self._left_s(trainer, module, step, step_s))} left" if trainer.max_steps > 0 else ""
         if self._bar is not None:
             self._bar.update(1)
             if step % 10 == 0 or last:  # reading the loss waits for the device
-                self._bar.set_postfix({"loss": f"{module.last_loss.item():.4f}", "images/s": images_per_s})
+                self._bar.set_postfix_str(f"loss {module.last_loss.item():.4f}, {images_per_s} images/s{left}")
         elif now - self._line_at > self.line_every_s or last:
             self._line_at = now
-            left = f", {duration(self._left_s(trainer, module, step, step_s))} left" if trainer.max_steps > 0 else ""
             of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
             print(f"step {step}{of}: loss {module.last_loss.item():.4f}, {images_per_s} images/s{left}", flush=True)
 

@@ -58,25 +58,45 @@ def test_a_log_gets_a_line_every_so_often_with_the_time_left(
     ]
 
 
-def test_the_time_left_counts_validation_and_previews(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Steps of 1 s, 100 steps; a validation every 50 takes 60 s, a preview every 20 takes 10 s."""
-    clock = Clock(monkeypatch)
-    watcher, shown = AfterStep(), Progress(line_every_s=0.5)
-    watcher.every, watcher.images = 20, 96
-    trainer: Any = SimpleNamespace(
+def running(*callbacks_: AfterStep) -> tuple[Any, Any]:
+    """What `Progress` asks of a trainer and a module: 100 steps of four images, 720 validation images every 50."""
+    trainer = SimpleNamespace(
         max_steps=100,
         global_step=0,
         is_global_zero=True,
         limit_val_batches=1.0,
         num_val_batches=[30],
-        callbacks=[watcher, shown],
+        callbacks=list(callbacks_),
         datamodule=SimpleNamespace(splits=SimpleNamespace(val=range(720))),
     )
-    module: Any = SimpleNamespace(
+    module = SimpleNamespace(
         images_per_step=4, last_loss=torch.tensor(0.5), config={"val_every": 50}, device=torch.device("cpu")
     )
+    return trainer, module
+
+
+def test_a_bar_of_training_shows_the_time_left_with_validation(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, shown = Clock(monkeypatch), Progress()
+    trainer, module = running(shown)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown.on_train_start(trainer, module)
+    for step in range(1, 11):
+        clock.now += 1
+        shown.after_step(trainer, module, step)
+    shown.teardown(trainer, module, "fit")
+    assert "loss 0.5000, 4 images/s, 3 min 30 s left" in capsys.readouterr().err
+
+
+def test_the_time_left_counts_validation_and_previews(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps take 1 s, validations 60 s and then 90 s, and a preview every 20 steps 8 s and then 10 s."""
+    clock = Clock(monkeypatch)
+    watcher, shown = AfterStep(), Progress(line_every_s=0.5)
+    watcher.every, watcher.images = 20, 96
+    trainer, module = running(watcher, shown)
     shown.on_train_start(trainer, module)
 
     def left() -> str:
@@ -84,7 +104,7 @@ def test_the_time_left_counts_validation_and_previews(
 
     clock.now += 1
     shown.after_step(trainer, module, 1)
-    # Nothing but steps was seen: 720 and 96 images of a third of 1/4 s each, two validations and five previews.
+    # Only steps were seen so far: 720 and 96 images of a third of 1/4 s each, two validations and five previews.
     assert left() == f"{progress.duration(99 + 2 * 60 + 5 * 8)} left"
     clock.now += 19
     with watcher.aside(module):
