@@ -34,6 +34,8 @@ def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Te
     config = resolved(*overrides)
     if "blocks" in config["network"]:
         config["network"]["blocks"] = 1  # a second one of a level is like the first
+    if "widths" in config["network"]:  # devices do not depend on it, and weights take time to be drawn
+        config["network"]["widths"] = [8] * len(config["network"]["widths"])
     shape, codec = config["dataset"]["shape"], None
     if latent:
         codec = Codec(Autoencoder(AutoencoderNetwork(shape, widths=(8, 8))), clip=True)
