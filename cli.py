@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
 from diffusion.build import nearest
+from diffusion.commands import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -171,9 +172,7 @@ def plain_path(argument: str) -> str:
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     if re.fullmatch(r"[\w./:@%+,*-]*", path, re.ASCII):
         return f"{name}={path}"
-    # Inside Hydra's quotes a backslash is one, unless a quote follows it.
-    escaped = re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + ('\\"' if found[2] else ""), path)
-    return f'{name}="{escaped}"'
+    return f"{name}={quoted(path)}"
 
 
 def settings_of(config_name: str) -> list[str]:

@@ -6,7 +6,7 @@ Examples:
     python sample.py ckpt=cifar.ckpt n=50000 out=cifar   a folder of PNGs; the same command goes on where it stopped
     python sample.py ckpt=last sampler=ddim steps=50     another sampler, fewer steps
     python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
-    python sample.py ckpt=last n=2000 show=both frames=6 out=roll.png   the forward process above the reverse one
+    python sample.py ckpt=last n=8 show=both frames=6 out=both.png   the forward process above the reverse one
     python sample.py ckpt=last label=3 guidance=2        a class, drawn more typically; label=all is one row a class
     python sample.py ckpt=last condition=small.png       enlarged, by a model of dataset.condition=lowres
     python sample.py ckpt=[base,sr] conditioning_noise=0.1   a cascade: small images first, then enlarged

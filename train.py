@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
+from diffusion.commands import pasted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -110,7 +111,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     run.limit_steps(datamodule.train_size)
     if path is not None and step >= (plain["trainer"]["max_steps"] or step + 1):
         print(f"{path} is finished at step {step}; raise trainer.max_steps to train on:")
-        print(f"  python train.py resume={shlex.quote(str(run_folder(path)))} trainer.max_steps={2 * step}")
+        print(f"  python train.py resume={pasted(run_folder(path))} trainer.max_steps={2 * step}")
         return run_folder(path), None
 
     folder = None
@@ -127,7 +128,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     try:
         loss = run.fit(folder, path, step if path else None)
     except Interrupted as stop:
-        print(f"saved; go on with: python train.py resume={folder}", file=sys.stderr)
+        print(f"saved; go on with: python train.py resume={pasted(folder)}", file=sys.stderr)
         sys.exit(stop.code)
     except memory.SHORTAGES as error:
         if folder is None or not memory.ran_out(error):
@@ -135,8 +136,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         raise memory.OutOfMemory(error, f"{advice}; {what_remains(folder)}") from error
     if folder is not None:
         print(f"done: {folder}" + ("" if loss is None else f", validation loss {loss:.4f}"))
-        print(f"  curves and pictures:  tensorboard --logdir {folder.parent.parent}")
-        print(f"  {USES.get(type(run.module.denoiser).__name__, SAMPLE).format(folder)}")
+        print(f"  curves and pictures:  tensorboard --logdir {shlex.quote(str(folder.parent.parent))}")
+        print(f"  {USES.get(type(run.module.denoiser).__name__, SAMPLE).format(pasted(folder))}")
     return folder, loss
 
 
@@ -154,7 +155,7 @@ def less_memory(plain: dict[str, Any]) -> str:
 def what_remains(folder: Path) -> str:
     """What a run that has failed leaves in its folder; a folder without a checkpoint is removed."""
     if any((folder / "checkpoints").glob("*.ckpt")):
-        return f"the last checkpoint is kept: python train.py resume={shlex.quote(str(folder))}"
+        return f"the last checkpoint is kept: python train.py resume={pasted(folder)}"
     shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
     return "no checkpoint was written yet"
 
@@ -334,17 +335,35 @@ def warn_of_likeness(datamodule: "DataModule") -> None:
         )
 
 
+# Losses of runs that differ in one of these measure different things.
+SETS_THE_LOSS = (
+    *("dataset", "autoencoder", "objective", "denoiser", "schedule", "timesteps", "experiment", "debug"),
+    "condition_dropout",
+)
+
+
 def table(results: list[Result]) -> str:
-    """The runs of a sweep, best first, failed ones last."""
+    """The runs of a sweep; those whose losses compare stand together, best first, failed ones last."""
     rows = [("val/loss", "run", "settings")]
     varied = [name for name in results[0][0] if any(row[0].get(name) != results[0][0][name] for row in results)]
-    for told, folder, loss, failure in sorted(results, key=lambda row: math.inf if row[2] is None else row[2]):
-        settings = " ".join(f"{name}={told[name]}" for name in varied)
-        rows.append(
-            ("-" if loss is None else f"{loss:.5f}", folder, settings + (f"  failed: {failure}" if failure else ""))
-        )
+    apart = [name for name in varied if re.split(r"[./]", name)[0] in SETS_THE_LOSS]
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault(tuple(str(result[0][name]) for name in apart), []).append(result)
+    for group in groups.values():
+        for told, folder, loss, failure in sorted(group, key=lambda row: math.inf if row[2] is None else row[2]):
+            settings = " ".join(f"{name}={told[name]}" for name in varied)
+            rows.append(
+                ("-" if loss is None else f"{loss:.5f}", folder, settings + (f"  failed: {failure}" if failure else ""))
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+    lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows]
+    if len(groups) > 1:
+        lines.append(
+            f"val/loss does not compare runs that differ in {', '.join(apart)}: compare the scores of their samples, "
+            f"python evaluate.py ckpt=RUN"
+        )
+    return "\n".join(lines)
 
 
 def entry() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusion.build import ConfigError
 from diffusion.checkpoint import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
+from diffusion.commands import pasted
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
 CHANGEABLE = (
@@ -76,7 +77,7 @@ def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
     """
     same = [run for run in runs() if run.name == f"version_{spec}" and dataset in (None, run.parent.name)]
     if len(same) > 1:  # going on with the wrong run would change it
-        commands = " or ".join(f"resume={run}" for run in same)
+        commands = " or ".join(f"resume={pasted(run)}" for run in same)
         raise ConfigError(f"resume={spec} is one of {len(same)} runs: write {commands}")
     path, checkpoint = find(spec, dataset)
     if path.parent.name != "checkpoints":

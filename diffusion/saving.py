@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import shutil
 import signal
 import sys
@@ -22,6 +21,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from diffusion.atomic import WriteError, atomic, reason, remove_parts
 from diffusion.callbacks import AfterStep
 from diffusion.checkpoint import CheckpointError, read
+from diffusion.commands import pasted
 from diffusion.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
 from diffusion.posthoc import spacing
 
@@ -208,7 +208,7 @@ class Checkpoints(AfterStep):
     def _kept(self) -> str:
         if self._saved_step < 0:
             return "no checkpoint is saved yet"
-        command = f"python train.py resume={shlex.quote(str(self.folder))}"
+        command = f"python train.py resume={pasted(self.folder)}"
         return f"the checkpoint of step {self._saved_step} is kept: {command}"
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
