@@ -1,6 +1,5 @@
 """What the scripts at the top share: the help page, the configuration, and one clear line for whatever goes wrong."""
 
-import io
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
+from diffusion import streams
 from diffusion.build import nearest
 from diffusion.commands import quoted
 
@@ -34,7 +34,8 @@ USER_ERRORS = (ValueError, OSError, FloatingPointError)
 def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str, shortage: str = "") -> None:
     """Runs `script(config)` under Hydra; whatever the user can mend becomes one line on stderr and exit status 1.
 
-    Ctrl-C is exit status 130. HYDRA_FULL_ERROR=1 in the environment shows tracebacks instead.
+    A closed or full standard output ends nothing. Ctrl-C is exit status 130. HYDRA_FULL_ERROR=1 in the environment
+    shows tracebacks instead.
 
     Args:
         script: gets the composed configuration.
@@ -43,9 +44,7 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str, sho
         shortage: what to lower when memory runs out.
     """
     warnings.formatwarning = _format_warning
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # In a file or a pipe too, lines stand in the order of events; a name that the encoding lacks is escaped.
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    streams.protect()
     try:
         arguments = sys.argv[1:]
         if "--help" in arguments or "-h" in arguments:

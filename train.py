@@ -128,7 +128,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     try:
         loss = run.fit(folder, path, step if path else None)
     except Interrupted as stop:
-        print(f"saved; go on with: python train.py resume={pasted(folder)}", file=sys.stderr)
+        if folder is not None:
+            print(f"saved; go on with: python train.py resume={pasted(folder)}", file=sys.stderr)
         sys.exit(stop.code)
     except memory.SHORTAGES as error:
         if folder is None or not memory.ran_out(error):

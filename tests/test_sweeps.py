@@ -10,7 +10,9 @@ import train
 )
 def test_the_table_of_a_sweep_ranks_no_losses_that_measure_different_things(name: str) -> None:
     losses = {("a", 1): 0.9, ("b", 1): 0.2, ("a", 2): 0.5, ("b", 2): None}
-    runs = [({name: kind, "lr": lr}, f"run_{kind}{lr}", loss, "") for (kind, lr), loss in losses.items()]
+    runs: list[train.Result] = [
+        ({name: kind, "lr": lr}, f"run_{kind}{lr}", loss, "") for (kind, lr), loss in losses.items()
+    ]
     _, *rows, last = train.table(runs).splitlines()
     assert [row.split()[1] for row in rows] == ["run_a2", "run_a1", "run_b1", "run_b2"]
     assert f"does not compare runs that differ in {name}: compare the scores" in last
@@ -18,6 +20,6 @@ def test_the_table_of_a_sweep_ranks_no_losses_that_measure_different_things(name
 
 
 def test_the_table_of_a_sweep_ranks_losses_that_compare() -> None:
-    runs = [({"lr": lr, "objective": "simple"}, f"run_{lr}", loss, "") for lr, loss in ((1, 0.9), (2, 0.2), (3, 0.5))]
+    runs: list[train.Result] = [({"lr": lr}, f"run_{lr}", loss, "") for lr, loss in ((1, 0.9), (2, 0.2), (3, 0.5))]
     _, *rows = train.table(runs).splitlines()
     assert [row.split()[1] for row in rows] == ["run_2", "run_3", "run_1"]
