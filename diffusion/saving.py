@@ -206,7 +206,7 @@ class Checkpoints(AfterStep):
                 print(f"\n{message}", file=sys.stderr, flush=True)
 
     def _kept(self) -> str:
-        if self._saved_step < 0:
+        if self._saved_step < 0 or self.folder is None:
             return "no checkpoint is saved yet"
         command = f"python train.py resume={pasted(self.folder)}"
         return f"the checkpoint of step {self._saved_step} is kept: {command}"
