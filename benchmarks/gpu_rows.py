@@ -94,7 +94,7 @@ class Rows:
         yield Row("two deterministic runs", lambda: self.equal("repeat", changed_by_repeating), 10.0)
         yield Row("a resumed run", lambda: self.equal("resume", changed_by_resuming), 10.0)
         for denoiser in ("eps", "residual"):
-            yield Row(f"images of GPU and CPU, {denoiser}", lambda denoiser=denoiser: self.images(denoiser), 10.0)
+            yield Row(f"images beside the CPU's, {denoiser}", lambda denoiser=denoiser: self.images(denoiser), 10.0)
         for precision in PRECISIONS:
             for model in MODELS:
                 yield Row(
