@@ -79,6 +79,7 @@ class DPMSolverPP2MSampler(Sampler):
     """
 
     order = 2
+    remembers = True
     from_pure_noise = True  # a first step of infinite h is DDIM's, and what was known there weighs nothing after it
 
     def step(
@@ -100,6 +101,7 @@ class DPMSolverPP3MSampler(Sampler):
     """
 
     order = 3
+    remembers = True
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
@@ -124,6 +126,7 @@ class UniPCSampler(Sampler):
     """
 
     order = 3
+    remembers = True
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
@@ -150,6 +153,7 @@ class IPNDMSampler(Sampler):
     """
 
     order = 4
+    remembers = True
     WEIGHTS = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
     def step(
@@ -171,6 +175,7 @@ class DPMSolverPP2MSDESampler(Sampler):
     """
 
     order = 2
+    remembers = True
     stochastic = True
     from_pure_noise = True  # as of DPM-Solver++(2M)
 

@@ -41,7 +41,7 @@ class Sampler(ABC):
     a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
     there. `off_grid`: whether a step asks the denoiser at times other than its two. `by_transition`: whether a step is
     the model's own, `Denoiser.transition`. `affine`: whether a step is affine in the state and in its draws if the
-    denoiser is affine.
+    denoiser is affine. `remembers`: whether a step reads the history.
     """
 
     order: int
@@ -51,6 +51,7 @@ class Sampler(ABC):
     off_grid: bool = False
     by_transition: bool = False
     affine: bool = True
+    remembers: bool = False
 
     @abstractmethod
     def step(

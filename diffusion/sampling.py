@@ -91,7 +91,7 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
                 sampler.check(denoiser, others)
             except ValueError:
                 break
-            tried = can_be_tried(sampler, others, denoiser.variance)
+            tried = can_be_tried(sampler, others, denoiser.variance, calls=300)  # ten of them, in a second
             if tried and far_off(sampler, schedule, others, denoiser.variance) is None:
                 near.append(f"grid={name}" + ("" if count == steps else f" steps={count}"))
                 break

@@ -5,6 +5,8 @@ are Gaussian, and their mean and variance follow exactly from a few runs side by
 another start, and one for each draw.
 """
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -19,8 +21,8 @@ SPREADS = (0.05, 0.3, 1.0)
 MEAN = 0.5
 # A sampler is far off where its distance is more than DDIM's by this factor and this much, in units of the data.
 FACTOR, MARGIN = 1.3, 0.01
-# More take seconds to try. By so many steps every sampler of the reverse process is near; Langevin dynamics may not be.
-MOST_STEPS, MOST_CALLS = 100, 1200
+# By so many steps the error of every sampler that converges is small; others are tried up to so many calls, a second.
+MOST_STEPS, MOST_CALLS = 100, 2500
 
 
 class _Draws:
@@ -36,8 +38,22 @@ class _Draws:
         return eps
 
 
+def _moved(walk: Callable[[Tensor, _Draws], Tensor], mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, (d,) each, after an affine walk, from those before it."""
+    draws = _Draws(2)
+    while True:
+        x = mean.repeat(draws.rows, 1)
+        x[1] += spread
+        x = walk(x, draws)
+        if draws.rows == 2 + draws.count:
+            return x[0], (x[1:] - x[0]).square().sum(0).sqrt()
+        draws = _Draws(2 + draws.count)
+
+
 def moments(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str = "beta") -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of samples of `N(MEAN, s^2)`, s in `SPREADS`, from the exact state at times[0].
+
+    A step that needs no earlier one follows from the two numbers alone; the steps of the others are taken together.
 
     Args:
         sampler: any whose step is affine.
@@ -52,20 +68,17 @@ def moments(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str =
     means = torch.full((1, len(SPREADS)), MEAN, dtype=torch.float64)
     denoiser = GaussianMixtureDenoiser(schedule, means, spreads.square().diag()[None], variance=variance)
     alpha, sigma = schedule(times[0])
-    draws = _Draws(2)
-    x = _sampled(sampler, denoiser, alpha * means, torch.hypot(alpha * spreads, sigma), times, draws)
-    if draws.count:  # which are known now
-        draws = _Draws(2 + draws.count)
-        x = _sampled(sampler, denoiser, alpha * means, torch.hypot(alpha * spreads, sigma), times, draws)
-    return x[0], (x[1:] - x[0]).square().sum(0).sqrt()
+    mean, spread = alpha * means[0], torch.hypot(alpha * spreads, sigma)
+    if sampler.remembers:
+        return _moved(lambda x, draws: sampler.sample(denoiser, x, times, draws), mean, spread)  # type: ignore[arg-type]
+    sampler.check(denoiser, times)
+    for t, s in pairwise(times):
 
+        def step(x: Tensor, draws: _Draws, t: Tensor = t, s: Tensor = s) -> Tensor:
+            return sampler.step(denoiser, x, t, s, (), lambda: draws.normal(x.shape[1:]))[0] if s else denoiser(x, t)
 
-def _sampled(
-    sampler: Sampler, denoiser: GaussianMixtureDenoiser, mean: Tensor, spread: Tensor, times: Tensor, draws: _Draws
-) -> Tensor:
-    x = mean.repeat(draws.rows, 1)
-    x[1] += spread
-    return sampler.sample(denoiser, x, times, draws)  # type: ignore[arg-type]
+        mean, spread = _moved(step, mean, spread)
+    return mean, spread
 
 
 def distances(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str = "beta") -> Tensor:
@@ -84,11 +97,11 @@ class Finding(NamedTuple):
     ddim: float
 
 
-def can_be_tried(sampler: Sampler, times: Tensor, variance: str = "beta") -> bool:
-    """Whether the trial is exact and quick: an affine step, no learned variance in it, not too many steps and calls."""
+def can_be_tried(sampler: Sampler, times: Tensor, variance: str = "beta", calls: int = MOST_CALLS) -> bool:
+    """Whether the trial is exact and quick: an affine step, no learned variance in it, not too many steps or calls."""
     steps = len(times) - 1
     exact = sampler.affine and not (sampler.by_transition and variance == "learned")
-    return exact and steps <= MOST_STEPS and steps * sampler.calls <= MOST_CALLS
+    return exact and (steps <= MOST_STEPS if sampler.order else steps * sampler.calls <= calls)
 
 
 def far_off(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str = "beta") -> Finding | None:

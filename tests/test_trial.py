@@ -225,13 +225,30 @@ def test_a_way_that_was_not_tried_is_not_offered() -> None:
     config = {
         "sampler": {"_target_": "diffusion.stochastic.AnnealedLangevinSampler", "corrections": 9},
         "grid": {"_target_": "diffusion.grids.QuadraticGrid"},
-        "steps": 70,
+        "steps": 25,
     }
-    with pytest.warns(UserWarning, match="AnnealedLangevinSampler is far off in these 70 steps") as caught:
+    with pytest.warns(UserWarning, match="AnnealedLangevinSampler is far off in these 25 steps") as caught:
         sampler_and_times(config, denoiser)
-    assert "steps=140" not in str(caught[0].message)
+    assert "steps=50" not in str(caught[0].message)
 
 
-def test_a_trial_asks_at_most_1200_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_langevin_dynamics_are_tried_in_many_steps_too() -> None:
+    schedule = VPSchedule()
+    assert trial.far_off(LangevinSampler(), schedule, UniformGrid()(schedule, 20))
+    assert trial.far_off(AnnealedLangevinSampler(), schedule, UniformGrid()(schedule, 150))
+
+
+def test_a_trial_asks_at_most_2500_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "distances", lambda *_: pytest.fail("tried"))
-    assert trial.far_off(LangevinSampler(), VPSchedule(), UniformGrid()(VPSchedule(), 20)) is None
+    assert trial.far_off(LangevinSampler(), VPSchedule(), UniformGrid()(VPSchedule(), 26)) is None
+
+
+@pytest.mark.parametrize("sampler", [DDPMSampler(), EulerMaruyamaSampler(), PredictorCorrectorSampler()])
+def test_step_by_step_the_moments_are_those_of_all_steps_together(
+    sampler: Sampler, schedule: Schedule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = LogSNRGrid()(schedule, 8)
+    apart = trial.moments(sampler, schedule, times)
+    monkeypatch.setattr(type(sampler), "remembers", True)
+    for found, expected in zip(apart, trial.moments(sampler, schedule, times), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
