@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion import memory
 from diffusion.archive import Invalid, check_archive, check_tensors
 from diffusion.build import ConfigError
 from diffusion.classifiers import NoisyClassifier
@@ -74,6 +75,8 @@ def _load(path: Path) -> Any:
             f"{path} is refused: it holds objects other than tensors and plain values, or is no checkpoint at all"
         ) from error
     except _UNREADABLE as error:
+        if memory.ran_out(error):  # which says nothing about the file
+            raise
         reason = textwrap.shorten(str(error), 100, placeholder=" ...") or type(error).__name__
         raise CheckpointError(f"{path} cannot be read ({reason}): torn or not a checkpoint") from error
 

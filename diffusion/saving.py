@@ -18,6 +18,7 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from diffusion import memory
 from diffusion.atomic import WriteError, atomic, reason, remove_parts
 from diffusion.callbacks import AfterStep
 from diffusion.checkpoint import CheckpointError, read
@@ -45,6 +46,8 @@ def write_checkpoint(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
             write(file)
     # torch reports a full disk as a RuntimeError of its archive writer.
     except (OSError, RuntimeError) as error:
+        if memory.ran_out(error):  # which says nothing about the disk
+            raise
         cause = error.__cause__ if isinstance(error, WriteError) and isinstance(error.__cause__, OSError) else error
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {reason(cause)}; the previous one is untouched, free some space or "

@@ -123,6 +123,20 @@ def test_a_run_that_has_begun_keeps_its_last_checkpoint(
     assert call(train, tmp_path, f"resume={folder}").code == 0
 
 
+def test_a_shortage_in_a_save_or_a_read_is_no_fault_of_the_disk_or_the_file(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "save", after(RuntimeError(CPU), 2, torch.save))
+    outcome = call(train, tmp_path, *TINY, "accelerator=cpu", "preview_every=0")
+    assert outcome.code == 1
+    assert outcome.err.startswith("error: out of memory (tried to allocate 4096 bytes): lower batch_size=16;")
+    kept = tmp_path / "lightning_logs/digits/version_0/checkpoints"
+    assert sorted(file.name for file in kept.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert read(kept / "last.ckpt")["global_step"] == 2
+    monkeypatch.setattr(torch, "load", failing(RuntimeError(CPU)))
+    refused(call(sample, tmp_path, f"ckpt={trained / 'lightning_logs/digits/version_0'}", "out=x.png"), "lower batch")
+
+
 def test_a_shortage_while_the_time_is_estimated_ends_before_there_is_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
