@@ -130,21 +130,23 @@ def missing() -> list[str]:
     return found
 
 
-def install(requirements: list[str], wheels: str | None) -> None:
-    """Installs packages into this Python, from a folder of wheels if one is given; ends with one line if pip fails."""
-    if not requirements:
-        return
-    print(f"installing into {sys.executable}: {', '.join(requirements)}", file=sys.stderr, flush=True)
+def install(requirements: list[str], wheels: str | None) -> list[str]:
+    """Installs packages into this Python, from a folder of wheels if one is given; returns a line for each that fails.
+
+    One at a time: a package that only some rows need must not keep the others from being installed.
+    """
     source = [] if wheels is None else ["--no-index", "--find-links", wheels]
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", *source, *requirements], capture_output=True, text=True
-    )
-    if done.returncode:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith(("ERROR", "error"))] or [done.stderr]
-        sys.exit(
-            f"error: pip cannot install {', '.join(requirements)} ({reasons[0].strip()}); "
-            f"give their wheels, WHEELS=folder, or a Python that has them, PYTHON=.venv/bin/python"
+    failures = []
+    for requirement in requirements:
+        print(f"installing {requirement} into {sys.executable}", file=sys.stderr, flush=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", *source, requirement], capture_output=True, text=True
         )
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip says no more"]
+            failures.append(f"pip cannot install {requirement} ({reasons[0].strip()})")
+    return failures
 
 
 def main() -> None:
@@ -161,14 +163,22 @@ def main() -> None:
         if folder is not None and not Path(folder).is_dir():
             sys.exit(f"error: --{name.replace('_', '-')}={folder} is no folder")
     check_device(arguments.device)
-    install(missing(), arguments.wheels)
+    failures = install(missing(), arguments.wheels)
     check_device(arguments.device)
 
     # Deterministic runs need it, and cuBLAS reads it once, at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-    import torch
-    from gpu_rows import Rows
+    try:
+        import torch
+        from gpu_rows import Rows
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: {'; '.join([str(error), *failures])}; give the wheels, WHEELS=folder, or a Python that has the "
+            f"packages, PYTHON=.venv/bin/python"
+        )
+    for failure in failures:
+        print(f"warning: {failure}: rows that need it will fail", file=sys.stderr)
 
     with tempfile.TemporaryDirectory() as folder:
         table = Table(arguments.device, end - time.monotonic())
