@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from data.module import DataModule
     from diffusion.autoencoder import Codec
+    from diffusion.resume import Resumed
+    from diffusion.training import Run
 
 # What each run was told, where it is, its final validation loss, and why it failed if it did.
 Result = tuple[dict[str, Any], str, float | None, str]
@@ -66,7 +68,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         config: the composed configuration.
         held: keeps the lock on the run's folder until the run has ended.
     """
-    begun = time.monotonic()
+    begun_at = time.monotonic()
     check_values(config)
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -80,7 +82,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
 
     training.quiet()
     first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
-    plain, path, step = configuration(config)
+    plain, begun = configuration(config)
+    path, step = (None, 0) if begun is None else (begun.path, begun.step)
     if path is not None and first:
         held.enter_context(locked(run_folder(path)))
     settings = settings_of(plain)
@@ -97,6 +100,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if plain.get("init_from") is not None and path is None:
         run.begin_from(str(plain.get("init_from")))
     datamodule.setup()
+    if begun is not None:
+        check_data(begun, datamodule.described)
     check_conditions(datamodule, run.module.denoiser)
     warn_of_likeness(datamodule)
     if codec is not None:
@@ -107,12 +112,10 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if settings.compile and first:
         print("compiling the network: the first step takes a minute or so")
     if settings.budget_minutes is not None and path is None:
-        timing.spend_budget(run, trainer, begun)
+        timing.spend_budget(run, trainer, begun_at)
     run.limit_steps(datamodule.train_size)
-    if path is not None and step >= (plain["trainer"]["max_steps"] or step + 1):
-        print(f"{path} is finished at step {step}; raise trainer.max_steps to train on:")
-        print(f"  python train.py resume={pasted(run_folder(path))} trainer.max_steps={2 * step}")
-        return run_folder(path), None
+    if begun is not None and not goes_on(begun, run):
+        return begun.folder, None
 
     folder = None
     if first:
@@ -173,8 +176,43 @@ def check_values(config: "DictConfig") -> None:
     check_options(options)
 
 
-def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, int]:
-    """The configuration as a plain dict; the checkpoint to go on from, if any, and the step it is at."""
+def check_data(begun: "Resumed", now: "dict[str, Tensor]") -> None:
+    """Warns of data that have changed since a checkpoint; raises ValueError if examples would change sides."""
+    from data.changes import DataChanged, compared
+
+    if begun.data is None:
+        return
+    since = f"the data have changed since step {begun.step} of {begun.folder}"
+    try:
+        change = compared(begun.data, now)
+    except DataChanged as error:
+        raise ValueError(
+            f"{since}: {error}, and the validation loss would mean nothing: put the data back as they were, or begin a "
+            f"new run on these, without resume="
+        ) from error
+    if change is not None:
+        warnings.warn(f"{since}: {change}", stacklevel=2)
+
+
+def goes_on(begun: "Resumed", run: "Run") -> bool:
+    """Whether a resumed run has steps left; if not, says how to train on. Says what becomes of a decaying rate."""
+    step, max_steps = begun.step, run.config["trainer"]["max_steps"]
+    finished = max_steps is not None and step >= max_steps
+    if finished:
+        max_steps = 2 * step
+        print(f"{begun.path} is finished at step {step}; raise trainer.max_steps to train on:")
+        print(f"  python train.py resume={pasted(begun.folder)} trainer.max_steps={max_steps}")
+    peak = run.config["optimizer"].get("lr", run.settings.lr)
+    lift = begun.rate_lift(run.module.learning_rate, peak, run.module.images_per_step, max_steps)
+    if lift is not None and finished:
+        print(f"  then {lift}")
+    elif lift is not None:
+        warnings.warn(lift, stacklevel=2)
+    return not finished
+
+
+def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None]":
+    """The configuration as a plain dict; the checkpoint to go on from, if any."""
     from diffusion import latents, resume
     from diffusion.build import ConfigError
 
@@ -188,11 +226,11 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
         if "ema_decay" in typed and "decay" not in (plain["ema"] or {}):
             raise ConfigError(f"ema_decay={typed['ema_decay']} is of ema=exponential: leave it out, or choose that")
     if spec is None:
-        return plain, None, 0
+        return plain, None
     if spec == "auto":
         found = resume.agreed(lambda: resume.find_begun(plain))
         if found is None:
-            return plain, None, 0
+            return plain, None
     else:
         found = resume.agreed(lambda: resume.find_named(str(spec), typed.get("dataset")))
         assert found is not None
@@ -200,7 +238,7 @@ def configuration(config: "DictConfig") -> tuple[dict[str, Any], Path | None, in
     if typed.pop("autoencoder", None) is not None and spec != "auto":
         latents.check_same(str(config.autoencoder), checkpoint["config"])
     plain = resume.continued(checkpoint["config"], typed, path, auto=spec == "auto")
-    return plain, path, checkpoint["global_step"]
+    return plain, resume.resumed(path, checkpoint)
 
 
 def check_classes_used(plain: dict[str, Any], typed: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from data.changes import identity
 from data.pictures import SUFFIXES, UnreadableImage, check_header, is_hidden, is_image, read_image
 from data.stream import Examples, Images, Splits, normalise, share, whole
 
@@ -160,11 +161,15 @@ class Folder:
         labels = torch.tensor([number[top] for top in tops] if self.classes else [0] * len(names))
 
         def build(rows: Tensor) -> Examples:
-            if not lazy:
-                return Images(pixels, labels, rows)
-            # The headers were read above; what is cut off further on shows only when it is decoded.
             paths = [self.path / names[row] for row in rows.tolist()]
-            return LazyImages(paths, labels[rows], self.decode, int(self.max_unreadable * len(rows)))
+            # The headers were read above; what is cut off further on shows only when it is decoded.
+            examples: Examples = (
+                LazyImages(paths, labels[rows], self.decode, int(self.max_unreadable * len(rows)))
+                if lazy
+                else Images(pixels, labels, rows)
+            )
+            examples.identities = self._identities(paths)
+            return examples
 
         if len(order) < 3 or self.holdout == 0:
             everything = build(readable)
@@ -172,6 +177,11 @@ class Folder:
         held = max(1, int(self.holdout * len(order)))
         val, test, train = order.split([held, held, len(order) - 2 * held])
         return Splits(build(train.sort().values), build(val), build(test))
+
+    def _identities(self, paths: Sequence[Path]) -> Tensor:
+        """A number for each file's name in the folder and its size."""
+        named = ((os.fsencode(path.relative_to(self.path).as_posix()), path.stat().st_size) for path in paths)
+        return torch.tensor([identity(b"%s %d" % entry) for entry in named], dtype=torch.int64)
 
     def _list(self) -> tuple[list[str], Counter[str]]:
         """Return the images' relative POSIX paths, sorted, and how many other files there are by suffix."""

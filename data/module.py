@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.changes import described
 from data.conditions import ImageCondition
 from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
 
@@ -55,6 +56,7 @@ class DataModule(pl.LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else whole("eval_batch_size", eval_batch_size, 1)
         self.limit = None if limit is None else whole("limit", limit, 1)
         self.splits: Splits | None = None
+        self.described: dict[str, Tensor] = {}
 
     def prepare_data(self) -> None:
         """Load on one process of each machine while the others wait, so that no two download at once."""
@@ -73,6 +75,11 @@ class DataModule(pl.LightningDataModule):
             if shape != tuple(self.source.shape):
                 raise ValueError(f"the data have shape {shape}, but the source says {tuple(self.source.shape)}")
             self.splits = splits
+            self.described = described(splits, self.train_size)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the identities of the examples of each split, see `data.changes`."""
+        return self.described
 
     @property
     def train_size(self) -> int:

@@ -36,12 +36,14 @@ class Examples(ABC):
     """A finite set of examples, fetched many at a time.
 
     `labels` is int64 (N,), zeros where there are no labels. `embeddings` float32 (N, d), if there are any, are vectors
-    that can condition a model in the place of labels: set the attribute. `lazy` tells that `get` is slow enough to want
-    workers.
+    that can condition a model in the place of labels: set the attribute. `identities` int64 (N,), if they are set,
+    tell the examples apart by what is cheaper to read than their content; see `data.changes`. `lazy` tells that `get`
+    is slow enough to want workers.
     """
 
     labels: Tensor
     embeddings: Tensor | None = None
+    identities: Tensor | None = None
     lazy: bool = False
 
     def __len__(self) -> int:

@@ -2,12 +2,16 @@
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from diffusion.build import ConfigError
 from diffusion.checkpoint import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
 from diffusion.commands import pasted
+from diffusion.optimizers import LearningRate
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
 CHANGEABLE = (
@@ -21,6 +25,61 @@ _LIMITS = ("max_steps", "max_epochs", "max_time")
 # How the first process tells those that it starts which checkpoint it goes on from; empty: none.
 _AGREED = "DIFFUSION_RESUME"
 Found = tuple[Path, dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, without its weights.
+
+    Args:
+        path: of the file.
+        step: that it was written after.
+        max_steps: where the run was to end; None without such a limit.
+        data: identities of the examples by split, see `data.changes`; None in checkpoints that do not have them yet.
+    """
+
+    path: Path
+    step: int
+    max_steps: int | None
+    data: Mapping[str, Tensor] | None
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.path)
+
+    def rate_lift(
+        self, learning_rate: LearningRate, peak: float, images_per_step: int, max_steps: int | None
+    ) -> str | None:
+        """What happens to a decaying learning rate if the run now ends at `max_steps`, and what avoids it.
+
+        Returns:
+            None if the rate is not above what it would have been.
+        """
+
+        def rate(step: int, last: int) -> float:
+            return peak * learning_rate(step * images_per_step, last * images_per_step)
+
+        if learning_rate.decay == "none" or self.max_steps is None or max_steps is None or self.step == 0:
+            return None
+        last, planned, lifted = (
+            rate(self.step - 1, self.max_steps),
+            rate(self.step, self.max_steps),
+            rate(self.step, max_steps),
+        )
+        if lifted <= planned:
+            return None
+        return (
+            f"learning_rate.decay={learning_rate.decay} ends at step {max_steps} in the place of {self.max_steps}, so "
+            f"the learning rate rises from {last:.2g} to {lifted:.2g}; to train on at a low rate, begin a new run: the "
+            f"settings of this one, without resume=, and init_from={pasted(self.folder)} lr={peak / 10:.2g} "
+            f"learning_rate.warmup_images=0"
+        )
+
+
+def resumed(path: Path, checkpoint: Mapping[str, Any]) -> Resumed:
+    """What a run needs to know of the checkpoint that it goes on from."""
+    limit = checkpoint["config"]["trainer"].get("max_steps")
+    return Resumed(path, checkpoint["global_step"], limit, checkpoint.get("DataModule"))
 
 
 def agreed(search: Callable[[], Found]) -> Found:
@@ -52,16 +111,43 @@ def limited(config: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"trainer": config["trainer"] | trainer} | ({} if budget else {"budget_minutes": None})
 
 
-def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint, with its contents, of a run with this very configuration, however long; else None."""
+def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Found:
+    """The checkpoint, with its contents, of the run with this very configuration that `resume=auto` goes on with.
+
+    The newest run with the same limits; else the newest that has not come further than `trainer.max_steps`. A line says
+    which one and why.
+
+    Returns:
+        None if there is no such run.
+    """
+    wanted = config["trainer"]
+    others, further = [], []
     for folder in runs(root):
-        if folder.parent.name == config["dataset"]["name"]:
-            try:
-                path, checkpoint = newest_good(folder)
-            except CheckpointError:  # another run's; this one's own would be read
-                continue
-            if essence(checkpoint["config"]) == essence(config):
-                return path, checkpoint
+        if folder.parent.name != config["dataset"]["name"]:
+            continue
+        try:
+            path, checkpoint = newest_good(folder)
+        except CheckpointError:  # another run's; this one's own would be read
+            continue
+        stored, step = checkpoint["config"], checkpoint["global_step"]
+        if essence(stored) != essence(config):
+            continue
+        if all(wanted[name] in (None, stored["trainer"].get(name)) for name in _LIMITS):
+            print(f"resume=auto goes on with {folder}, step {step}: the newest run with these settings")
+            return path, checkpoint
+        if step > (wanted["max_steps"] or step):
+            further.append(f"{folder} has come further, to step {step}")
+        else:
+            others.append((path, checkpoint))
+    limits = ", ".join(f"trainer.{name}={wanted[name]}" for name in _LIMITS if wanted[name] is not None)
+    if others:
+        path, checkpoint = others[0]
+        print(
+            f"resume=auto goes on with {run_folder(path)}, step {checkpoint['global_step']}: the newest run with these "
+            f"settings, now with {limits}"
+        )
+        return others[0]
+    print(f"resume=auto begins a new run: {further[0] if further else 'none was begun with these settings'}")
     return None
 
 

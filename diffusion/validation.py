@@ -50,6 +50,7 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
     _check_optimizer(checkpoint, model, config)
     _check_loops(checkpoint, config)
     _check_callbacks(checkpoint.get("callbacks"))
+    _check_data(checkpoint.get("DataModule"))
 
 
 def check_config(config: Mapping[str, Any]) -> None:
@@ -326,3 +327,14 @@ def _check_callbacks(callbacks: Any) -> None:
                 isinstance(s, float | int) and 0 <= s < math.inf for s in elapsed.values()
             ):
                 raise Invalid(f"the time in the state of {name} is {elapsed!r}")
+
+
+def _check_data(data: Any) -> None:
+    """The identities of the examples of each split; older checkpoints have none."""
+    if data is None:
+        return
+    if not isinstance(data, Mapping) or data.keys() != {"train", "val", "test"}:
+        raise Invalid("what it says of its data is not of the splits train, val and test")
+    for split, identities in data.items():
+        if not isinstance(identities, Tensor) or identities.dtype != torch.int64 or identities.ndim != 1:
+            raise Invalid(f"what it says of the data of {split} is no list of whole numbers")
