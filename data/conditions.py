@@ -42,6 +42,10 @@ class ImageCondition(ABC):
         """The condition that a model is trained and validated with; the same unless it says otherwise."""
         return self(x, seed, serials)
 
+    def takes(self, size: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether a picture of this size (h, w) can condition images of this shape (C, H, W): one of their own size."""
+        return tuple(size) == tuple(shape[1:])
+
     @abstractmethod
     def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> dict[str, Tensor]:
         """The condition of one file, with b = 1.
@@ -111,15 +115,21 @@ class LowRes(ImageCondition):
         told = _told(F.interpolate(low, scale_factor=self.factor, mode=self.mode, align_corners=False))
         return told | {"level": level} if self.leveled else told
 
+    def takes(self, size: Sequence[int], shape: Sequence[int]) -> bool:
+        """Whether it is the small image's size or a multiple of that."""
+        _, height, width = self.small(shape)
+        times = size[0] // height
+        return times > 0 and tuple(size) == (times * height, times * width)
+
     def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> dict[str, Tensor]:
         """From a picture of the small image's size, or of a multiple of that, which is reduced to it."""
         _, height, width = self.small(shape)
-        times = picture.shape[1] // height
-        if times == 0 or picture.shape[1:] != (times * height, times * width):
+        if not self.takes(picture.shape[1:], shape):
             raise ValueError(
                 f"it has {_size(picture)} pixels (width x height), and this model enlarges {width}x{height}: give a "
-                f"picture of that size or of a multiple"
+                f"picture of that size or of a multiple, or add resize=true"
             )
+        times = picture.shape[1] // height
         return self.enlarged(F.avg_pool2d(picture[None], times), torch.zeros(1))
 
 
@@ -241,8 +251,8 @@ def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:
 def _of_size(picture: Tensor, shape: Sequence[int]) -> Tensor:
     if picture.shape[1:] != tuple(shape[1:]):
         raise ValueError(
-            f"it has {_size(picture)} pixels (width x height), and this model draws {shape[2]}x{shape[1]}: resize or "
-            f"crop it"
+            f"it has {_size(picture)} pixels (width x height), and this model draws {shape[2]}x{shape[1]}: crop it, or "
+            f"add resize=true"
         )
     return picture
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from data.changes import identity
-from data.pictures import SUFFIXES, UnreadableImage, check_header, is_hidden, is_image, read_image
+from data.pictures import SUFFIXES, UnreadableImage, check_header, fitted, is_hidden, is_image, read_image
 from data.stream import Examples, Images, Splits, normalise, share, whole
 
 _NAMED = 20
@@ -33,8 +32,7 @@ class Decoder:
 
     def __call__(self, path: Path) -> Tensor:
         """Return uint8 (channels, height, width) of the first frame; raises UnreadableImage."""
-        image = read_image(path, self.channels, self.background)
-        image = ImageOps.fit(image, (self.width, self.height), Image.Resampling.LANCZOS)
+        image = fitted(read_image(path, self.channels, self.background), self.height, self.width)
         pixels = torch.from_numpy(np.array(image))
         return pixels[None] if self.channels == 1 else pixels.permute(2, 0, 1)
 

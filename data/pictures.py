@@ -71,9 +71,15 @@ def read_image(path: Path, channels: int, background: int | None = None) -> Imag
         return image.convert("L" if channels == 1 else "RGB")
 
 
-def read_pixels(path: Path, channels: int) -> NDArray[np.uint8]:
-    """`read_image` as an array (H, W, C); refuses transparent parts."""
-    pixels = np.array(read_image(path, channels))
+def fitted(image: Image.Image, height: int, width: int) -> Image.Image:
+    """An image whose short side is resized, by Lanczos's kernel, and whose centre is cropped to height x width."""
+    return ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+
+
+def read_pixels(path: Path, channels: int, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """`read_image` as an array (H, W, C), `fitted` to a size (H, W) if one is given; refuses transparent parts."""
+    image = read_image(path, channels)
+    pixels = np.array(image if size is None else fitted(image, *size))
     return pixels.reshape(*pixels.shape[:2], channels)
 
 

@@ -17,6 +17,7 @@ class ImageCondition(Protocol):
     takes_mask: bool
 
     def __call__(self, x: Tensor, seed: int, serials: Tensor) -> Condition: ...
+    def takes(self, size: Sequence[int], shape: Sequence[int]) -> bool: ...
     def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Condition: ...
 
 
@@ -31,7 +32,8 @@ class Enlarging(ImageCondition, Protocol):
 
 def is_image_condition(part: object) -> TypeGuard[ImageCondition]:
     """Whether it has all that an `ImageCondition` has, wherever it keeps that."""
-    return all(getattr(part, name, None) is not None for name in ("leveled", "takes_mask", "of_picture", "__call__"))
+    names = ("leveled", "takes_mask", "takes", "of_picture", "__call__")
+    return all(getattr(part, name, None) is not None for name in names)
 
 
 def enlarges(part: object) -> TypeGuard[Enlarging]:

@@ -38,13 +38,16 @@ def steered(denoiser: Denoiser, steering: Steering, config: Mapping[str, Any]) -
             denoiser, steering.guidance, steering.guidance_interval, steering.guidance_rescale
         )
     if steering.init is not None and steering.mask is not None:
-        denoiser = Inpainting(denoiser, read_image(steering.init, "init", shape), read_mask(steering.mask, shape))
+        known = read_image(steering.init, "init", shape, steering.resize)
+        denoiser = Inpainting(denoiser, known, read_mask(steering.mask, shape, steering.resize))
     return denoiser
 
 
 def start(steering: Steering, shape: tuple[int, ...]) -> Tensor | None:
     """The image that sampling begins from, (C, H, W) in [-1, 1]; None from t = 1 on, where only noise is left."""
-    return None if steering.init is None or steering.t_start == 1 else read_image(steering.init, "init", shape)
+    if steering.init is None or steering.t_start == 1:
+        return None
+    return read_image(steering.init, "init", shape, steering.resize)
 
 
 def rows(steering: Steering, length: int, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
@@ -69,7 +72,8 @@ def _images(steering: Steering, condition: ImageCondition | None, shape: tuple[i
         raise ConfigError(f"{name}: this model is told no images; train one with dataset.condition=lowres, say")
     if steering.mask is not None and steering.init is None and not condition.takes_mask:
         raise ConfigError(f"mask={steering.mask} needs the image that it belongs to: add init=photo.png")
-    mask = None if steering.mask is None or not condition.takes_mask else read_mask(steering.mask, shape)
+    masked = steering.mask is not None and condition.takes_mask
+    mask = read_mask(str(steering.mask), shape, steering.resize) if masked else None
     path = Path(str(steering.condition))
     try:
         files = images_in(path) if path.is_dir() else [path]
@@ -79,6 +83,8 @@ def _images(steering: Steering, condition: ImageCondition | None, shape: tuple[i
     for file in files:
         picture = read_picture(str(file), "condition", shape)
         try:
+            if steering.resize and not condition.takes(picture.shape[1:], shape):
+                picture = read_picture(str(file), "condition", shape, resize=True)
             found.append(condition.of_picture(picture, shape, mask))
         except ValueError as error:
             raise ConfigError(f"condition={file}: {error}") from error
@@ -134,23 +140,25 @@ def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: flo
         )
 
 
-def read_image(path: str, what: str, shape: Sequence[int]) -> Tensor:
+def read_image(path: str, what: str, shape: Sequence[int], resize: bool = False) -> Tensor:
     """An image file as data of this shape, (C, H, W); see `read_picture`.
 
     Raises:
         ConfigError: it cannot be read, or has another size.
     """
-    picture = read_picture(path, what, shape)
+    picture = read_picture(path, what, shape, resize)
     if picture.shape[1:] != tuple(shape[1:]):
         raise ConfigError(
             f"{what}={path} is {picture.shape[2]}x{picture.shape[1]} pixels (width x height), the model draws "
-            f"{shape[2]}x{shape[1]}: resize or crop it"
+            f"{shape[2]}x{shape[1]}: crop it, or add resize=true"
         )
     return picture
 
 
-def read_picture(path: str, what: str, shape: Sequence[int]) -> Tensor:
-    """An image file of any size with the channels of data of this shape, (C, h, w) in [-1, 1], `pixel / 127.5 - 1`.
+def read_picture(path: str, what: str, shape: Sequence[int], resize: bool = False) -> Tensor:
+    """An image file with the channels of data of this shape, (C, h, w) in [-1, 1], `pixel / 127.5 - 1`.
+
+    It has its own size, or with `resize` that of the data, made as a folder of images makes it (`data.pictures.fitted`).
 
     Raises:
         ConfigError: it cannot be read, or the data are no images.
@@ -158,15 +166,15 @@ def read_picture(path: str, what: str, shape: Sequence[int]) -> Tensor:
     if len(shape) != 3:
         raise ConfigError(f"{what}={path} is an image, and this model draws points")
     try:
-        pixels = read_pixels(Path(path), shape[0])
+        pixels = read_pixels(Path(path), shape[0], (shape[1], shape[2]) if resize else None)
     except UnreadableImage as error:
         raise ConfigError(f"{what}={path} cannot be read as an image: {error}") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_mask(path: str, shape: Sequence[int]) -> Tensor:
+def read_mask(path: str, shape: Sequence[int], resize: bool = False) -> Tensor:
     """A mask file, (1, H, W): 1, to be repainted, where it is lighter than middle grey, else 0."""
-    mask = (read_image(path, "mask", (1, *shape[1:])) > 0).float()
+    mask = (read_image(path, "mask", (1, *shape[1:]), resize) > 0).float()
     if not mask.any():
         raise ConfigError(f"mask={path} is all black, which keeps everything: paint white what is to be generated")
     return mask

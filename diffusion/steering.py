@@ -20,6 +20,8 @@ class Steering:
         condition: image file, or folder of them, that a model which is conditioned on images is told.
         init: image to begin from, or to complete.
         mask: image of the same size; white is repainted, black is kept.
+        resize: crop the centre of these images and resize it, as a folder of images to train on is, where they have
+            another size than the model's.
         resample: RePaint's rounds of each step; 1 is the replacement method.
         t_start: where sampling begins.
         t_end: where it ends.
@@ -33,6 +35,7 @@ class Steering:
     condition: str | None = None
     init: str | None = None
     mask: str | None = None
+    resize: bool = False
     resample: int = 1
     t_start: float = 1.0
     t_end: float = 0.0
@@ -58,6 +61,8 @@ class Steering:
             raise ValueError(
                 "init= is forgotten from t_start=1 on: add t_start=0.6 to begin nearer to it, or mask= to keep parts"
             )
+        if self.resize and self.init is None and self.condition is None:
+            raise ValueError("resize=true is for the images of init=, mask= and condition=: leave it out, or add one")
         if self.resample < 1:
             raise ValueError(f"resample must be at least 1 (1 is off), got {self.resample}")
         if self.resample > 1 and (self.mask is None or self.init is None):

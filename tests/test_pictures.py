@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from data.conditions import Edges
+from data.conditions import Edges, Grey, LowRes
 from data.folder import Folder
 from data.pictures import SUFFIXES, UnreadableImage, images_in, read_image, read_pixels
 from diffusion.build import ConfigError
 from diffusion.evaluation.files import read_samples
-from diffusion.given import read_mask, read_picture, rows
+from diffusion.given import read_mask, read_picture, rows, start
 from diffusion.steering import Steering
 
 SHAPE = (3, 4, 4)
@@ -31,6 +31,34 @@ def picture(path: Path, level: int = 200) -> Path:
     else:
         image.save(path)
     return path
+
+
+@pytest.mark.parametrize("size", [(9, 6), (3, 2), (4, 4)])
+def test_resizing_makes_of_a_picture_what_a_folder_makes_of_it(tmp_path: Path, size: tuple[int, int]) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    (x,) = Folder(tmp_path, 4, holdout=0.0).load().train.get(torch.tensor([0]))
+    assert torch.equal(read_picture(str(tmp_path / "a.png"), "init", SHAPE, resize=True), x)
+    told = rows(Steering(condition=str(tmp_path / "a.png"), resize=True), 0, LowRes(2), SHAPE)
+    torch.testing.assert_close(told["image"], LowRes(2).of_picture(x, SHAPE)["image"])
+
+
+def test_a_picture_of_another_size_is_refused_with_resize_as_the_way_out(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.png")
+    Image.new("RGB", (9, 6), (255, 255, 255)).save(path)
+    for read in (
+        lambda: start(Steering(init=path, t_start=0.5), SHAPE),
+        lambda: read_mask(path, SHAPE),
+        lambda: rows(Steering(condition=path), 0, Grey(), SHAPE),
+        lambda: rows(Steering(condition=path), 0, LowRes(2), SHAPE),
+    ):
+        with pytest.raises(ConfigError, match=r"9x6 .*add resize=true"):
+            read()
+    assert start(Steering(init=path, t_start=0.5, resize=True), SHAPE) is not None
+    assert read_mask(path, SHAPE, resize=True).shape == (1, 4, 4)
+    assert rows(Steering(condition=path, resize=True), 0, Grey(), SHAPE)["image"].shape == (1, 2, 4, 4)
+    with pytest.raises(ValueError, match="resize=true is for the images of init=, mask= and condition="):
+        Steering(resize=True)
 
 
 def dds(path: Path, fourcc: bytes) -> Path:
