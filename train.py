@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from data.module import DataModule
     from diffusion.autoencoder import Codec
     from diffusion.resume import Resumed
-    from diffusion.training import Run
 
 # What each run was told, where it is, its final validation loss, and why it failed if it did.
 Result = tuple[dict[str, Any], str, float | None, str]
@@ -72,6 +71,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     check_values(config)
     from pytorch_lightning.utilities import rank_zero_only
 
+    from data import changes
     from diffusion import latents, memory, timing, training
     from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
@@ -100,8 +100,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if plain.get("init_from") is not None and path is None:
         run.begin_from(str(plain.get("init_from")))
     datamodule.setup()
-    if begun is not None:
-        check_data(begun, datamodule.described)
+    if begun is not None and begun.data is not None:
+        changes.check(begun.data, datamodule.described, f"step {step} of {begun.folder}")
     check_conditions(datamodule, run.module.denoiser)
     warn_of_likeness(datamodule)
     if codec is not None:
@@ -114,7 +114,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if settings.budget_minutes is not None and path is None:
         timing.spend_budget(run, trainer, begun_at)
     run.limit_steps(datamodule.train_size)
-    if begun is not None and not goes_on(begun, run):
+    if begun is not None and not begun.goes_on(run.module, plain):
         return begun.folder, None
 
     folder = None
@@ -174,41 +174,6 @@ def check_values(config: "DictConfig") -> None:
     settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
     options: Any = OmegaConf.to_container(config.trainer, resolve=True)
     check_options(options)
-
-
-def check_data(begun: "Resumed", now: "dict[str, Tensor]") -> None:
-    """Warns of data that have changed since a checkpoint; raises ValueError if examples would change sides."""
-    from data.changes import DataChanged, compared
-
-    if begun.data is None:
-        return
-    since = f"the data have changed since step {begun.step} of {begun.folder}"
-    try:
-        change = compared(begun.data, now)
-    except DataChanged as error:
-        raise ValueError(
-            f"{since}: {error}, and the validation loss would mean nothing: put the data back as they were, or begin a "
-            f"new run on these, without resume="
-        ) from error
-    if change is not None:
-        warnings.warn(f"{since}: {change}", stacklevel=2)
-
-
-def goes_on(begun: "Resumed", run: "Run") -> bool:
-    """Whether a resumed run has steps left; if not, says how to train on. Says what becomes of a decaying rate."""
-    step, max_steps = begun.step, run.config["trainer"]["max_steps"]
-    finished = max_steps is not None and step >= max_steps
-    if finished:
-        max_steps = 2 * step
-        print(f"{begun.path} is finished at step {step}; raise trainer.max_steps to train on:")
-        print(f"  python train.py resume={pasted(begun.folder)} trainer.max_steps={max_steps}")
-    peak = run.config["optimizer"].get("lr", run.settings.lr)
-    lift = begun.rate_lift(run.module.learning_rate, peak, run.module.images_per_step, max_steps)
-    if lift is not None and finished:
-        print(f"  then {lift}")
-    elif lift is not None:
-        warnings.warn(lift, stacklevel=2)
-    return not finished
 
 
 def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None]":

@@ -5,6 +5,7 @@ split to another: a validation loss means nothing for images that the model was 
 """
 
 import hashlib
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -74,6 +75,28 @@ def compared(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> str | N
     if said:
         raise DataChanged(f"{'; '.join(changes)}; {' and '.join(said)}")
     return "; ".join(changes)
+
+
+def check(before: Mapping[str, Tensor], now: Mapping[str, Tensor], since: str) -> None:
+    """Warns of data that have changed since a checkpoint.
+
+    Args:
+        before: `described` then.
+        now: and now.
+        since: what the checkpoint is of, for messages.
+
+    Raises:
+        DataChanged: examples have changed sides, see `compared`.
+    """
+    try:
+        change = compared(before, now)
+    except DataChanged as error:
+        raise DataChanged(
+            f"the data have changed since {since}: {error}, and the validation loss would mean nothing: put the data "
+            f"back as they were, or begin a new run on these, without resume="
+        ) from error
+    if change is not None:
+        warnings.warn(f"the data have changed since {since}: {change}", stacklevel=2)
 
 
 def _change(split: str, before: Tensor, now: Tensor) -> str:

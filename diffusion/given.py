@@ -158,7 +158,7 @@ def read_image(path: str, what: str, shape: Sequence[int], resize: bool = False)
 def read_picture(path: str, what: str, shape: Sequence[int], resize: bool = False) -> Tensor:
     """An image file with the channels of data of this shape, (C, h, w) in [-1, 1], `pixel / 127.5 - 1`.
 
-    It has its own size, or with `resize` that of the data, made as a folder of images makes it (`data.pictures.fitted`).
+    It has its own size, or with `resize` that of the data, as a folder of images makes it (`data.pictures.fitted`).
 
     Raises:
         ConfigError: it cannot be read, or the data are no images.

@@ -1,6 +1,7 @@
 """Going on with a run: which checkpoint, and which of its settings may change on the way."""
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import Tensor
 from diffusion.build import ConfigError
 from diffusion.checkpoint import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
 from diffusion.commands import pasted
+from diffusion.module import DiffusionModule
 from diffusion.optimizers import LearningRate
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
@@ -46,6 +48,22 @@ class Resumed:
     @property
     def folder(self) -> Path:
         return run_folder(self.path)
+
+    def goes_on(self, module: DiffusionModule, config: Mapping[str, Any]) -> bool:
+        """Whether the run has steps left; if not, says how to train on. Says too what becomes of a decaying rate."""
+        max_steps = config["trainer"]["max_steps"]
+        finished = max_steps is not None and self.step >= max_steps
+        if finished:
+            max_steps = 2 * self.step
+            print(f"{self.path} is finished at step {self.step}; raise trainer.max_steps to train on:")
+            print(f"  python train.py resume={pasted(self.folder)} trainer.max_steps={max_steps}")
+        peak = config["optimizer"].get("lr", config["lr"])
+        lift = self.rate_lift(module.learning_rate, peak, module.images_per_step, max_steps)
+        if lift is not None and finished:
+            print(f"  then {lift}")
+        elif lift is not None:
+            warnings.warn(lift, stacklevel=2)
+        return not finished
 
     def rate_lift(
         self, learning_rate: LearningRate, peak: float, images_per_step: int, max_steps: int | None
