@@ -226,6 +226,7 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
     limit = options.pop("max_time", None)
     options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
     options["max_epochs"] = -1
+    torch.use_deterministic_algorithms(False)  # Lightning leaves them on after a run of this process that wanted them
     try:
         timer = [] if limit is None else [StepTimer(limit)]
         trainer = pl.Trainer(

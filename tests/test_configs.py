@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 import cli
 import train
+from diffusion import training
 from diffusion.build import build
 from diffusion.models import build_denoiser, build_model
 from diffusion.noise import TRAINING, Noise
@@ -264,3 +265,11 @@ def test_every_setting_of_every_dataset_is_read() -> None:
         for name in [*dataset, *(f"recipe.{key}" for key in dataset["recipe"])]:
             used = f'["{name}"]' in source or f"dataset.{name}" in source or f"${{dataset.{name}" in interpolated
             assert used or name == "recipe", f"nobody reads dataset.{name}"
+
+
+def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next() -> None:
+    for value, expected in ((True, True), (None, False)):
+        config = resolved("dataset=digits", "accelerator=cpu")
+        config["trainer"]["deterministic"] = value
+        training.check_trainer(config)
+        assert torch.are_deterministic_algorithms_enabled() is expected
