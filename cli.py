@@ -163,9 +163,12 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
 def plain_path(argument: str) -> str:
     """A setting that names a file or folder as Hydra's parser takes it: `~` expanded, unusual characters in quotes.
 
-    Lists, quoted values and interpolations stay as they are.
+    Quoted values and interpolations stay as they are, and so do lists, but for `~` in them.
     """
     name, mark, path = argument.partition("=")
+    if name in PATHS and path.startswith("["):
+        home = re.sub(r"(?<=[\[,])\s*(~[^,\]]*)", lambda found: quoted(str(Path(found[1]).expanduser())), path)
+        return f"{name}={home}"
     if not mark or name not in PATHS or not path or path[0] in "[\"'" or "${" in path:
         return argument
     path = str(Path(path).expanduser()) if path.startswith("~") else path

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.changes import identity
-from data.pictures import SUFFIXES, UnreadableImage, check_header, fitted, is_hidden, is_image, read_image
+from data.pictures import SUFFIXES, UnreadableImage, check_header, fitted, is_hidden, is_image, printable, read_image
 from data.stream import Examples, Images, Splits, normalise, share, whole
 
 _NAMED = 20
@@ -141,7 +141,7 @@ class Folder:
                 f"move them into a folder to have classes",
                 stacklevel=2,
             )
-        _report(f"{self.path}: {self._found(len(names), passed_over)}")
+        _report(f"{printable(str(self.path))}: {self._found(len(names), passed_over)}")
         lazy = len(names) * math.prod(self.shape) > self.memory_gib * 2**30
         pixels = torch.empty((0 if lazy else len(names), *self.shape), dtype=torch.uint8)
 
@@ -189,6 +189,10 @@ class Folder:
                 "an archive: unpack it first, and give the folder" if is_archive else "a file: give a folder of images"
             )
             raise NotADirectoryError(f"{self.path} is {what} by dataset.path=")
+        if self.path.is_symlink() and not self.path.exists():
+            raise FileNotFoundError(
+                f"{self.path} is a symbolic link that leads to nothing: mend it, or give its target"
+            )
         if not self.path.is_dir():
             raise FileNotFoundError(f"{self.path}: no such folder; give a folder of images by dataset.path=")
         files = list(_walk(self.path))
@@ -203,13 +207,16 @@ class Folder:
         text = f"{images:,} image{'s' if images > 1 else ''}"
         if self.classes:
             text += f" in {len(self.classes)} class{'es' if len(self.classes) > 1 else ''}"
+            folders = (path.name for path in self.path.iterdir() if path.is_dir() and not is_hidden(path.name))
+            if empty := sorted(set(folders) - set(self.classes)):
+                text += f"; no images in {_some(empty)}"
         return f"{text}; {_passed_over(passed_over)}" if passed_over else text
 
     def _judge(self, reasons: dict[str, str], total: int) -> None:
         """Warn of the unreadable files, or raise where they are too many."""
         if not reasons:
             return
-        named = ", ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:_NAMED])
+        named = ", ".join(f"{printable(name)} ({reason})" for name, reason in list(reasons.items())[:_NAMED])
         if len(reasons) > _NAMED:
             named += f" and {len(reasons) - _NAMED} more"
         text = f"{len(reasons)} of {total} images in {self.path} cannot be read: {named}"
@@ -229,7 +236,7 @@ def _passed_over(counts: Counter[str]) -> str:
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(map(printable, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _report(line: str) -> None:
@@ -239,9 +246,20 @@ def _report(line: str) -> None:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Yield the files below `root`, through symbolic links, without hidden files and folders."""
+    """Yield the files below `root`, through symbolic links, without hidden files and folders.
+
+    Raises:
+        OSError: a folder cannot be listed, whose images would be missing without a word.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise OSError(
+            f"the folder {printable(str(error.filename))} cannot be listed: {error.strerror}; change its permissions, "
+            f"or move it away"
+        ) from error
+
     seen: set[str] = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True):
+    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
         # Links may form a loop.
         real = os.path.realpath(folder)
         if real in seen:

@@ -22,6 +22,11 @@ class UnreadableImage(ValueError):
     """A file has no pixels to give; the text is the reason, one line."""
 
 
+def printable(name: str) -> str:
+    """A file's name on one line of any terminal: control characters and bytes that are no text are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in name)
+
+
 def is_hidden(name: str) -> bool:
     """Whether a file or folder of this name is none of the user's: hidden, or written by the system."""
     return name.startswith(".") or name.lower() in _LITTER

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import io
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from yaml import YAMLError
 
 from data.stream import Source
 
+PATHS = ("data_dir", "dataset.path", "dataset.source.path", "dataset.source.data_dir")
 CONFIGS = Path(__file__).parent.parent / "configs" / "dataset"
 
 
@@ -41,11 +43,14 @@ def build(arguments: list[str]) -> tuple[str, Source]:
     )
     OmegaConf.set_struct(config, True)
     for argument in arguments:
-        key = argument.partition("=")[0]
+        key, _, value = argument.partition("=")
         if key == "dataset":
             continue
         try:
-            config.merge_with_dotlist([argument])
+            if key in PATHS:  # whose names may have any character, and mean no YAML
+                OmegaConf.update(config, key, value.replace("${", "\\${"))
+            else:
+                config.merge_with_dotlist([argument])
         except (OmegaConfBaseException, YAMLError):
             keys = ["dataset", "data_dir", "download", *(f"dataset.{key}" for key in config.dataset)]
             raise ValueError(
@@ -58,6 +63,9 @@ def build(arguments: list[str]) -> tuple[str, Source]:
 
 def main(arguments: list[str]) -> int:
     """Load a data set and print what it has; return the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
+            stream.reconfigure(errors="backslashreplace")
     try:
         name, source = build(arguments)
         splits = source.load()
