@@ -138,7 +138,7 @@ def main(config: "DictConfig") -> None:
     assert not isinstance(options.label, str)
     truth = settle_conditions(pipeline, contents["config"], options.n)
     labels = pipeline.labels(_tensor(numbers), options.label)
-    moving = out.suffix.lower() in (".gif", ".webp")
+    moving, replaces = out.suffix.lower() in (".gif", ".webp"), out.is_file()
     if options.show == "condition":
         told = pipeline.conditions(_tensor(numbers), options.seed, options.label)
         states = drawn(pipeline, options, numbers, places, options.frames if moving else 1)
@@ -170,7 +170,24 @@ def main(config: "DictConfig") -> None:
                 advance(len(batch))
         if len(numbers) < options.n:
             print(f"{options.n - len(numbers)} of {counted(options.n, 'sample')} were there already")
+    # On stderr, so that what a shell takes from stdout is the path alone.
+    print(summary(pipeline, options, found), file=sys.stderr)
+    if replaces:
+        print(f"replaced the {out} that was there; out=... gives another name", file=sys.stderr)
     print(out)
+
+
+def summary(pipeline: "Pipeline", options: Options, found: list[tuple[Path, dict[str, Any]]]) -> str:
+    """What was drawn and how, in one line; `found` are the checkpoints with their contents."""
+    from diffusion.progress import counted
+
+    assert options.n is not None
+    models = ", ".join(f"{path} at step {contents['global_step']}" for path, contents in found)
+    return (
+        f"{counted(options.n, 'sample')} of {models}: "
+        f"weights {options.weights}, seed {options.seed}, {sampler_settings(pipeline.sampler)['sampler']}, "
+        f"{counted(len(pipeline.times) - 1, 'step')}"
+    )
 
 
 def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:

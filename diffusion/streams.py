@@ -16,7 +16,7 @@ class Output(io.FileIO):
 
     _lost = False
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         """Writes; returns the number of bytes written or dropped."""
         if self._lost:
             return len(memoryview(data).cast("B"))

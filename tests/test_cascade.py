@@ -136,7 +136,7 @@ def test_a_cascade_draws_one_image_whatever_the_batch_and_its_noise_matters(fold
     assert (draw(folder, cascade, "n=4", "conditioning_noise=0.3") != images).any()
     outcome = call(sample, folder, cascade, "steps=4", "n=4", "show=condition", "out=cascade.gif", "frames=3")
     assert outcome.code == 0, outcome.err
-    assert outcome.err == ""
+    assert "told images" not in outcome.err
     assert call(sample, folder, cascade, "steps=2", "n=2", "out=many", "conditioning_noise=0.1").code == 0
     record = json.loads((folder / "many/settings.json").read_text())
     assert len(record["checkpoint"]) == 2

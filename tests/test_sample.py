@@ -51,6 +51,16 @@ def arrays(folder: Path, *arguments: str) -> dict[str, Any]:
         return dict(file)
 
 
+def test_a_drawing_says_what_was_drawn_and_whether_it_replaced_a_file(folder: Path) -> None:
+    command = ("ckpt=1", "n=1", "steps=2", "seed=5", "sampler=ddim", "weights=raw", "out=said.png")
+    first, second = draw(folder, *command), draw(folder, *command)
+    said = f"1 sample of {CONDITIONAL}/checkpoints/last.ckpt at step 4: weights raw, seed 5, DDIMSampler, 2 steps"
+    assert said in first.err.splitlines()
+    assert "replaced" not in first.err
+    assert "replaced the said.png that was there; out=... gives another name" in second.err.splitlines()
+    assert first.out == second.out == "said.png\n"
+
+
 def test_the_checkpoint_alone_gives_a_gif_in_the_runs_folder(folder: Path) -> None:
     outcome = draw(folder, f"ckpt={RUN}")
     assert Path(outcome.out.strip()) == Path(RUN, "samples", "pred.gif")

@@ -42,7 +42,7 @@ def shell(
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", f"{command} {redirection}"],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"} | environment,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
         errors="replace",
