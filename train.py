@@ -76,7 +76,6 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
     from diffusion.lock import locked
-    from diffusion.sampling import sampler_and_times
     from diffusion.saving import Interrupted
     from diffusion.settings import settings as settings_of
 
@@ -96,7 +95,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     codec = latents.codec_of_run(plain, str(config.autoencoder), path)
     run = training.Run(plain, datamodule, codec)
     if isinstance(run.module.denoiser, Denoiser):
-        sampler_and_times(plain, run.module.denoiser)
+        training.check_sampling(plain, run.module.denoiser, "steps" in cli.typed())
     if plain.get("init_from") is not None and path is None:
         run.begin_from(str(plain.get("init_from")))
     datamodule.setup()

@@ -23,7 +23,7 @@ from diffusion.build import ConfigError, build, nearest
 from diffusion.callbacks import Metrics, Progress
 from diffusion.checkpoint import ROOT, CheckpointError, find, load_weights
 from diffusion.compiling import compile_network
-from diffusion.denoisers import Condition
+from diffusion.denoisers import Condition, Denoiser
 from diffusion.devices import check_devices
 from diffusion.models import build_model
 from diffusion.module import DiffusionModule, TrainingDiverged
@@ -31,6 +31,7 @@ from diffusion.objectives import ConditionDropout
 from diffusion.optimizers import PowerEMA
 from diffusion.residual import ResidualDenoiser
 from diffusion.runlog import RunLogger
+from diffusion.sampling import sampler_and_times
 from diffusion.saving import AtomicCheckpointIO, Checkpoints, Interrupted, Snapshots, StepTimer
 from diffusion.settings import check_options, settings
 from diffusion.watchers import watchers
@@ -263,3 +264,27 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
 def check_trainer(config: Mapping[str, Any]) -> pl.Trainer:
     """A trainer that only tells device and precision, so that its options are known to be good before anything slow."""
     return make_trainer(config, logger=False, callbacks=[])
+
+
+STEPS_MEANT = (
+    "steps= is how many steps a sampler takes: trainer.max_steps=... sets how long to train, and timesteps=... the "
+    "number of noising steps"
+)
+
+
+def check_sampling(config: Mapping[str, Any], denoiser: Denoiser, steps_typed: bool) -> None:
+    """Checks the sampler of a run; `steps=1000`, if typed, may be meant for something else, which is said.
+
+    Raises:
+        ConfigError: the sampler, its grid and its number of steps do not go together with the model.
+    """
+    steps = config["steps"]
+    unusual = steps_typed and steps is not None and steps >= (denoiser.schedule.timesteps or 1000)
+    try:
+        sampler_and_times(config, denoiser)
+    except ConfigError as error:
+        if not unusual:
+            raise
+        raise ConfigError(f"{error}; {STEPS_MEANT}") from error
+    if unusual:
+        warnings.warn(f"steps={steps}: {STEPS_MEANT}", stacklevel=2)

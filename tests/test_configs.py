@@ -1,6 +1,7 @@
 """Every configuration that is offered composes, builds and trains; every setting is read by the code."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -273,3 +274,13 @@ def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next()
         config["trainer"]["deterministic"] = value
         training.check_trainer(config)
         assert torch.are_deterministic_algorithms_enabled() is expected
+
+
+@pytest.mark.parametrize(("typed", "said"), [(True, 1), (False, 0)])
+def test_as_many_sampling_steps_as_noising_steps_are_explained_where_they_are_typed(typed: bool, said: int) -> None:
+    config = resolved("steps=1000", "network.widths=[8,16]", "network.blocks=1")
+    denoiser = build_denoiser(config)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        training.check_sampling(config, denoiser, typed)
+    assert len([one for one in caught if "trainer.max_steps=... sets how long" in str(one.message)]) == said

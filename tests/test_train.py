@@ -76,7 +76,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("timesteps=0", ["timesteps must be at least 1, got 0"]),
         ("timesteps=x", ["timesteps must be a whole number or null, got 'x'"]),
         ("timesteps=10", ["timesteps=10 is too few", "schedule=cosine"]),
-        ("steps=2000", ["steps=2000 is more than the 1000 timesteps"]),
+        ("steps=2000", ["steps=2000 is more than the 1000 timesteps", "trainer.max_steps=... sets how long to train"]),
         ("schedule=continuous_cosine timesteps=100", ["timesteps=100: this schedule is continuous", "schedule=linear"]),
         ("schedule=continuous_cosine", ["steps=null is every timestep", "set steps="]),
         ("devices=[0,1] accelerator=cpu", ["devices=[0, 1] names GPUs", "devices=2"]),
