@@ -54,12 +54,13 @@ class Options:
     fps: float
     hold: int
 
-    def refuse_idle(self, typed: Iterable[str], out: Path) -> None:
+    def refuse_idle(self, typed: Iterable[str], out: Path, t_end: float = 0.0) -> None:
         """Raises ValueError, one line, if something was typed that changes nothing of such a file."""
         moving, picture = out.suffix.lower() in (".gif", ".webp"), out.suffix.lower() == ".png"
         idle = [] if moving else ["fps", "hold"]
         idle += [] if moving or self.show == "both" else ["frames"]
         idle += [] if moving or picture else ["rows"]
+        idle += [] if moving or self.show != "x0" or t_end > 0 else ["show"]  # at the end x_t is x0
         for name in typed:
             if name in idle:
                 where = ".gif, .webp or .png" if name == "rows" else ".gif or .webp"
@@ -124,7 +125,7 @@ def main(config: "DictConfig") -> None:
     )
     out = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
-    options.refuse_idle(cli.typed(), out)
+    options.refuse_idle(cli.typed(), out, steering.t_end)
     if options.show in ("both", "condition"):
         processes.check_out(out, options.show)
     if options.show == "condition" and pipeline.condition is None:

@@ -186,7 +186,7 @@ def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None
             raise ConfigError(f"{name} is not for setting: it follows from the data")
     if spec in (None, "auto"):
         plain = resume.limited(resolved(config), typed)
-        check_classes_used(plain, typed)
+        check_used(plain, typed)
         if "ema_decay" in typed and "decay" not in (plain["ema"] or {}):
             raise ConfigError(f"ema_decay={typed['ema_decay']} is of ema=exponential: leave it out, or choose that")
     if spec is None:
@@ -205,10 +205,15 @@ def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None
     return plain, resume.resumed(path, checkpoint)
 
 
-def check_classes_used(plain: dict[str, Any], typed: dict[str, Any]) -> None:
-    """Raises ConfigError if `dataset.num_classes` was typed and the network does not take it up."""
+def check_used(plain: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Raises ConfigError if something was typed that no part of this run takes up."""
     from diffusion.build import ConfigError
 
+    for name in ("data_dir", "download"):
+        if name in typed and name not in plain["dataset"]["source"]:
+            raise ConfigError(f"{name}= does nothing for dataset={plain['dataset']['name']}: leave it out")
+    if "lr" in typed and plain["optimizer"].get("lr") != plain["lr"]:
+        raise ConfigError(f"lr={plain['lr']} and optimizer.lr={plain['optimizer'].get('lr')}: give one of them")
     classes = typed.get("dataset.num_classes")
     network = plain["network"]
     if classes and classes not in (network.get("num_classes"), network.get("classes")):

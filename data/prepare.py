@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -21,6 +21,12 @@ def nearest(name: str, choices: list[str]) -> str:
     """Return `; did you mean 'x'?` for the choice nearest to `name`, or nothing where none is near."""
     close = difflib.get_close_matches(name, choices, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _options(config: DictConfig) -> dict[str, Any]:
+    """The class of a data set and its arguments."""
+    options: Any = OmegaConf.to_container(config.dataset.source, resolve=True)
+    return options
 
 
 def build(arguments: list[str]) -> tuple[str, Source]:
@@ -46,6 +52,7 @@ def build(arguments: list[str]) -> tuple[str, Source]:
         key, _, value = argument.partition("=")
         if key == "dataset":
             continue
+        before = config.copy()
         try:
             if key in PATHS:  # whose names may have any character, and mean no YAML
                 OmegaConf.update(config, key, value.replace("${", "\\${"))
@@ -56,7 +63,10 @@ def build(arguments: list[str]) -> tuple[str, Source]:
             raise ValueError(
                 f"{argument}: unknown key or malformed value; the keys are {', '.join(keys)}{nearest(key, keys)}"
             ) from None
-    options: Any = OmegaConf.to_container(config.dataset.source, resolve=True)
+        # What stands there already may be repeated.
+        if config != before and _options(config) == _options(before):
+            raise ValueError(f"{argument} changes nothing of what dataset={name} has: leave it out")
+    options = _options(config)
     module, _, class_name = options.pop("_target_").rpartition(".")
     return name, getattr(importlib.import_module(module), class_name)(**options)
 

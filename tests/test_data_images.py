@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torchvision import datasets
 
 from data import images as images_module
@@ -304,3 +305,18 @@ def test_every_yaml_file_builds_a_source_of_its_shape(name: str, tmp_path: Path)
     assert config.name == name
     expected = [3, 128, 128] if name == "folder" else config.shape
     assert list(source.shape) == expected
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(prepare.CONFIGS.glob("*.yaml"))])
+def test_each_setting_of_prepare_changes_the_data_or_is_refused(name: str) -> None:
+    config = OmegaConf.load(prepare.CONFIGS / f"{name}.yaml")
+    keys = ["data_dir", "download", *(f"dataset.{key}" for key in config)]
+    keys += [f"dataset.source.{key}" for key in config.source if key != "_target_"]
+    arguments = [f"dataset={name}", *(["dataset.path=photos"] if name == "folder" else [])]
+    _, default = prepare.build(arguments)
+    for key in keys:
+        try:
+            _, source = prepare.build([*arguments, f"{key}=7"])
+        except (ValueError, OmegaConfBaseException):
+            continue
+        assert vars(source) != vars(default), key

@@ -298,12 +298,15 @@ def test_the_record_of_a_folder_says_how_its_images_were_made(folder: Path) -> N
         (("hold",), "a.npz", "hold= does nothing for out=a.npz"),
         (("rows",), "a.npz", "rows= does nothing for out=a.npz: leave it out, or write .gif, .webp or .png"),
         (("rows",), "folder", "rows= does nothing for out=folder"),
+        (("show",), "a.gif", None),
+        (("show",), "a.png", "show= does nothing for out=a.png"),
+        (("show",), "a.npz", "show= does nothing for out=a.npz"),
     ],
 )
 def test_settings_of_another_kind_of_file_are_refused(typed: tuple[str, ...], out: str, refused: str | None) -> None:
     defaults = yaml.safe_load((cli.CONFIGS / "sample.yaml").read_text())
     values = {field.name: defaults[field.name] for field in dataclasses.fields(sample.Options)} | {"ckpt": "last"}
-    options = sample.Options(**values)
+    options = sample.Options(**values | ({"show": "x0"} if "show" in typed else {}))
     if refused is None:
         options.refuse_idle(typed, Path(out))
         return
