@@ -32,6 +32,16 @@ def reason(error: Exception) -> str:
     return (text.strip() or type(error).__name__).splitlines()[0]
 
 
+def check_regular(path: Path) -> None:
+    """Only a regular file is read or replaced: a FIFO hangs its reader, and a device is lost by the rename.
+
+    Raises:
+        WriteError: something else has this name.
+    """
+    if path.exists() and not path.is_file():
+        raise WriteError(f"{path} is no regular file: move it away or choose another name")
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write that gets its name when all of it is on disk; parents are created.
@@ -40,11 +50,12 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     write a whole file. A failure leaves X as it was and no `.part`.
 
     Raises:
-        WriteError: the disk is full, the folder is read-only or not there.
+        WriteError: the disk is full, the folder is read-only or not there, or X is no regular file.
     """
     # File systems allow 255 bytes a name.
     part = path.with_name(f".{path.name[:40]}.{secrets.token_hex(6)}.part")
     with naming(path):
+        check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with part.open("xb") as file:

@@ -110,7 +110,10 @@ def _vectors(steering: Steering, length: int) -> Tensor | None:
         raise ConfigError(f"embedding={steering.embedding} cannot be read as .npy: {error}") from error
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.shape[1] != length or not len(vectors):
         raise ConfigError(f"embedding={steering.embedding} must hold vectors of shape (n, {length})")
-    return torch.from_numpy(vectors.astype(np.float32))
+    found = torch.from_numpy(vectors.astype(np.float32)) if vectors.dtype.kind in "biuf" else None
+    if found is None or not found.isfinite().all():
+        raise ConfigError(f"embedding={steering.embedding} must hold finite real numbers, got {vectors.dtype}")
+    return found
 
 
 def _by_classifier(denoiser: Denoiser, steering: Steering, shape: tuple[int, ...]) -> Denoiser:

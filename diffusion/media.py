@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from diffusion.atomic import atomic, reason, remove_parts
+from diffusion.atomic import atomic, check_regular, reason, remove_parts
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -277,6 +277,8 @@ def check_out(path: str | Path, shape: Sequence[int] | None = None) -> Path:
         _check_shape(path, shape)
     if suffix and path.is_dir():
         raise IsADirectoryError(f"out={path} is a folder: name a file, or a folder without {suffix}")
+    if suffix:
+        check_regular(path)
     check_writable(path.parent if suffix else path, path)
     return path
 
@@ -325,6 +327,7 @@ def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
     folder = Path(folder)
     record = folder / "settings.json"
     text = json.dumps(settings, indent=1)
+    check_regular(record)
     if record.exists() and record.read_text() != text:
         raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
     if not record.exists():

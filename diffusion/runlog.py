@@ -10,7 +10,7 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from torch.utils.tensorboard.summary import hparams
 
-from diffusion.atomic import atomic, naming, remove_parts
+from diffusion.atomic import atomic, check_regular, naming, remove_parts
 from diffusion.events import EventFile
 
 
@@ -29,6 +29,7 @@ class Table:
     def __init__(self, path: Path, resumed_from: int | None = None) -> None:
         self.path = path
         self._columns: list[str] = []
+        check_regular(path)
         if resumed_from is not None and path.exists():
             rows = list(self._read())
             kept = [row for row in rows if int(row["step"]) <= resumed_from]

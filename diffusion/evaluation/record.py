@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.atomic import atomic
+from diffusion.atomic import atomic, check_regular
 
 
 def marked(name: str, split: str) -> str:
@@ -32,6 +32,7 @@ def write_likelihood(folder: Path, split: str, kind: str, record: Mapping[str, A
 
 def _read(folder: Path, split: str) -> dict[str, Any]:
     path = record_path(folder, split)
+    check_regular(path)
     if not path.exists():
         return {}
     try:
