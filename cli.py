@@ -231,6 +231,12 @@ def composition_error(error: BaseException, config_name: str) -> str:
         siblings = [name.removeprefix(f"{parent}.") for name in keys if name.rpartition(".")[0] == parent]
         known = f"{parent} can have {', '.join(siblings)}" if parent and siblings else "--help lists all settings"
         return f"there is no setting {key}{near}; {known}"
+    if merged := re.match(r"Error merging override (.+?)=(.*)", text, re.DOTALL):
+        name, value = merged.groups()
+        inside = [key.removeprefix(f"{name}.") for key in keys_of(config_name) if key.startswith(f"{name}.")]
+        if inside:
+            return f"{name}={value}: {name} has settings of its own, {name}.name=value; they are {', '.join(inside)}"
+        return f"{name}={value} is of another kind than the values of this setting; --help shows them"
     if text.startswith("Config group override"):
         typed = [argument.replace("/", ".") for argument in sys.argv[1:]]
         groups = [argument for argument in typed if argument.split("=")[0] in groups_of(config_name)]

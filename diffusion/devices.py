@@ -4,6 +4,9 @@ import torch
 
 from diffusion.progress import counted
 
+# On a CPU; each is a copy of the program, and more than a machine has cores gain nothing.
+MOST_PROCESSES = 256
+
 
 def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> None:
     """Raises ValueError, one line, if `devices=` or `accelerator=` cannot be met on this machine."""
@@ -28,6 +31,8 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
         raise ValueError(f"devices must be at least 1, got {devices}")
     elif found and devices > found:
         raise ValueError(f"devices={devices}, but this machine has {counted(found, 'GPU')}")
+    elif devices > MOST_PROCESSES:
+        raise ValueError(f"devices={devices} is as many processes on a CPU: use at most {MOST_PROCESSES}")
 
 
 def devices(wanted: int | str | list[int], accelerator: str = "auto") -> list[str]:

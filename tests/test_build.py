@@ -80,7 +80,14 @@ def test_the_nearest_choice_is_offered_only_if_one_is_near() -> None:
 
 @pytest.mark.parametrize(
     ("asked", "said"),
-    [([0, 1], "names GPUs"), ([], "names GPUs"), (0, "at least 1"), (-2, "at least 1"), ("all", "must be auto")],
+    [
+        ([0, 1], "names GPUs"),
+        ([], "names GPUs"),
+        (0, "at least 1"),
+        (-2, "at least 1"),
+        ("all", "must be auto"),
+        (1000, "use at most 256"),
+    ],
 )
 def test_devices_that_a_cpu_machine_lacks_are_refused(
     monkeypatch: pytest.MonkeyPatch, asked: int | str | list[int], said: str

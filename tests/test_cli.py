@@ -232,6 +232,8 @@ EARLY = {
         ("accelerator=tpu", "accelerator must be auto, cpu, gpu, cuda or mps"),
         ("trainer.max_steps=-3", "trainer.max_steps must be a whole number of at least 1"),
         ("trainer.precision=8", "trainer.precision must be"),
+        ("learning_rate=[]", "learning_rate has settings of its own"),
+        ("dataset.shape={}", "is of another kind than the values of this setting"),
         ("+trainer.logger=true", "trainer.logger cannot be set"),
         ("network=x", "network=x does not exist"),
         ("batchsize=3", "there is no setting batchsize"),
