@@ -105,7 +105,7 @@ def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     signal.signal(signal.SIGALRM, late)
 
 
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     case=st.sampled_from([(script, *case) for script in SCRIPTS for case in CASES[script]]),
     value=st.sampled_from(VALUES),
