@@ -6,6 +6,7 @@ destination and is moved in place when complete, so a run that is cut off leaves
 
 import gzip
 import http.client
+import math
 import os
 import pickle
 import shutil
@@ -347,15 +348,25 @@ class Cifar(_Published):
         datasets.CIFAR10(root, download=True)
 
 
+_LARGEST_IDX = 2**30  # bytes; MNIST's largest file has 47 million
+
+
 def _read_idx_gz(path: Path) -> np.ndarray:
-    """Read a gzipped IDX file of unsigned bytes: two zeros, type 8, the rank, big-endian uint32 sizes, the bytes."""
+    """Read a gzipped IDX file of unsigned bytes: two zeros, type 8, the rank, big-endian uint32 sizes, the bytes.
+
+    No more is unpacked than the sizes declare, and those have a bound: a small file can unpack to any size.
+    """
     with gzip.open(path) as file:
-        content = file.read()
-    if content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise ValueError(f"{path.name} is not an IDX file of bytes")
-    rank = content[3]
-    sizes = np.frombuffer(content, ">u4", rank, offset=4).tolist()
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(sizes).copy()
+        start = file.read(4)
+        rank = start[3] if len(start) == 4 else 0
+        sizes = [int.from_bytes(file.read(4), "big") for _ in range(rank)]
+        length = math.prod(sizes)
+        if start[:3] != b"\0\0\x08" or not rank or length > _LARGEST_IDX:
+            raise ValueError(f"{path.name} is not an IDX file of bytes")
+        content = file.read(length + 1)
+    if len(content) != length:
+        raise ValueError(f"{path.name} does not hold the {length} bytes that it declares")
+    return np.frombuffer(content, np.uint8).reshape(sizes).copy()
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """What is no regular file is neither read nor replaced, and vectors of anything but finite numbers are refused."""
 
+import gzip
 import os
 import stat
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import images
 from diffusion import atomic, given, media
 from diffusion.build import ConfigError
 from diffusion.evaluation import record
@@ -59,3 +61,19 @@ def test_vectors_are_finite_real_numbers(tmp_path: Path, vectors: np.ndarray) ->
     np.save(tmp_path / "v.npy", vectors)
     with np.errstate(over="ignore"), pytest.raises(ConfigError, match="must hold finite real numbers"):
         given._vectors(Steering(embedding=str(tmp_path / "v.npy")), 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"\0\0\x08\x02" + b"\xff" * 8, "not an IDX file"),
+        (b"\0\0\x08\x01\0\0\0\x02abc", "does not hold the 2 bytes"),
+        (b"\0\0\x08\x01\0\0\0\x02a", "does not hold the 2 bytes"),
+        (b"\0\0", "not an IDX file"),
+    ],
+    ids=["huge", "longer", "shorter", "torn header"],
+)
+def test_a_gzipped_idx_file_unpacks_to_what_it_declares(tmp_path: Path, content: bytes, fault: str) -> None:
+    (tmp_path / "x.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(ValueError, match=fault):
+        images._read_idx_gz(tmp_path / "x.gz")
