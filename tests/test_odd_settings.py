@@ -72,7 +72,7 @@ def fault(script: str, chosen: tuple[str, ...], key: str, value: str, folder: Pa
     """What is wrong with how a script answers one value; None if it refuses it in one line or takes it."""
     module, arguments = SCRIPTS[script]
     own = [argument for argument in arguments if argument.split("=")[0] != key]
-    if "network=" in "".join(chosen) or key == "network":
+    if key == "network" or any(argument.startswith(("network=", "dataset=")) for argument in chosen):
         own = [argument for argument in own if not argument.startswith("network.")]
     signal.alarm(SECONDS)
     try:
@@ -128,3 +128,10 @@ def test_all_odd_values_are_refused_in_one_line_or_taken(
         if found is not None:
             faults[" ".join((*chosen, f"{key}={value[:20]}"))] = found[:300]
     assert not faults, "\n".join(f"{case}: {found}" for case, found in faults.items())
+
+
+@pytest.mark.parametrize("value", ["true", "null", "3", "''"])
+def test_a_value_in_the_place_of_a_data_set_is_named(value: str, tmp_path: Path) -> None:
+    outcome = call(evaluate, tmp_path, f"ckpt={CHECKPOINT}", "dataset=checkerboard", f"dataset.source={value}")
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "choose data by dataset=..., and set dataset.source.name=value" in outcome.err

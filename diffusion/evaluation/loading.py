@@ -30,6 +30,10 @@ def loaded(
     Raises:
         ValueError: the data have another shape, which is found before they are read, or come from no files.
     """
+    if not isinstance(dataset["source"], Mapping) or "_target_" not in dataset["source"]:
+        raise ValueError(
+            f"dataset.source={dataset['source']}: choose data by dataset=..., and set dataset.source.name=value"
+        )
     source = dict(dataset["source"])
     name = next((name for name in ("data_dir", "path") if name in source), None)
     if data_dir is not None:
