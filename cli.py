@@ -28,6 +28,7 @@ PATHS = (
     *("samples", "cache", "data_dir", "dataset.path", "dataset.source.path", "dataset.source.data_dir"),
 )
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
+LONGEST = 2000  # characters of a message
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
@@ -114,13 +115,25 @@ def _full_error(value: str | None) -> Iterator[None]:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"warning: {message}\n"
+    return f"warning: {printable(str(message))}\n"
 
 
 def fail(message: str) -> NoReturn:
     """Prints the line and exits with status 1."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {printable(message)}", file=sys.stderr)
     sys.exit(1)
+
+
+def printable(text: str) -> str:
+    """Text that a terminal only shows: control characters, which a name in a file can hold, become escapes.
+
+    The middle of a text over `LONGEST` characters is left out.
+    """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
+    )
 
 
 def one_line(error: BaseException) -> str:

@@ -203,6 +203,9 @@ def _check_optimizer(checkpoint: Mapping[str, Any], model: nn.Module, config: Ma
 
 def _check_group(group: Any, wanted: Mapping[str, Any], first: int) -> None:
     what = "the optimizer's group of weights"
+    for name, value in leaves(group):
+        if isinstance(value, Tensor):  # which has no plain comparison
+            raise Invalid(f"{what} has a tensor as {name}")
     if not isinstance(group, Mapping) or group.get("params") != list(range(first, first + len(wanted["params"]))):
         raise Invalid(f"{what} numbers other weights than its network has")
     lr = group.get("lr")
@@ -214,7 +217,7 @@ def _check_group(group: Any, wanted: Mapping[str, Any], first: int) -> None:
         if name in ("fused", "foreach"):  # kernels: those of the device that it ran on
             if not isinstance(value, bool | None):
                 raise Invalid(f"{what} has {name}={value!r}")
-        elif isinstance(value, Tensor) or name not in wanted or _listed(value) != _listed(wanted[name]):
+        elif name not in wanted or _listed(value) != _listed(wanted[name]):
             raise Invalid(f"{what} has {name}={value!r}, unlike its configuration")
     for name in ("betas", "eps", "momentum", "weight_decay"):
         if name in wanted and name not in group:
@@ -259,7 +262,12 @@ def _check_loops(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> No
         raise Invalid(
             f"its loops have taken {counted(taken['completed'], 'optimizer step')}, and its global_step is {step}"
         )
-    if batches != step * (config["trainer"].get("accumulate_grad_batches") or 1):
+    accumulated = config["trainer"].get("accumulate_grad_batches")
+    if accumulated is None:
+        accumulated = 1
+    if type(accumulated) is not int or accumulated < 1:
+        raise Invalid(f"trainer.accumulate_grad_batches in its configuration is {accumulated!r}")
+    if batches != step * accumulated:
         raise Invalid(f"its loops have seen {counted(batches, 'batch')} in {counted(step, 'step')}")
 
 

@@ -111,6 +111,18 @@ def test_an_error_of_a_loader_process_is_its_own_text_alone() -> None:
     assert cli.one_line(ValueError()) == "ValueError"
 
 
+def test_a_message_cannot_steer_the_terminal_nor_flood_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.fail("it has the weights \x1b]0;title\x07\r\x9b2Jü\udcff")
+    assert capsys.readouterr().err == "error: it has the weights \\x1b]0;title\\x07\\r\\x9b2Jü\\udcff\n"
+    with pytest.raises(SystemExit):
+        cli.fail(f"value is {'1, ' * 100_000}: give one number")
+    said = capsys.readouterr().err
+    assert len(said) < 2100
+    assert said.startswith("error: value is 1, ")
+    assert said.endswith(": give one number\n")
+
+
 def scripted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException) -> Any:
     """`python train.py` where the work raises this."""
 
