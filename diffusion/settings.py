@@ -70,6 +70,9 @@ def settings(config: Mapping[str, Any]) -> Settings:
 # Options of Lightning's that count something.
 SWITCHES = ("deterministic", "benchmark", "detect_anomaly")
 COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes")
+# Batches of an epoch, or a part of them.
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
+NAMES = ("strategy", "profiler")
 # Options of Lightning's that have their own place, or that this project depends on.
 OURS = {
     "devices": "use devices=... without trainer.",
@@ -101,6 +104,11 @@ def check_options(options: Mapping[str, Any]) -> None:
         whole = isinstance(value, int) and not isinstance(value, bool)
         if name in COUNTS and value is not None and (not whole or value < 1):
             raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
+        fraction = isinstance(value, float) and 0 <= value <= 1
+        if name in LIMITS and value is not None and not fraction and (not whole or value < 0):
+            raise ConfigError(f"trainer.{name} must be a whole number, or a fraction from 0.0 to 1.0, got {value!r}")
+        if name in NAMES and not isinstance(value, str | None):
+            raise ConfigError(f"trainer.{name} must be text, got {value!r}")
     for name in SWITCHES:
         if not isinstance(options.get(name), bool | None):
             raise ConfigError(f"trainer.{name} must be true or false, got {options[name]!r}")
