@@ -26,7 +26,7 @@ class AdamW:
             raise ValueError(f"weight_decay must be at least 0, got {weight_decay}")
         if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must be two numbers in [0, 1), got {list(betas)}")
-        self.lr, self.betas, self.weight_decay = lr, (betas[0], betas[1]), weight_decay
+        self.lr, self.betas, self.weight_decay = lr, (float(betas[0]), float(betas[1])), weight_decay
 
     def __call__(self, network: nn.Module, fused: bool) -> torch.optim.Optimizer:
         """The optimizer of a network's weights; `fused` in one kernel."""

@@ -12,7 +12,7 @@ from diffusion.muon import MuonAdamW, orthogonalized
 from diffusion.networks.mlp import MLP
 from diffusion.networks.tutorial import TutorialUNet
 from diffusion.networks.unet import UNet
-from diffusion.optimizers import Muon
+from diffusion.optimizers import AdamW, Muon
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
@@ -125,3 +125,8 @@ def test_muon_goes_on_bit_for_bit_from_its_saved_state(fused: bool) -> None:
     steps(part, resumed, range(3, 6))
     for a, b in zip(whole.parameters(), part.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_decay_rate_of_0_may_be_written_as_a_whole_number() -> None:
+    optimizer = AdamW(betas=[0, 0.99])(torch.nn.Linear(2, 2), fused=False)
+    assert optimizer.param_groups[0]["betas"] == (0.0, 0.99)
