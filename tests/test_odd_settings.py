@@ -29,7 +29,7 @@ VALUES = (
     *("[]", "[[1]]", "[1,2]", "[a]", "{}", "{a:1}", "''", "' '", "ü", "abc", "/dev/null", "x" * 3000),
 )
 SCRIPTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
-    "train": (train, ("accelerator=cpu", "network.widths=[8]", "network.blocks=1")),
+    "train": (train, ("accelerator=cpu", "network.widths=[8,8]", "network.blocks=1")),
     "sample": (sample, (f"ckpt={CHECKPOINT}", "accelerator=cpu", "out=x.png")),
     "evaluate": (evaluate, (f"ckpt={CHECKPOINT}", "accelerator=cpu", "n=100", "cache=null", "out=scores")),
 }
@@ -135,3 +135,10 @@ def test_a_value_in_the_place_of_a_data_set_is_named(value: str, tmp_path: Path)
     outcome = call(evaluate, tmp_path, f"ckpt={CHECKPOINT}", "dataset=checkerboard", f"dataset.source={value}")
     assert (outcome.code, outcome.out) == (1, "")
     assert "choose data by dataset=..., and set dataset.source.name=value" in outcome.err
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_without_an_odd_value_each_script_begins(script: str, only_checks: None, tmp_path: Path) -> None:
+    module, arguments = SCRIPTS[script]
+    with pytest.raises(Reached):
+        call(module, tmp_path, *arguments)
