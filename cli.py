@@ -72,7 +72,9 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
         try:
             with _full_error(None):  # the processes that a script starts have the user's environment
                 return script(config)
-        except (OmegaConfBaseException, *USER_ERRORS) as error:
+        except OmegaConfBaseException as error:
+            fail(composition_error(error, config_name))
+        except USER_ERRORS as error:
             fail(one_line(error))
         except (RuntimeError, MemoryError) as error:
             from diffusion import memory  # here, because it imports torch
@@ -250,6 +252,8 @@ def composition_error(error: BaseException, config_name: str) -> str:
         if inside:
             return f"{name}={value}: {name} has settings of its own, {name}.name=value; they are {', '.join(inside)}"
         return f"{name}={value} is of another kind than the values of this setting; --help shows them"
+    if node := re.search(r"node `(.+?)` is not a container", text):
+        return f"{node[1]} has settings of its own, {node[1]}.name=value; --help lists them"
     if text.startswith("Config group override"):
         typed = [argument.replace("/", ".") for argument in sys.argv[1:]]
         groups = [argument for argument in typed if argument.split("=")[0] in groups_of(config_name)]

@@ -45,8 +45,8 @@ class Settings:
             lowest = at_least.get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
-        if self.budget_minutes is not None and self.budget_minutes <= 0:
-            raise ValueError(f"budget_minutes must be positive, got {self.budget_minutes}")
+        if self.budget_minutes is not None and not 0 < self.budget_minutes < math.inf:
+            raise ValueError(f"budget_minutes must be positive and finite, got {self.budget_minutes}")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.seed >= 2**63:

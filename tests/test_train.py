@@ -51,7 +51,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("batch_size=-1", ["batch_size must be at least 1, got -1"]),
         ("seed=-1", ["seed must be at least 0, got -1"]),
         ("seed=100000000000000000000", ["seed must be below 2**63"]),
-        ("budget_minutes=0", ["budget_minutes must be positive, got 0"]),
+        ("budget_minutes=0", ["budget_minutes must be positive and finite, got 0"]),
         ("train_images=0", ["train_images must be at least 1"]),
         ("workers=-1", ["workers must be at least 0"]),
         ("compile=3", ["compile must be true or false, got 3"]),
