@@ -27,8 +27,8 @@ PATHS = (
     *("ckpt", "resume", "init_from", "autoencoder", "classifier", "embedding", "condition", "init", "mask", "out"),
     *("samples", "cache", "data_dir", "dataset.path", "dataset.source.path", "dataset.source.data_dir"),
 )
-# What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
 LONGEST = 2000  # characters of a message
+# What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 

@@ -225,10 +225,10 @@ def check_used(plain: dict[str, Any], typed: dict[str, Any]) -> None:
 
 def resolved(config: "DictConfig") -> dict[str, Any]:
     """The composed configuration as a plain dict, with what the dataset and the shorthands say filled in."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from diffusion import latents
-    from diffusion.build import ConfigError, build, resolve
+    from diffusion.build import ConfigError, build, check_source, resolve
 
     if config.timesteps is not None:
         if "timesteps" not in config.schedule:
@@ -239,10 +239,7 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
         config.schedule.timesteps = config.timesteps
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
         raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
-    if not isinstance(config.dataset.source, DictConfig):
-        raise ConfigError(
-            f"dataset.source={config.dataset.source}: choose data by dataset=..., and set dataset.source.name=value"
-        )
+    check_source(config.dataset.source)
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     config.dataset.shape = list(source.shape)
     codec = None

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class TimeIsUp(BaseException):
-    """Raised in the row that is being measured; no `except Exception` on the way catches it."""
+    """Raised in the row that is being measured. No `Exception`, so that nothing on the way takes it for a failure."""
 
 
 class Table:

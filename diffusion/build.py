@@ -49,6 +49,12 @@ def build(config: Any, where: str = "config", **extra: Any) -> Any:
     return config
 
 
+def check_source(source: Any) -> None:
+    """Raises `ConfigError` for a value in the place of `dataset.source`, which names a class and its settings."""
+    if not isinstance(source, Mapping) or "_target_" not in source:
+        raise ConfigError(f"dataset.source={source}: choose data by dataset=..., and set dataset.source.name=value")
+
+
 def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
     """`cls(**arguments)` after checking the arguments' names and types; raises `ConfigError` as `build` does."""
     prefix = f"{where}." if where else ""

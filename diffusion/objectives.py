@@ -263,8 +263,8 @@ class VLBObjective(Objective):
         super().__init__()
         if timesteps is None or timesteps < 1:
             raise ValueError("objective=vlb needs noising steps: choose a discrete schedule, such as schedule=cosine")
-        if history < 0:
-            raise ValueError(f"history must be at least 0, got {history}")
+        if not 0 <= history <= 1000:
+            raise ValueError(f"history must be from 0 to 1000, got {history}")
         self.eight_bit = eight_bit
         self.register_buffer("losses", torch.zeros(timesteps, history))
         self.register_buffer("counts", torch.zeros(timesteps, dtype=torch.int64))

@@ -19,19 +19,13 @@ from helpers_samplers import DETERMINISTIC, order, slope, solution
 from tables import put
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid
+from diffusion.grids import Grid
 from diffusion.samplers import Sampler
+from diffusion.sampling import GRIDS
 from diffusion.schedules import ContinuousCosineSchedule, Schedule, VarianceExplodingSchedule
 
 MARK = "<!-- orders -->"
 SCHEDULES = {"continuous_cosine": ContinuousCosineSchedule, "variance_exploding": VarianceExplodingSchedule}
-GRIDS: dict[str, Grid] = {
-    "trailing": TrailingGrid(),
-    "uniform": UniformGrid(),
-    "quadratic": QuadraticGrid(),
-    "log_snr": LogSNRGrid(),
-    "karras": KarrasGrid(),
-}
 COUNTS = (16, 32, 64, 128, 256)
 
 

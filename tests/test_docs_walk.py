@@ -14,7 +14,8 @@ from helpers_cli import call
 from PIL import Image
 from test_docs_commands import PAGES, SCRIPTS
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
+from data.images import DEBIAN_FASHION
+
 BRIEF = (
     *("train_images=200", "batch_size=8", "trainer.limit_val_batches=1", "accelerator=cpu", "trainer.max_steps=2"),
     *("val_every=2", "preview_every=0"),
@@ -65,7 +66,7 @@ def brief(script: str, words: list[str]) -> list[str]:
 
 def needs_download(words: list[str]) -> bool:
     named = " ".join(words)
-    return bool(re.search(r"cifar|mnist\b", named)) or ("fashion" in named and not FASHION.exists())
+    return bool(re.search(r"cifar|mnist\b", named)) or ("fashion" in named and not DEBIAN_FASHION.exists())
 
 
 @pytest.fixture(scope="module")

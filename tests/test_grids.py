@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.sampling import GRIDS
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
-
-GRIDS: dict[str, Grid] = {
-    "trailing": TrailingGrid(),
-    "uniform": UniformGrid(),
-    "quadratic": QuadraticGrid(),
-    "log_snr": LogSNRGrid(),
-    "karras": KarrasGrid(),
-}
 
 
 def _tensor(*values: float) -> torch.Tensor:

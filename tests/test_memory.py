@@ -194,3 +194,4 @@ def test_scores_that_do_not_fit_are_one_line(trained: Path, tmp_path: Path, monk
     monkeypatch.setattr(Judge, "__call__", failing(torch.OutOfMemoryError(CUDA)))
     run = f"ckpt={trained / 'lightning_logs/digits/version_0'}"
     refused(call(evaluate, tmp_path, run, "n=100", "steps=2", "extractors=random"), "lower batch_size=")
+    assert not (trained / "lightning_logs/digits/version_0/metrics.json").exists()

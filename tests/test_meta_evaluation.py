@@ -47,9 +47,13 @@ def test_likelihoods_of_wrapped_denoisers_run(kind: str, likelihood: str) -> Non
     # Guidance between two levels has to know the level, which is a number on the CPU in a sampler alone.
     with Net(copies=True, answers=bool(label)):
         if likelihood == "vlb":
-            variational_bound(Conditioned(denoiser, label), x, TrailingGrid()(denoiser.schedule, 2), noise, True)
+            terms = variational_bound(
+                Conditioned(denoiser, label), x, TrailingGrid()(denoiser.schedule, 2), noise, True
+            )
+            assert terms.shape == (2, 3)
         else:
-            ode_log_density(Conditioned(denoiser, label), x.double(), noise, steps=1)
+            x_1, change = ode_log_density(Conditioned(denoiser, label), x.double(), noise, steps=1)
+            assert (x_1.shape, change.shape) == ((2, *SHAPE), (2,))
 
 
 def test_samples_are_scored_during_training() -> None:

@@ -159,7 +159,7 @@ def test_every_sampler_draws_with_every_denoiser(kind: str, schedule: str) -> No
 def test_repaint_draws(name: str) -> None:
     with Net(copies=True):
         how = RePaintSampler(sampler(name), 2)
-        pipeline(inpainted(LinearSchedule(), residual), how).sample(2, device="meta")
+        assert pipeline(inpainted(LinearSchedule(), residual), how).sample(2, device="meta").shape == (2, *SHAPE)
 
 
 def test_a_start_and_labels_in_turn_come_to_the_device() -> None:
@@ -168,7 +168,8 @@ def test_a_start_and_labels_in_turn_come_to_the_device() -> None:
     made.times = made.times[1:]
     for label in (None, 1, [0, 2]):
         with Net(copies=True):
-            made.frames(3, label=label, device="meta", keep=(0, -1), show="x0")
+            frames = made.frames(3, label=label, device="meta", keep=(0, -1), show="x0")
+        assert frames.shape == (2, 3, *SHAPE)
 
 
 def test_latents_are_drawn_and_decoded() -> None:
@@ -188,7 +189,8 @@ def test_a_codec_of_a_moved_autoencoder_is_where_that_is() -> None:
     autoencoder = Autoencoder(AutoencoderNetwork(SHAPE, latent=2, widths=(8,))).to("meta")
     with Net():
         codec = Codec(autoencoder, clip=False)
-        codec.decode(codec.latents(torch.zeros(2, *SHAPE, device="meta")))
+        decoded = codec.decode(codec.latents(torch.zeros(2, *SHAPE, device="meta")))
+    assert (decoded.shape, decoded.device.type) == ((2, *SHAPE), "meta")
 
 
 def test_a_cascade_draws() -> None:
@@ -206,7 +208,7 @@ def test_the_step_denoiser_draws() -> None:
     denoiser = StepDenoiser(Heads((2,), heads=4, width=8, out_channels=4), schedule)
     made = Pipeline(denoiser, DDPMSampler(), TrailingGrid()(schedule, 4), (2,), 0)
     with Net(answers=True):  # which head it is, the network has to know
-        made.sample(2, device="meta")
+        assert made.sample(2, device="meta").shape == (2, 2)
 
 
 def test_the_exact_denoiser_meets_any_time() -> None:
@@ -214,8 +216,8 @@ def test_the_exact_denoiser_meets_any_time() -> None:
     x = torch.zeros(5, 3, device="meta")
     for t in (torch.tensor(0.5), torch.tensor([0.5]), torch.full((5,), 0.5, device="meta")):
         with Net(copies=True):
-            exact(x, t)
-            exact.log_prob(x, t)
+            x0, density = exact(x, t), exact.log_prob(x, t)
+        assert (x0.shape, density.shape, x0.device.type) == ((5, 3), (5,), "meta")
 
 
 @pytest.mark.parametrize("kind", ["network", "learned", "residual", "conditioned_residual"])
@@ -227,7 +229,9 @@ def test_a_denoiser_and_its_step_take_a_time_of_any_device(kind: str, t: Tensor)
         cond["image"] = torch.zeros(2, 2, 8, 8, device="meta")
     for place in (t, t.to("meta")):
         with Net(copies=True):
-            denoiser.transition(x, place, place / 2, cond)
+            mean, log_var, x0 = denoiser.transition(x, place, place / 2, cond)
+        assert mean.shape == x0.shape == x.shape
+        assert torch.broadcast_shapes(log_var.shape, x.shape) == x.shape
 
 
 @pytest.mark.parametrize("kind", ["network", "learned", "residual", "conditioned_residual"])

@@ -214,7 +214,7 @@ def test_objectives_and_models_that_do_not_fit_are_refused() -> None:
         HybridObjective(SimpleWeighting())(continuous, batch, noise)
     with pytest.raises(ValueError, match="choose a discrete schedule"):
         VLBObjective(None)
-    with pytest.raises(ValueError, match="history must be at least 0"):
+    with pytest.raises(ValueError, match="history must be from 0 to 1000"):
         VLBObjective(3, history=-1)
     with pytest.raises(ValueError, match="vlb_weight must be positive"):
         HybridObjective(SimpleWeighting(), vlb_weight=0.0)

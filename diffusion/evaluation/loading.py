@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.build import build
+from diffusion.build import build, check_source
 from diffusion.conditioning import Examples
 from diffusion.evaluation.scores import Splits
 from diffusion.evaluation.weights import class_count
@@ -30,10 +30,7 @@ def loaded(
     Raises:
         ValueError: the data have another shape, which is found before they are read, or come from no files.
     """
-    if not isinstance(dataset["source"], Mapping) or "_target_" not in dataset["source"]:
-        raise ValueError(
-            f"dataset.source={dataset['source']}: choose data by dataset=..., and set dataset.source.name=value"
-        )
+    check_source(dataset["source"])
     source = dict(dataset["source"])
     name = next((name for name in ("data_dir", "path") if name in source), None)
     if data_dir is not None:
