@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
-from diffusion import streams
 from diffusion.build import nearest
-from diffusion.commands import quoted
+from diffusion.terminal import streams
+from diffusion.terminal.commands import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -77,7 +77,7 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
         except USER_ERRORS as error:
             fail(one_line(error))
         except (RuntimeError, MemoryError) as error:
-            from diffusion import memory  # here, because it imports torch
+            from diffusion.machine import memory
 
             if not memory.ran_out(error):
                 raise

@@ -130,11 +130,11 @@ def main(config: "DictConfig") -> None:
     options.refuse_unnamed(dataset is not None)
 
     # Only now what imports torch, which takes seconds.
-    from diffusion import checkpoint
+    from diffusion.evaluation.classifiers import train_shipped
     from diffusion.evaluation.extractors import names
     from diffusion.evaluation.loading import loaded
-    from diffusion.evaluation.scores import everything
-    from diffusion.evaluation.weights import train_shipped
+    from diffusion.evaluation.table import everything
+    from diffusion.runs import checkpoints
 
     options.extractors = names(options.extractors)
     if options.train_classifier:
@@ -147,7 +147,7 @@ def main(config: "DictConfig") -> None:
         score(dataset, options, [], {})
         return
     stages = options.ckpt if isinstance(options.ckpt, list) else [options.ckpt]
-    found = [checkpoint.find(str(spec)) for spec in stages]
+    found = [checkpoints.find(str(spec)) for spec in stages]
     path, contents = found[-1]
     dataset = contents["config"]["dataset"] if dataset is None else dataset
     if options.likelihood and contents["config"].get("autoencoder"):
@@ -162,17 +162,17 @@ def main(config: "DictConfig") -> None:
 
 def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: dict[str, Any]) -> None:
     """The table of scores of samples: drawn from these checkpoints (path, contents), or given if there are none."""
-    from diffusion.cascade import from_checkpoints
-    from diffusion.checkpoint import run_folder
-    from diffusion.conditioning import Rows
-    from diffusion.devices import devices
     from diffusion.evaluation.cache import Cache
+    from diffusion.evaluation.classifiers import class_count
     from diffusion.evaluation.files import check_samples, read_samples
     from diffusion.evaluation.judge import Judge
     from diffusion.evaluation.loading import check_classes, drawn, loaded
     from diffusion.evaluation.record import record_path
-    from diffusion.evaluation.weights import class_count
+    from diffusion.machine.devices import devices
     from diffusion.media import check_writable
+    from diffusion.runs.checkpoints import run_folder
+    from diffusion.sampling.cascade import from_checkpoints
+    from diffusion.sampling.conditions import Rows
 
     if options.samples is not None:
         check_samples(Path(options.samples))
@@ -226,21 +226,21 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
 
 def likelihood(dataset: dict[str, Any], options: Options, path: Path, contents: dict[str, Any]) -> None:
     """The likelihood of data, with its terms."""
-    from diffusion import checkpoint
-    from diffusion.conditioning import condition_of
-    from diffusion.devices import devices
     from diffusion.evaluation.judge import Findings
     from diffusion.evaluation.likelihoods import Likelihood
     from diffusion.evaluation.loading import check_classes, loaded
     from diffusion.evaluation.record import record_path, write_likelihood
+    from diffusion.machine.devices import devices
     from diffusion.media import check_writable
+    from diffusion.runs import checkpoints
+    from diffusion.sampling.conditions import condition_of
 
-    folder = checkpoint.run_folder(path) if options.out is None else Path(options.out)
+    folder = checkpoints.run_folder(path) if options.out is None else Path(options.out)
     check_writable(folder)
     kind, shape, step = str(options.likelihood), contents["config"]["dataset"]["shape"], contents["global_step"]
     # Densities need float64, which Apple's GPUs do not have.
     place = devices("auto", options.accelerator)[0].replace("mps", "cpu")
-    denoiser = checkpoint.trained_denoiser(contents, path, options.weights).to(place)
+    denoiser = checkpoints.trained_denoiser(contents, path, options.weights).to(place)
     settings = {name: vars(options)[name] for name in ("seed", "steps", "tolerance", "probes")}
     condition = condition_of(contents["config"])
     measure = Likelihood(kind, denoiser, shape, dataset["clip"], condition=condition, **settings)

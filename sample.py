@@ -94,7 +94,7 @@ def main(config: "DictConfig") -> None:
     from omegaconf import OmegaConf
 
     from diffusion.build import construct
-    from diffusion.steering import Steering
+    from diffusion.settings.sampling import Steering
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     sampler, grid = plain.pop("sampler", None), plain.pop("grid", None)
@@ -102,16 +102,18 @@ def main(config: "DictConfig") -> None:
     options: Options = construct(Options, plain)
 
     # Only now what imports torch, which takes seconds.
-    from diffusion import checkpoint, media, processes
-    from diffusion.cascade import from_checkpoints
-    from diffusion.conditioning import Rows
-    from diffusion.devices import devices
-    from diffusion.progress import counted, progress
+    from diffusion import media
+    from diffusion.machine.devices import devices
+    from diffusion.media import processes
+    from diffusion.runs import checkpoints
+    from diffusion.sampling.cascade import from_checkpoints
+    from diffusion.sampling.conditions import Rows
+    from diffusion.terminal.progress import counted, progress
 
     places = devices(options.devices, options.accelerator)
     if options.out is not None:
         media.check_out(options.out)
-    found = [checkpoint.find(spec) for spec in options.checkpoints()]
+    found = [checkpoints.find(spec) for spec in options.checkpoints()]
     path, contents = found[-1]
     pipeline = from_checkpoints(
         found,
@@ -123,7 +125,7 @@ def main(config: "DictConfig") -> None:
         steps=options.steps,
         clip=options.clip,
     )
-    out = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "samples" / "pred.gif"
+    out = Path(options.out) if options.out is not None else checkpoints.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
     options.refuse_idle(cli.typed(), out, steering.t_end)
     if options.show in ("both", "condition"):
@@ -180,7 +182,7 @@ def main(config: "DictConfig") -> None:
 
 def summary(pipeline: "Pipeline", options: Options, found: list[tuple[Path, dict[str, Any]]]) -> str:
     """What was drawn and how, in one line; `found` are the checkpoints with their contents."""
-    from diffusion.progress import counted
+    from diffusion.terminal.progress import counted
 
     assert options.n is not None
     models = ", ".join(f"{path} at step {contents['global_step']}" for path, contents in found)
@@ -205,10 +207,10 @@ def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) 
     """Real data of the test split at the times of the states that are drawn: (frames, n, *shape)."""
     import torch
 
-    from diffusion.autoencoder import encoded
+    from diffusion.forward import trajectory
     from diffusion.media import evenly
+    from diffusion.models import encoded
     from diffusion.noise import EVALUATION, Noise
-    from diffusion.processes import forward
 
     test = test_split(run)
     if n > len(test):
@@ -216,7 +218,7 @@ def noised(pipeline: "Pipeline", run: dict[str, Any], options: Options, n: int) 
     numbers = _tensor(list(range(n)))
     times = pipeline.times[evenly(len(pipeline.times), options.frames)]
     x0 = encoded(pipeline.codec, test.get(numbers))
-    states = forward(pipeline.denoiser.schedule, x0, times, Noise(options.seed, numbers, EVALUATION))
+    states = trajectory(pipeline.denoiser.schedule, x0, times, Noise(options.seed, numbers, EVALUATION))
     return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
 
 
@@ -249,7 +251,7 @@ def beside(told: "Condition", samples: "Tensor", truth: "Tensor | None") -> "Ten
     """Three rows of images in one batch: what the model was told, its samples, and what they should be if known."""
     import torch
 
-    from diffusion.conditioning import as_picture
+    from diffusion.sampling.conditions import as_picture
 
     rows = [as_picture(told["image"], samples.shape[1:]), samples]
     if truth is not None:
@@ -259,7 +261,7 @@ def beside(told: "Condition", samples: "Tensor", truth: "Tensor | None") -> "Ten
 
 def check_memory(options: Options, pipeline: "Pipeline", out: Path, places: int) -> None:
     """Raises ValueError, one line, if so many samples do not fit into memory."""
-    from diffusion import memory
+    from diffusion.machine import memory
 
     n, shape = options.n or 1, pipeline.shape
     # A folder is written a batch at a time; all else is in memory at once, with each frame.
@@ -295,8 +297,8 @@ def sampler_settings(sampler: Any) -> dict[str, Any]:
 def drawn(pipeline: "Pipeline", options: Options, numbers: list[int], places: list[str], frames: int = 1) -> "Tensor":
     """So many states of the samples with these numbers, evenly spaced, with the samples last: (frames, n, *shape)."""
     from diffusion.media import evenly
-    from diffusion.progress import progress
-    from diffusion.sampling import frames_on
+    from diffusion.sampling.parallel import frames_on
+    from diffusion.terminal.progress import progress
 
     assert not isinstance(options.label, str)
     keep = evenly(len(pipeline.times), frames)

@@ -22,15 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
-from diffusion.commands import pasted
+from diffusion.terminal.commands import pasted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from torch import Tensor
 
     from data.module import DataModule
-    from diffusion.autoencoder import Codec
-    from diffusion.resume import Resumed
+    from diffusion.models import Codec
+    from diffusion.runs.resume import Resumed
 
 # What each run was told, where it is, its final validation loss, and why it failed if it did.
 Result = tuple[dict[str, Any], str, float | None, str]
@@ -72,14 +72,18 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from pytorch_lightning.utilities import rank_zero_only
 
     from data import changes
-    from diffusion import latents, memory, timing, training
-    from diffusion.checkpoint import run_folder
     from diffusion.denoisers import Denoiser
-    from diffusion.lock import locked
-    from diffusion.saving import Interrupted
-    from diffusion.settings import settings as settings_of
+    from diffusion.machine import memory
+    from diffusion.runs import codecs
+    from diffusion.runs.checkpoints import run_folder
+    from diffusion.runs.lock import locked
+    from diffusion.settings.training import settings as settings_of
+    from diffusion.training import estimate
+    from diffusion.training.run import Run, check_sampling, claim_folder
+    from diffusion.training.saving import Interrupted
+    from diffusion.training.trainer import check_trainer, quiet
 
-    training.quiet()
+    quiet()
     first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
     plain, begun = configuration(config)
     path, step = (None, 0) if begun is None else (begun.path, begun.step)
@@ -88,14 +92,14 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     settings = settings_of(plain)
     advice = less_memory(plain)
     held.enter_context(memory.shortage(advice))
-    trainer = training.check_trainer(plain)
+    trainer = check_trainer(plain)
     if cli.sweeping() and trainer.world_size > 1:
         raise ValueError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
     device, datamodule = trainer.strategy.root_device, data_module(plain, settings)
-    codec = latents.codec_of_run(plain, str(config.autoencoder), path)
-    run = training.Run(plain, datamodule, codec)
+    codec = codecs.codec_of_run(plain, str(config.autoencoder), path)
+    run = Run(plain, datamodule, codec)
     if isinstance(run.module.denoiser, Denoiser):
-        training.check_sampling(plain, run.module.denoiser, "steps" in cli.typed())
+        check_sampling(plain, run.module.denoiser, "steps" in cli.typed())
     if plain.get("init_from") is not None and path is None:
         run.begin_from(str(plain.get("init_from")))
     datamodule.setup()
@@ -111,19 +115,19 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if settings.compile and first:
         print("compiling the network: the first step takes a minute or so")
     if settings.budget_minutes is not None and path is None:
-        timing.spend_budget(run, trainer, begun_at)
+        estimate.spend_budget(run, trainer, begun_at)
     run.limit_steps(datamodule.train_size)
-    if begun is not None and not begun.goes_on(run.module, plain):
+    if begun is not None and not begun.goes_on(run.module.learning_rate, run.module.images_per_step, plain):
         return begun.folder, None
 
     folder = None
     if first:
-        seconds = timing.estimate(run, trainer)
+        seconds = estimate.estimate(run, trainer)
         preset = f"fast_{plain['dataset']['name']}"
         known = preset in cli.choices_of("experiment")
         kind = trainer.strategy.root_device.type
-        timing.announce(run, seconds, trainer.world_size, kind, preset if known else None, step)
-        folder = training.claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
+        estimate.announce(run, seconds, trainer.world_size, kind, preset if known else None, step)
+        folder = claim_folder(plain["dataset"]["name"]) if path is None else run_folder(path)
         if path is None:
             held.enter_context(locked(folder))
         print(f"run folder: {folder}" + (f", resuming {path} at step {step}" if path else ""))
@@ -167,7 +171,7 @@ def check_values(config: "DictConfig") -> None:
     """Raises ConfigError for a value at the configuration's top, or in `trainer`, that cannot be."""
     from omegaconf import OmegaConf
 
-    from diffusion.settings import PARTS, check_options, settings
+    from diffusion.settings.training import PARTS, check_options, settings
 
     values = {str(name): config[name] for name in config if name not in PARTS}
     settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
@@ -177,8 +181,8 @@ def check_values(config: "DictConfig") -> None:
 
 def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None]":
     """The configuration as a plain dict; the checkpoint to go on from, if any."""
-    from diffusion import latents, resume
     from diffusion.build import ConfigError
+    from diffusion.runs import codecs, resume
 
     typed, spec = cli.typed(), config.resume
     for name in ("dataset.shape", "network.shape"):
@@ -200,7 +204,7 @@ def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None
         assert found is not None
     path, checkpoint = found
     if typed.pop("autoencoder", None) is not None and spec != "auto":
-        latents.check_same(str(config.autoencoder), checkpoint["config"])
+        codecs.check_same(str(config.autoencoder), checkpoint["config"])
     plain = resume.continued(checkpoint["config"], typed, path, auto=spec == "auto")
     return plain, resume.resumed(path, checkpoint)
 
@@ -227,8 +231,8 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     """The composed configuration as a plain dict, with what the dataset and the shorthands say filled in."""
     from omegaconf import OmegaConf
 
-    from diffusion import latents
     from diffusion.build import ConfigError, build, check_source, resolve
+    from diffusion.runs import codecs
 
     if config.timesteps is not None:
         if "timesteps" not in config.schedule:
@@ -244,7 +248,7 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
     config.dataset.shape = list(source.shape)
     codec = None
     if config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
-        codec = latents.described(str(config.autoencoder), config.dataset.name, list(source.shape))
+        codec = codecs.described(str(config.autoencoder), config.dataset.name, list(source.shape))
         config.dataset.shape, config.dataset.clip, config.dataset.recipe.sigma_data = codec["latent_shape"], False, 1.0
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain["dataset"]["shape"] = list(source.shape)
@@ -288,7 +292,7 @@ def training_data(
     n is `most` at most."""
     import torch
 
-    from diffusion.latents import draws
+    from diffusion.runs.codecs import draws
 
     condition = datamodule.condition
     x, labels = datamodule.train_sample(most if condition is None else min(most, 20_000))  # images to be told are large
@@ -302,7 +306,7 @@ def into_latents(codec: "Codec", datamodule: "DataModule", device: Any, cache: b
     import torch
 
     from data.stream import Points
-    from diffusion.latents import BATCH, moments
+    from diffusion.runs.codecs import BATCH, moments
 
     assert datamodule.splits is not None
     if cache:

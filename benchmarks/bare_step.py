@@ -8,7 +8,7 @@ from torch import nn
 
 import train
 from diffusion.noise import TRAINING, Noise
-from diffusion.training import Run
+from diffusion.training.run import Run
 
 
 def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: float) -> float:

@@ -22,7 +22,7 @@ import evaluate
 import sample
 import train
 from data.images import DataUnavailable, Fashion
-from diffusion.evaluation import scores, weights
+from diffusion.evaluation import classifiers, table
 
 # Batch sizes of the throughput table, and what names the model.
 MODELS = {
@@ -138,8 +138,8 @@ class Rows:
         # Where no trained classifier is at hand, a few steps of one show that its scores run; they say nothing more.
         few = 5
         with (
-            mock.patch.object(scores, "CLASSIFIER_STEPS", few),
-            mock.patch.object(weights, "training_steps", return_value=few),
+            mock.patch.object(table, "CLASSIFIER_STEPS", few),
+            mock.patch.object(classifiers, "training_steps", return_value=few),
         ):
             self._call(evaluate, home, drawing[0], *steps, *scoring)
         return "trained, drew, was scored"

@@ -5,6 +5,7 @@ anything else. Names, types and (by the constructors) ranges are checked here, e
 typed and what is allowed.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -13,6 +14,17 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+# Where the classes of modules in older checkpoints are now.
+MOVED = {
+    "diffusion.steps": "diffusion.denoisers",
+    "diffusion.residual": "diffusion.denoisers",
+    "diffusion.multistep": "diffusion.samplers",
+    "diffusion.stochastic": "diffusion.samplers",
+    "diffusion.adaptive": "diffusion.samplers",
+    "diffusion.grids": "diffusion.samplers",
+    "diffusion.classifiers": "diffusion.models",
+    "diffusion.autoencoder": "diffusion.models",
+}
 _TARGET = re.compile(r"(?:diffusion|data)(?:\.[a-z][a-z0-9_]*)+\.[A-Z]\w*")
 
 
@@ -76,20 +88,39 @@ def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
 
 
 def resolve(target: Any, where: str) -> type:
-    """The class of this project with this full name; raises `ConfigError` for anything else."""
+    """The class of this project with this full name, that of its module or of a package above it.
+
+    Raises:
+        ConfigError: it names anything else.
+    """
     refusal = ConfigError(f"{where} names {target!r}, which is not a class of this project; nothing was built")
     if not isinstance(target, str) or not _TARGET.fullmatch(target):
         raise refusal
     module_name, _, name = target.rpartition(".")
+    module_name = MOVED.get(module_name, module_name)
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise refusal from error
     found = vars(module).get(name)
-    # A class that the module merely imports is somebody else's.
-    if not isinstance(found, type) or found.__module__ != module_name or inspect.isabstract(found):
+    # A class that is imported from anywhere but below is somebody else's.
+    if not isinstance(found, type) or not f"{found.__module__}.".startswith(f"{module_name}."):
+        raise refusal
+    if inspect.isabstract(found):
         raise refusal
     return found
+
+
+def canonical(config: Any) -> Any:
+    """A configuration to compare with others: each class by one name, wherever it was when the configuration was
+    written. A class that does not exist any more keeps its name."""
+    if isinstance(config, Mapping):
+        found = {key: canonical(value) for key, value in config.items()}
+        with contextlib.suppress(ConfigError):
+            cls = resolve(found.get("_target_"), "config")
+            found["_target_"] = f"{cls.__module__}.{cls.__qualname__}"
+        return found
+    return [canonical(value) for value in config] if isinstance(config, list | tuple) else config
 
 
 def _check(cls: type, arguments: Mapping[str, Any], prefix: str) -> None:

@@ -12,6 +12,7 @@ Given x_t, each of x0, eps and the score determines the others: `eps = (x_t - al
 import torch
 from torch import Tensor
 
+from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand, float64
 
 
@@ -26,6 +27,21 @@ def noised(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
     """
     alpha_t, sigma_t = (expand(c.to(x0), x0) for c in schedule(float64(t)))
     return alpha_t * x0 + sigma_t * eps.to(x0)
+
+
+def trajectory(schedule: Schedule, x0: Tensor, times: Tensor, noise: Noise) -> Tensor:
+    """Data on their way to noise, with one eps a sample: (len(times), n, *S).
+
+    Each cloud is a draw from `q(x_t)`; with the same eps at all times samples move along smooth curves.
+
+    Args:
+        schedule: of the model.
+        x0: (n, *S), data.
+        times: in any order, 0 being the data themselves.
+        noise: of the n samples.
+    """
+    eps = noise.normal(x0.shape[1:]).to(x0)
+    return torch.stack([noised(schedule, x0, t, eps) for t in times])
 
 
 def renoised(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, eps: Tensor) -> Tensor:

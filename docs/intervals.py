@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tables import put
 
 from data.images import Fashion
+from diffusion.evaluation.classifiers import shipped
 from diffusion.evaluation.extractors import RandomConvolutions, dequantised, features
 from diffusion.evaluation.metrics import Score, frechet_distance, kernel_distance, neighbour_scores
-from diffusion.evaluation.scores import held, random_rows
-from diffusion.evaluation.weights import shipped
+from diffusion.evaluation.table import held, random_rows
 from diffusion.media import quantised
 from diffusion.noise import EVALUATION, Noise
 

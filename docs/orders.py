@@ -19,9 +19,8 @@ from helpers_samplers import DETERMINISTIC, order, slope, solution
 from tables import put
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import Grid
-from diffusion.samplers import Sampler
-from diffusion.sampling import GRIDS
+from diffusion.samplers import Grid, Sampler
+from diffusion.sampling.pipeline import GRIDS
 from diffusion.schedules import ContinuousCosineSchedule, Schedule, VarianceExplodingSchedule
 
 MARK = "<!-- orders -->"

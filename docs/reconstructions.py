@@ -17,11 +17,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from data.stream import Source
 from diffusion import media
-from diffusion.autoencoder import Codec
 from diffusion.build import build
-from diffusion.checkpoint import find
-from diffusion.evaluation.scores import random_rows
-from diffusion.latents import BATCH, draws, trained_autoencoder
+from diffusion.evaluation.table import random_rows
+from diffusion.models import Codec
+from diffusion.runs.checkpoints import find
+from diffusion.runs.codecs import BATCH, draws, trained_autoencoder
 
 
 def main(spec: str, out: str, n: int = 2000) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from diffusion.module import DiffusionModule
-from diffusion.saving import Checkpoints
+from diffusion.training.module import DiffusionModule
+from diffusion.training.saving import Checkpoints
 
 
 def die() -> None:

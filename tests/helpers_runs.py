@@ -32,7 +32,9 @@ TINY = [
 ]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["hydra", "pytorch_lightning", "sklearn.datasets", "data.images", "diffusion.training"])
+_CONTEXT.set_forkserver_preload(
+    ["hydra", "pytorch_lightning", "sklearn.datasets", "data.images", "diffusion.training.run"]
+)
 
 
 def restore_signals() -> None:

@@ -7,8 +7,18 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import Denoiser, GaussianMixtureDenoiser
-from diffusion.multistep import DPMSolverPP2MSampler, DPMSolverPP3MSampler, IPNDMSampler, UniPCSampler
-from diffusion.samplers import DDIMSampler, Draw, Evaluation, HeunSampler, History, Sampler
+from diffusion.samplers import (
+    DDIMSampler,
+    DPMSolverPP2MSampler,
+    DPMSolverPP3MSampler,
+    Draw,
+    Evaluation,
+    HeunSampler,
+    History,
+    IPNDMSampler,
+    Sampler,
+    UniPCSampler,
+)
 from diffusion.schedules import Schedule
 
 # Each deterministic sampler, and the variable of which its order is that with even steps.

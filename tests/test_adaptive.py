@@ -5,15 +5,11 @@ import torch
 from helpers_samplers import interior, solution
 from torch import Tensor, nn
 
-from diffusion.adaptive import AdaptiveSampler
-from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
-from diffusion.grids import LogSNRGrid, TrailingGrid
+from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser, StepDenoiser
 from diffusion.noise import Noise
 from diffusion.ode import Parts, solve
-from diffusion.samplers import DDIMSampler, HeunSampler, prior
+from diffusion.samplers import AdaptiveSampler, ChurnSampler, DDIMSampler, HeunSampler, LogSNRGrid, TrailingGrid, prior
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
-from diffusion.steps import StepDenoiser
-from diffusion.stochastic import ChurnSampler
 
 
 def _tensor(*values: float) -> Tensor:

@@ -6,16 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.autoencoder import Autoencoder, Codec, ELBOObjective, LatentObjective, PriorDenoiser, decoded, drawn
 from diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, X0Preconditioner
-from diffusion.grids import LogSNRGrid
 from diffusion.likelihood import HALF_BIN, gaussian_kl
+from diffusion.models import Autoencoder, Codec, ELBOObjective, LatentObjective, PriorDenoiser, decoded, drawn
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.mlp import MLP
 from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes
 from diffusion.optimizers import AdamW
-from diffusion.samplers import DDPMSampler, prior
+from diffusion.samplers import DDPMSampler, LogSNRGrid, prior
 from diffusion.schedules import LinearSchedule, Schedule
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from diffusion.build import ConfigError, build, construct, nearest
-from diffusion.devices import check_devices, devices
+from diffusion.machine.devices import check_devices, devices
 from diffusion.optimizers import EMA, AdamW
 from diffusion.schedules import LinearSchedule
 
@@ -32,7 +32,7 @@ def test_nested_configurations_are_built_from_the_inside() -> None:
         "subprocess.Popen",
         "torch.nn.Linear",
         "diffusion.denoisers.nn.Linear",
-        "diffusion.module.AdamW",  # somebody else's, imported there
+        "diffusion.training.module.AdamW",  # somebody else's, imported there
         "diffusion.build.build",
         "diffusion.schedules.Missing",
         "diffusion.nowhere.Thing",

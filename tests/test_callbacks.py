@@ -13,15 +13,17 @@ from helpers_cli import TINY, call
 import train
 from data.images import Digits
 from data.stream import Images, Splits
-from diffusion import callbacks
-from diffusion.callbacks import AfterStep, Metrics, Scores, quick_method
-from diffusion.checkpoint import read, trained_denoiser
 from diffusion.denoisers import ClippedDenoiser
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
-from diffusion.evaluation.scores import held
+from diffusion.evaluation.table import held
+from diffusion.media import quantised
 from diffusion.noise import PREVIEW, Noise
+from diffusion.runs.checkpoints import read, trained_denoiser
 from diffusion.samplers import prior
+from diffusion.training.callbacks import AfterStep, Metrics
+from diffusion.training.previews import quick_method
+from diffusion.training.scores import Scores
 
 
 def test_the_logged_scores_are_those_of_the_averaged_weights_against_the_first_validation_data(tmp_path: Path) -> None:
@@ -42,7 +44,7 @@ def test_the_logged_scores_are_those_of_the_averaged_weights_against_the_first_v
         denoiser = ClippedDenoiser(trained_denoiser(read(path), path, weights))
         sampler, times = quick_method(denoiser, 20)
         fake = sampler.sample(denoiser, prior(denoiser.schedule, noise, (1, 8, 8)), times, noise)
-        made, target = (features(extractor, pixels) for pixels in (callbacks.media.quantised(fake), real))
+        made, target = (features(extractor, pixels) for pixels in (quantised(fake), real))
         found[weights] = {
             "frechet_random": frechet_distance(made, target, replicates=0).value,
             "kernel_random": kernel_distance(made, target, replicates=0).value,

@@ -19,16 +19,16 @@ import train
 from data.conditions import LowRes
 from data.images import Digits
 from data.module import DataModule
-from diffusion import callbacks
-from diffusion.callbacks import quick_method
-from diffusion.checkpoint import read
-from diffusion.conditioning import of_images
 from diffusion.denoisers import Condition, Conditioned, Denoiser
 from diffusion.evaluation.loading import drawn
-from diffusion.evaluation.scores import judged_and_told
+from diffusion.evaluation.table import judged_and_told
 from diffusion.noise import Noise
+from diffusion.runs.checkpoints import read
 from diffusion.samplers import Evaluation
 from diffusion.sampling import Pipeline
+from diffusion.sampling.conditions import of_images
+from diffusion.training import previews as previews_module
+from diffusion.training.previews import quick_method
 
 BASE, SR, MASKED, PLAIN, GUIDED, CLASSES = (f"lightning_logs/digits/version_{k}" for k in range(6))
 SMALL = [option for option in TINY if option != "timesteps=50"]
@@ -269,7 +269,7 @@ def test_previews_and_scores_tell_what_belongs_together(
 
         return run, times
 
-    monkeypatch.setattr(callbacks, "quick_method", watched)
+    monkeypatch.setattr(previews_module, "quick_method", watched)
     every = ("preview_every=4", "score_every=4", "network.num_classes=10")
     outcome = call(train, tmp_path, *TINY, *every, *conditions)
     assert outcome.code == 0, outcome.err

@@ -14,7 +14,7 @@ from data.changes import DataChanged, compared, identities
 from data.folder import Folder
 from data.stream import Images, Points
 from diffusion.optimizers import LearningRate
-from diffusion.resume import Resumed
+from diffusion.runs.resume import Resumed
 
 
 def splits(train: list[int], val: list[int], test: list[int]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import cli
-from diffusion.commands import pasted
+from diffusion.terminal.commands import pasted
 
 NAMES = (
     "lightning_logs/digits/version_0",

@@ -12,11 +12,11 @@ from helpers_cli import TINY, call
 from torch import fx
 
 import train
-from diffusion.checkpoint import read
-from diffusion.compiling import compile_network
 from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
 from diffusion.networks.mlp import MLP
+from diffusion.runs.checkpoints import read
 from diffusion.schedules import LinearSchedule
+from diffusion.training.compiling import compile_network
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from data.stream import Batches, Images, Points, Request
-from diffusion.conditioning import of_examples
 from diffusion.denoisers import NO_LABEL, EpsPreconditioner, NetworkDenoiser, dropped
 from diffusion.networks.mlp import MLP
 from diffusion.networks.unet import UNet
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import ConditionDropout, DenoisingObjective, Objective, SimpleWeighting, UniformTimes
+from diffusion.sampling.conditions import of_examples
 from diffusion.schedules import LinearSchedule
 
 

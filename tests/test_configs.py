@@ -12,14 +12,13 @@ from hydra import compose, initialize_config_dir
 
 import cli
 import train
-from diffusion import training
 from diffusion.build import build
-from diffusion.models import build_denoiser, build_model
 from diffusion.noise import TRAINING, Noise
-from diffusion.samplers import prior
-from diffusion.sampling import sampler_and_times
-from diffusion.settings import PARTS, Settings, settings
-from diffusion.stochastic import AnnealedLangevinSampler
+from diffusion.runs.models import build_denoiser, build_model
+from diffusion.samplers import AnnealedLangevinSampler, prior
+from diffusion.sampling.pipeline import sampler_and_times
+from diffusion.settings.training import PARTS, Settings, settings
+from diffusion.training import run, trainer
 
 ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
@@ -272,7 +271,7 @@ def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next()
     for value, expected in ((True, True), (None, False)):
         config = resolved("dataset=digits", "accelerator=cpu")
         config["trainer"]["deterministic"] = value
-        training.check_trainer(config)
+        trainer.check_trainer(config)
         assert torch.are_deterministic_algorithms_enabled() is expected
 
 
@@ -282,5 +281,5 @@ def test_as_many_sampling_steps_as_noising_steps_are_explained_where_they_are_ty
     denoiser = build_denoiser(config)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        training.check_sampling(config, denoiser, typed)
+        run.check_sampling(config, denoiser, typed)
     assert len([one for one in caught if "trainer.max_steps=... sets how long" in str(one.message)]) == said

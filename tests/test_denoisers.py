@@ -21,8 +21,8 @@ from diffusion.denoisers import (
     ScorePreconditioner,
     VPreconditioner,
     X0Preconditioner,
-    posterior,
 )
+from diffusion.forward import posterior
 from diffusion.schedules import (
     CosineSchedule,
     DiscreteSchedule,

@@ -12,10 +12,9 @@ import pytest
 import torch
 
 from diffusion.denoisers import EpsPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser
-from diffusion.grids import TrailingGrid
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, prior
+from diffusion.samplers import DDIMSampler, TrailingGrid, prior
 from diffusion.schedules import LinearSchedule, VPSchedule
 
 ROOT = Path(__file__).parent.parent

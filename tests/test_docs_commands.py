@@ -17,7 +17,7 @@ import evaluate
 import sample
 import train
 from diffusion.build import construct
-from diffusion.steering import Steering
+from diffusion.settings.sampling import Steering
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate}

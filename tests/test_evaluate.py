@@ -16,8 +16,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import sample
 import train
-from diffusion.checkpoint import read
-from diffusion.evaluation import loading, metrics, scores
+from diffusion.evaluation import loading, metrics, table
+from diffusion.runs.checkpoints import read
 
 RUN, LEARNED, CLOUD = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0"))
 
@@ -131,7 +131,7 @@ def test_samples_are_scored_whoever_drew_them_on_however_many_devices(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "REPLICATES", 10)
-    monkeypatch.setattr(scores, "CLASSIFIER_STEPS", 20)
+    monkeypatch.setattr(table, "CLASSIFIER_STEPS", 20)
     base = ("sampler=ddim", "steps=4")
     outcome = figures(folder, f"ckpt={LEARNED}", *base, "n=100", "batch_size=50", "devices=2", "accelerator=cpu")
     lines = {line.split()[0]: line for line in outcome.out.splitlines() if "_n100" in line}

@@ -14,8 +14,8 @@ from helpers_runs import TINY, Run
 import evaluate
 import train
 from data.images import Digits
-from diffusion.evaluation import metrics, scores
-from diffusion.evaluation.scores import held
+from diffusion.evaluation import metrics, table
+from diffusion.evaluation.table import held
 
 EXPERIMENTS = sorted(Path("configs/experiment").resolve().glob("*.yaml"))
 ON_POINTS = ("fast_swissroll", "swissroll")
@@ -44,7 +44,7 @@ def test_every_experiment_is_scored_or_refused_in_one_line(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(metrics, "REPLICATES", 10)
-    monkeypatch.setattr(scores, "CLASSIFIER_STEPS", 5)
+    monkeypatch.setattr(table, "CLASSIFIER_STEPS", 5)
     (tmp_path / "images").mkdir()
     for number, pixels in enumerate(held(Digits().load().train, torch.arange(200))):
         iio.imwrite(tmp_path / "images" / f"{number:03d}.png", pixels[0].numpy())

@@ -21,12 +21,23 @@ from diffusion.denoisers import (
     VPreconditioner,
     X0Preconditioner,
 )
-from diffusion.grids import LogSNRGrid, TrailingGrid, UniformGrid
-from diffusion.multistep import DPMSolverPP2MSampler, UniPCSampler
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler, prior
+from diffusion.samplers import (
+    ChurnSampler,
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverPP2MSampler,
+    EulerMaruyamaSampler,
+    HeunSampler,
+    LogSNRGrid,
+    PredictorCorrectorSampler,
+    Sampler,
+    TrailingGrid,
+    UniformGrid,
+    UniPCSampler,
+    prior,
+)
 from diffusion.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule, Schedule
-from diffusion.stochastic import ChurnSampler, EulerMaruyamaSampler, PredictorCorrectorSampler
 
 PRECONDITIONERS: dict[str, Preconditioner] = {
     "eps": EpsPreconditioner(),

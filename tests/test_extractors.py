@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from data.images import DEBIAN_FASHION, Digits, Fashion
+from diffusion.evaluation import classifiers
 from diffusion.evaluation import extractors as ext
-from diffusion.evaluation import weights
 from diffusion.evaluation.cache import Cache, fingerprint, read_arrays, write_arrays
-from diffusion.evaluation.scores import held, random_rows
+from diffusion.evaluation.table import held, random_rows
 from diffusion.media import quantised
+from diffusion.runs.digests import digest
 
 
 def bytes_of(seed: int, *shape: int) -> Tensor:
@@ -36,7 +37,7 @@ def test_random_convolutions_are_the_same_everywhere_and_do_not_hear_flat_images
     torch.testing.assert_close(
         found, torch.tensor([2.530965, 4.33467, 0.396181, 1.540597, 3.090011]), rtol=1e-5, atol=1e-5
     )  # on whatever machine and version
-    assert ext.digest(ext.RandomConvolutions(1)) != ext.digest(ext.RandomConvolutions(1, seed=1))
+    assert digest(ext.RandomConvolutions(1)) != digest(ext.RandomConvolutions(1, seed=1))
     flat = torch.full((1, 1, 16, 16), 77, dtype=torch.uint8)
     inside = torch.nn.functional.conv2d(ext.dequantised(flat), ext.RandomConvolutions(1).get_buffer("filters0"))
     torch.testing.assert_close(inside, torch.zeros_like(inside), atol=1e-6, rtol=0)
@@ -50,61 +51,61 @@ def test_quantising_gives_back_every_byte_and_rounds() -> None:
 
 def test_a_digest_changes_with_any_weight_and_with_the_class() -> None:
     module = ext.Classifier((1, 8, 8), 10)
-    before = ext.digest(module)
+    before = digest(module)
     module.head.bias.data[3] += 1e-6
-    assert ext.digest(module) != before
-    assert ext.digest(nn.Linear(2, 2, bias=False)) != ext.digest(nn.Sequential())
+    assert digest(module) != before
+    assert digest(nn.Linear(2, 2, bias=False)) != digest(nn.Sequential())
 
 
 def test_training_a_classifier_repeats_itself_and_leaves_the_random_numbers_alone() -> None:
     pixels, labels = bytes_of(0, 40, 1, 8, 8), torch.arange(40) % 4
     state = torch.get_rng_state()
     first, second = (ext.train_classifier(pixels, labels, 4, steps=5) for _ in range(2))
-    assert ext.digest(first) == ext.digest(second)
-    assert ext.digest(first) != ext.digest(ext.train_classifier(pixels, labels, 4, steps=5, seed=1))
+    assert digest(first) == digest(second)
+    assert digest(first) != digest(ext.train_classifier(pixels, labels, 4, steps=5, seed=1))
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_shipped_classifiers_are_small_whole_and_accurate() -> None:
     for name, source, least in (("digits", Digits(), 0.97), ("fashion", Fashion(download=False), 0.9)):
-        path = weights.SHIPPED / f"{name}.npz"
+        path = classifiers.SHIPPED / f"{name}.npz"
         assert path.stat().st_size < 500_000
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == weights.SHA256[name]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == classifiers.SHA256[name]
         if name == "fashion" and not DEBIAN_FASHION.is_dir():
             continue
         target = f"data.images.{type(source).__name__}"
         data = {"name": name, "shape": list(source.shape), "source": {"_target_": target}}
-        made = weights.shipped(data)
+        made = classifiers.shipped(data)
         assert made is not None
         # A larger validation split has images that it was trained on; all of a smaller one are new to it.
         for holdout, comes in ((0, True), (5000, True), (5001, False)):
-            found = weights.shipped(data | {"source": {"_target_": target, "holdout": holdout}})
+            found = classifiers.shipped(data | {"source": {"_target_": target, "holdout": holdout}})
             assert (found is not None) == comes
         test = source.load().test
         rows = random_rows(len(test))[:2000]
         assert (ext.predicted(made, held(test, rows)) == test.labels[rows]).double().mean() > least
-    assert weights.shipped({"name": "digits", "shape": [1, 8, 8], "source": {"_target_": "data.toy.Toy2d"}}) is None
+    assert classifiers.shipped({"name": "digits", "shape": [1, 8, 8], "source": {"_target_": "data.toy.Toy2d"}}) is None
 
 
 def test_a_shipped_classifier_that_was_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "digits.npz").write_bytes((weights.SHIPPED / "digits.npz").read_bytes() + b"x")
-    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
+    (tmp_path / "digits.npz").write_bytes((classifiers.SHIPPED / "digits.npz").read_bytes() + b"x")
+    monkeypatch.setattr(classifiers, "SHIPPED", tmp_path)
     with pytest.raises(ValueError, match="not the file that was shipped"):
-        weights.shipped({"name": "digits", "shape": [1, 8, 8], "source": {"_target_": "data.images.Digits"}})
+        classifiers.shipped({"name": "digits", "shape": [1, 8, 8], "source": {"_target_": "data.images.Digits"}})
 
 
 def test_another_data_sets_classifier_is_trained_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(weights, "training_steps", lambda images: 3)
+    monkeypatch.setattr(classifiers, "training_steps", lambda images: 3)
     dataset = {"name": "blobs", "shape": [1, 8, 8], "source": {"_target_": "data.folder.Folder"}}
     pixels, labels = bytes_of(0, 40, 1, 8, 8), torch.arange(40) % 4
-    first = weights.classifier(dataset, pixels, labels, Cache(tmp_path))
+    first = classifiers.classifier(dataset, pixels, labels, Cache(tmp_path))
     assert "training a classifier of blobs" in capsys.readouterr().out
-    again = weights.classifier(dataset, pixels, labels, Cache(tmp_path))
+    again = classifiers.classifier(dataset, pixels, labels, Cache(tmp_path))
     assert capsys.readouterr().out == ""
-    assert ext.digest(first) == ext.digest(again)
-    weights.classifier(dataset, pixels, labels.flip(0), Cache(tmp_path))
+    assert digest(first) == digest(again)
+    classifiers.classifier(dataset, pixels, labels.flip(0), Cache(tmp_path))
     assert "training" in capsys.readouterr().out
 
 
@@ -153,7 +154,7 @@ def test_weights_that_an_own_extractor_draws_are_the_same_each_time(
     monkeypatch.chdir(tmp_path)
     state = torch.get_rng_state()
     first, second = (ext.untrained("own_random.net", 1) for _ in range(2))
-    assert ext.digest(first) == ext.digest(second)
+    assert digest(first) == digest(second)
     assert torch.equal(state, torch.get_rng_state())
 
 

@@ -16,11 +16,11 @@ import torch
 from helpers_runs import TINY, TRAIN, Run, checkpoint, error_line, logged_steps, run_folder, train
 
 from diffusion.build import ConfigError
-from diffusion.checkpoint import CheckpointError, find, newest_good, read
-from diffusion.models import build_denoiser
-from diffusion.resume import find_named
-from diffusion.runlog import RunLogger
-from diffusion.saving import AtomicCheckpointIO, write_checkpoint
+from diffusion.runs.checkpoints import CheckpointError, find, newest_good, read
+from diffusion.runs.models import build_denoiser
+from diffusion.runs.resume import find_named
+from diffusion.training.logger import RunLogger
+from diffusion.training.saving import AtomicCheckpointIO, write_checkpoint
 
 SHORT = [*TINY, "trainer.max_steps=7", "preview_every=0", "val_every=100"]
 
@@ -222,11 +222,11 @@ TARGETS = [
     "builtins.eval",
     "torch.load",
     "subprocess.Popen",
-    "diffusion.checkpoint.torch",
-    "diffusion.checkpoint.torch.load",
-    "diffusion.checkpoint.read",
-    "diffusion.saving.shutil.rmtree",
-    "diffusion.saving.Path",
+    "diffusion.runs.checkpoints.torch",
+    "diffusion.runs.checkpoints.torch.load",
+    "diffusion.runs.checkpoints.read",
+    "diffusion.training.saving.shutil.rmtree",
+    "diffusion.training.saving.Path",
     "diffusion.build.build",
     "diffusion.training.SummaryWriter",
     "diffusion...os.system",
@@ -260,7 +260,7 @@ def test_a_number_of_several_runs_is_the_newest_and_lists_are_in_the_order_of_nu
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("diffusion.checkpoint.check_checkpoint", lambda contents: None)
+    monkeypatch.setattr("diffusion.runs.checkpoints.check_checkpoint", lambda contents: None)
     for age, run in enumerate(("moons/version_0", "digits/version_0", "digits/version_10", "digits/version_2")):
         file = Path("lightning_logs", run, "checkpoints", "last.ckpt")
         file.parent.mkdir(parents=True)

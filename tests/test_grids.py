@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from diffusion.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
-from diffusion.sampling import GRIDS
+from diffusion.samplers import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.sampling.pipeline import GRIDS
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 import cli
 from diffusion.build import build
-from diffusion.classifiers import LabelLogProb, NoisyClassifier
 from diffusion.denoisers import (
     ClippedDenoiser,
     Condition,
@@ -20,15 +19,14 @@ from diffusion.denoisers import (
     GaussianMixtureDenoiser,
     NetworkDenoiser,
     Prediction,
-    posterior,
 )
-from diffusion.grids import TrailingGrid, UniformGrid
+from diffusion.forward import posterior
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting, MeanShiftGuidance
 from diffusion.likelihood import ode_log_density, variational_bound
+from diffusion.models import LabelLogProb, NoisyClassifier
 from diffusion.networks.mlp import MLP
 from diffusion.noise import Noise
-from diffusion.repaint import RePaintSampler
-from diffusion.samplers import prior
+from diffusion.samplers import RePaintSampler, TrailingGrid, UniformGrid, prior
 from diffusion.schedules import LinearSchedule, Schedule, VPSchedule
 
 SAMPLERS = cli.choices_of("sampler")

@@ -10,13 +10,12 @@ from data.conditions import Edges, Grey, ImageCondition, LowRes, Masked, blurred
 from data.images import Digits
 from data.module import DataModule
 from data.stream import Batches, Images, Request
-from diffusion.cascade import joined
-from diffusion.conditioning import Rows
 from diffusion.denoisers import Condition, Denoiser, Prediction, dropped
-from diffusion.grids import KarrasGrid
 from diffusion.networks.unet import UNet
-from diffusion.samplers import DDIMSampler, HeunSampler
+from diffusion.samplers import DDIMSampler, HeunSampler, KarrasGrid
 from diffusion.sampling import Pipeline
+from diffusion.sampling.cascade import joined
+from diffusion.sampling.conditions import Rows
 from diffusion.schedules import Schedule, VarianceExplodingSchedule
 
 

@@ -6,10 +6,20 @@ from helpers_samplers import interior, solution
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import KarrasGrid, LogSNRGrid
-from diffusion.multistep import DPMSolverPP2MSampler, DPMSolverPP3MSampler, IPNDMSampler, UniPCSampler
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler, prior
+from diffusion.samplers import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverPP2MSampler,
+    DPMSolverPP3MSampler,
+    HeunSampler,
+    IPNDMSampler,
+    KarrasGrid,
+    LogSNRGrid,
+    Sampler,
+    UniPCSampler,
+    prior,
+)
 from diffusion.schedules import Schedule
 
 SAMPLERS: dict[str, tuple[Sampler, float]] = {

@@ -15,12 +15,12 @@ import evaluate
 import sample
 import train
 from data.images import Digits
-from diffusion.autoencoder import Codec
-from diffusion.checkpoint import read
 from diffusion.denoisers import ClippedDenoiser, Conditioned
-from diffusion.evaluation.scores import random_rows
-from diffusion.latents import trained_autoencoder
+from diffusion.evaluation.table import random_rows
+from diffusion.models import Codec
 from diffusion.noise import SAMPLING, Noise
+from diffusion.runs.checkpoints import read
+from diffusion.runs.codecs import trained_autoencoder
 from diffusion.samplers import prior
 from diffusion.sampling import Pipeline
 

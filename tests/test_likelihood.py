@@ -11,7 +11,6 @@ from torch.distributions import Normal, kl_divergence
 
 from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
 from diffusion.forward import posterior
-from diffusion.grids import TrailingGrid
 from diffusion.likelihood import (
     bits,
     bound_term,
@@ -26,6 +25,7 @@ from diffusion.likelihood import (
     variational_bound,
 )
 from diffusion.noise import EVALUATION, Noise
+from diffusion.samplers import TrailingGrid
 from diffusion.schedules import CosineSchedule, DiscreteSchedule, LinearSchedule, Schedule
 
 EULER_GAMMA = 0.5772156649015329

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 import cli
-from diffusion.listing import source, table
 from diffusion.samplers import DDIMSampler, Sampler
+from diffusion.samplers.__main__ import source, table
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_command_lists_every_sampler_that_can_be_chosen() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "diffusion.listing"],
+        [sys.executable, "-W", "ignore", "-m", "diffusion.samplers"],
         cwd=ROOT,
         capture_output=True,
         text=True,

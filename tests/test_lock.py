@@ -10,8 +10,8 @@ import pytest
 from helpers_runs import TINY, Run, checkpoint, error_line, logged_steps, run_folder, train
 
 from diffusion.build import ConfigError
-from diffusion.lock import locked
-from diffusion.saving import Checkpoints
+from diffusion.runs.lock import locked
+from diffusion.training.saving import Checkpoints
 
 HOLD = """
 import sys, time

@@ -14,11 +14,11 @@ import evaluate
 import sample
 import train
 from data.stream import Batches
-from diffusion import memory
-from diffusion.checkpoint import read
 from diffusion.evaluation.judge import Judge
-from diffusion.module import DiffusionModule
+from diffusion.machine import memory
+from diffusion.runs.checkpoints import read
 from diffusion.sampling import Pipeline
+from diffusion.training.module import DiffusionModule
 
 CUDA = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.1 GiB of which 1 GiB is free."
 CPU = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes. Error code 12"
@@ -140,7 +140,7 @@ def test_a_shortage_in_a_save_or_a_read_is_no_fault_of_the_disk_or_the_file(
 def test_a_shortage_while_the_time_is_estimated_ends_before_there_is_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusion.timing.step_seconds", failing(torch.OutOfMemoryError(CUDA)))
+    monkeypatch.setattr("diffusion.training.estimate.step_seconds", failing(torch.OutOfMemoryError(CUDA)))
     outcome = call(train, tmp_path, *TINY, "batch_size=1", "accelerator=cpu")
     assert_refused(outcome, "out of memory", "batch_size is 1 already, choose a smaller network")
     assert not (tmp_path / "lightning_logs").exists()

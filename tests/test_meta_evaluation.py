@@ -10,16 +10,15 @@ from test_meta_sampling import KINDS, SHAPE
 from test_meta_training import _Examples, made
 from torch import Tensor, nn
 
-from diffusion.callbacks import Scores
-from diffusion.denoisers import Conditioned, Denoiser, EpsPreconditioner, NetworkDenoiser
+from diffusion.denoisers import Conditioned, Denoiser, EpsPreconditioner, NetworkDenoiser, ResidualDenoiser
 from diffusion.evaluation.copying import neighbours
 from diffusion.evaluation.extractors import Inception
-from diffusion.grids import TrailingGrid
 from diffusion.likelihood import ode_log_density, variational_bound
 from diffusion.networks.mlp import MLP
 from diffusion.noise import Noise
-from diffusion.residual import ResidualDenoiser
+from diffusion.samplers import TrailingGrid
 from diffusion.schedules import LinearSchedule
+from diffusion.training.scores import Scores
 
 
 def on_points(kind: str) -> Denoiser:

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 import cli
 from data.conditions import LowRes
-from diffusion.autoencoder import Autoencoder, Codec
 from diffusion.build import build
-from diffusion.cascade import joined
-from diffusion.classifiers import LabelLogProb, NoisyClassifier
-from diffusion.conditioning import Rows
 from diffusion.denoisers import (
     ClippedDenoiser,
     Conditioned,
@@ -22,22 +18,23 @@ from diffusion.denoisers import (
     EpsPreconditioner,
     GaussianMixtureDenoiser,
     NetworkDenoiser,
+    ResidualDenoiser,
+    StepDenoiser,
 )
 from diffusion.evaluation.extractors import Classifier, RandomConvolutions
-from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
 from diffusion.likelihood import ode_log_density, prior_log_density, variational_bound
+from diffusion.models import Autoencoder, Codec, LabelLogProb, NoisyClassifier
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.embedding import LabelEmbedding
 from diffusion.networks.encoder import Encoder
 from diffusion.networks.heads import Heads
 from diffusion.noise import Noise
-from diffusion.repaint import RePaintSampler
-from diffusion.residual import ResidualDenoiser
-from diffusion.samplers import DDIMSampler, DDPMSampler, Sampler
+from diffusion.samplers import DDIMSampler, DDPMSampler, RePaintSampler, Sampler, TrailingGrid, UniformGrid
 from diffusion.sampling import Pipeline
+from diffusion.sampling.cascade import joined
+from diffusion.sampling.conditions import Rows
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, expand
-from diffusion.steps import StepDenoiser
 
 SHAPE = (1, 8, 8)
 SCHEDULES = {"linear": LinearSchedule, "ve": VarianceExplodingSchedule}

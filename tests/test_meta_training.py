@@ -10,18 +10,17 @@ from test_configs import resolved
 from torch import Tensor, nn
 
 import cli
-from diffusion.autoencoder import Autoencoder, Codec
 from diffusion.build import build
-from diffusion.callbacks import drawn, shown
-from diffusion.classifiers import NoisyClassifier, accuracy_by_level
 from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
-from diffusion.module import DiffusionModule
+from diffusion.models import Autoencoder, Codec, NoisyClassifier, accuracy_by_level
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.mlp import MLP
 from diffusion.noise import PREVIEW, Noise
 from diffusion.schedules import LinearSchedule
-from diffusion.training import Run
-from diffusion.watchers import Reconstructions
+from diffusion.training.module import DiffusionModule
+from diffusion.training.previews import drawn, shown
+from diffusion.training.run import Run
+from diffusion.training.watchers import Reconstructions
 
 # network=heads sorts samples by head and denoiser=step checks times: both have to know numbers. They are for points.
 ASKING = {"swissroll"}

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
-from diffusion.evaluation.clouds import sliced_wasserstein, two_sample_test
 from diffusion.evaluation.metrics import (
     NEARLY_ALL,
     Score,
@@ -23,6 +22,7 @@ from diffusion.evaluation.metrics import (
     random_parts,
     share,
 )
+from diffusion.evaluation.points import sliced_wasserstein, two_sample_test
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -89,7 +89,7 @@ def test_an_interval_is_of_the_same_score_of_random_parts_of_both_sets(
     metric: Callable[..., Score], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("diffusion.evaluation.metrics.REPLICATES", 3)
-    monkeypatch.setattr("diffusion.evaluation.clouds.REPLICATES", 3)
+    monkeypatch.setattr("diffusion.evaluation.points.REPLICATES", 3)
     x, y = normal(60, 2), 1 + normal(60, 2, seed=1)
     if metric is copying_share:
         x, y = x[:, 0], y[:, 0]

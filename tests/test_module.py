@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
-from diffusion.module import DiffusionModule, TrainingDiverged
 from diffusion.noise import VALIDATION, Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon
 from diffusion.schedules import LinearSchedule
+from diffusion.training.module import DiffusionModule, TrainingDiverged
 
 IMAGES, STEPS = 4, 12
 

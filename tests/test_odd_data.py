@@ -15,7 +15,7 @@ from data import prepare
 from data.folder import Folder
 from data.module import DataModule
 from data.stream import Images, Splits
-from diffusion.runlog import RunLogger
+from diffusion.training.logger import RunLogger
 
 
 @pytest.mark.parametrize(("level", "warns"), [(0, True), (9, False)])

@@ -20,8 +20,9 @@ import cli
 import evaluate
 import sample
 import train
-from diffusion import sampling, timing, training
 from diffusion.evaluation import likelihoods, loading
+from diffusion.sampling import parallel
+from diffusion.training import estimate, run
 
 CHECKPOINT = Path(__file__).parent / "fixtures" / "digits.ckpt"
 VALUES = (
@@ -96,10 +97,10 @@ def fault(script: str, chosen: tuple[str, ...], key: str, value: str, folder: Pa
 @pytest.fixture
 def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would take long raises `Reached`."""
-    monkeypatch.setattr(training.Run, "fit", begun)
-    monkeypatch.setattr(training, "claim_folder", begun)
-    monkeypatch.setattr(timing, "step_seconds", lambda *_, **__: 0.01)
-    monkeypatch.setattr(sampling, "frames_on", begun)
+    monkeypatch.setattr(run.Run, "fit", begun)
+    monkeypatch.setattr(run, "claim_folder", begun)
+    monkeypatch.setattr(estimate, "step_seconds", lambda *_, **__: 0.01)
+    monkeypatch.setattr(parallel, "frames_on", begun)
     monkeypatch.setattr(loading, "drawn", begun)
     monkeypatch.setattr(likelihoods, "evaluated", begun)
     signal.signal(signal.SIGALRM, late)

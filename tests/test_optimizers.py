@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.muon import MuonAdamW, orthogonalized
 from diffusion.networks.mlp import MLP
 from diffusion.networks.tutorial import TutorialUNet
 from diffusion.networks.unet import UNet
-from diffusion.optimizers import AdamW, Muon
+from diffusion.optimizers import AdamW, Muon, MuonAdamW, orthogonalized
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])

@@ -14,10 +14,19 @@ import torch
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import KarrasGrid, TrailingGrid
-from diffusion.multistep import DPMSolverPP2MSampler, DPMSolverPP2MSDESampler, UniPCSampler
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler, prior
+from diffusion.samplers import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverPP2MSampler,
+    DPMSolverPP2MSDESampler,
+    HeunSampler,
+    KarrasGrid,
+    Sampler,
+    TrailingGrid,
+    UniPCSampler,
+    prior,
+)
 from diffusion.schedules import (
     CosineSchedule,
     DiscreteSchedule,

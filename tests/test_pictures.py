@@ -15,8 +15,8 @@ from data.folder import Folder
 from data.pictures import SUFFIXES, UnreadableImage, images_in, read_image, read_pixels
 from diffusion.build import ConfigError
 from diffusion.evaluation.files import read_samples
-from diffusion.given import read_mask, read_picture, rows, start
-from diffusion.steering import Steering
+from diffusion.sampling.given import read_mask, read_picture, rows, start
+from diffusion.settings.sampling import Steering
 
 SHAPE = (3, 4, 4)
 WRITTEN = (".tif", ".tiff", ".jfif", ".jpe", ".ppm", ".tga", ".ico", ".bmp", ".gif", ".webp", ".jpg", ".png", ".pcx")

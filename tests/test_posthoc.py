@@ -9,9 +9,8 @@ from helpers_cli import TINY, call
 from torch import Tensor
 
 import train
-from diffusion.checkpoint import CheckpointError, find, trained_denoiser
-from diffusion.optimizers import PowerEMA
-from diffusion.posthoc import coefficients, exponent, spacing
+from diffusion.optimizers import PowerEMA, coefficients, exponent, spacing
+from diffusion.runs.checkpoints import CheckpointError, find, trained_denoiser
 
 STEPS, MOST = 700, 16
 

@@ -10,7 +10,9 @@ from PIL import Image
 
 import sample
 from data.images import DataUnavailable, Mnist
-from diffusion import media, processes
+from diffusion import media
+from diffusion.forward import trajectory
+from diffusion.media import processes
 from diffusion.noise import Noise
 from diffusion.schedules import CosineSchedule, VarianceExplodingSchedule
 
@@ -19,7 +21,7 @@ from diffusion.schedules import CosineSchedule, VarianceExplodingSchedule
 def test_forward_states_have_the_schedules_mean_and_variance_and_end_on_the_data(schedule: CosineSchedule) -> None:
     x0 = torch.tensor([[0.5, -1.0]], dtype=torch.float64).expand(5_000, 2)
     times = torch.tensor([1.0, 0.5, 0.1, 0.0], dtype=torch.float64)
-    states = processes.forward(schedule, x0, times, Noise(0, torch.arange(5_000)))
+    states = trajectory(schedule, x0, times, Noise(0, torch.arange(5_000)))
     assert states.shape == (4, 5_000, 2)
     assert torch.equal(states[-1], x0)
     for t, state in zip(times[:-1], states, strict=False):

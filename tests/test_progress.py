@@ -10,9 +10,10 @@ import torch
 from helpers_cli import TINY, call
 
 import train
-from diffusion import callbacks, progress
-from diffusion.callbacks import AfterStep, Progress
-from diffusion.progress import counted, times_left
+from diffusion.terminal import progress
+from diffusion.terminal.progress import counted, times_left
+from diffusion.training import callbacks
+from diffusion.training.callbacks import AfterStep, Progress
 
 
 def test_a_number_agrees_with_its_noun() -> None:
@@ -128,7 +129,7 @@ def test_the_time_left_counts_validation_and_previews(
 
 
 def test_a_run_of_one_step_is_announced_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion.timing.step_seconds", lambda *args, **kwargs: 100.0)
+    monkeypatch.setattr("diffusion.training.estimate.step_seconds", lambda *args, **kwargs: 100.0)
     outcome = call(train, tmp_path, *TINY, "trainer.max_steps=1", "accelerator=cpu", "preview_every=0")
     assert outcome.code == 0, outcome.err
     # A validation of 180 images takes a third of 180/16 steps.

@@ -13,11 +13,10 @@ import yaml
 
 from diffusion.build import build
 from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
-from diffusion.grids import Grid, LogSNRGrid
-from diffusion.listing import CONFIGS
 from diffusion.noise import Noise
 from diffusion.objectives import SimpleWeighting, Times
-from diffusion.samplers import Sampler
+from diffusion.samplers import Grid, LogSNRGrid, Sampler
+from diffusion.samplers.__main__ import CONFIGS
 from diffusion.schedules import Schedule, VPSchedule
 
 MODULES = ("adaptive", "denoisers", "grids", "multistep", "objectives", "samplers", "schedules", "stochastic")

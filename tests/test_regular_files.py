@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from data import images
-from diffusion import atomic, given, media
+from diffusion import media
 from diffusion.build import ConfigError
 from diffusion.evaluation import record
-from diffusion.runlog import Table
-from diffusion.steering import Steering
+from diffusion.media import atomic
+from diffusion.sampling import given
+from diffusion.settings.sampling import Steering
+from diffusion.training.logger import Table
 
 USES: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a picture": ("x.png", lambda path: media.check_out(path)),

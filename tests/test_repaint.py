@@ -10,12 +10,19 @@ from torch import Tensor
 
 from diffusion.denoisers import Condition, GaussianMixtureDenoiser, Prediction
 from diffusion.forward import renoised
-from diffusion.grids import LogSNRGrid
 from diffusion.guidance import Inpainting
-from diffusion.multistep import DPMSolverPP2MSampler
 from diffusion.noise import Noise
-from diffusion.repaint import RePaintSampler
-from diffusion.samplers import DDIMSampler, DDPMSampler, Draw, HeunSampler, Sampler, prior
+from diffusion.samplers import (
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverPP2MSampler,
+    Draw,
+    HeunSampler,
+    LogSNRGrid,
+    RePaintSampler,
+    Sampler,
+    prior,
+)
 from diffusion.schedules import Schedule
 
 KNOWN = 1.3

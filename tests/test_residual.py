@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers import EDMPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser
+from diffusion.denoisers import EDMPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser, ResidualDenoiser
+from diffusion.denoisers.fitted import LinearGuess, MixturePrior, clusters
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
 from diffusion.objectives import ConditionDropout, DenoisingObjective, LognormalTimes, SimpleWeighting
-from diffusion.residual import LinearGuess, MixturePrior, ResidualDenoiser, clusters
 from diffusion.schedules import (
     CosineSchedule,
     FlowSchedule,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from diffusion import atomic
-from diffusion.events import EventFile
-from diffusion.runlog import RunLogger, Table
+from diffusion.media import atomic
+from diffusion.training.events import EventFile
+from diffusion.training.logger import RunLogger, Table
 
 
 def test_a_new_column_gets_a_place_in_all_rows(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from helpers_cli import TINY, Outcome, assert_refused, call
 from PIL import Image
 
 import cli
+import diffusion.sampling
 import sample
 import train
-from diffusion import sampling
 from diffusion.media import evenly
-from diffusion.sampling import Pipeline, frames_on
+from diffusion.sampling import Pipeline
+from diffusion.sampling.parallel import frames_on
 
 RUN, CONDITIONAL, CLOUD = (
     f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0")
@@ -179,8 +180,8 @@ def test_an_animation_shows_the_state_or_the_predicted_data(folder: Path) -> Non
 
 
 def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sampling.__doc__
-    lines = [line.strip() for line in sampling.__doc__.splitlines() if line.startswith("    ")]
+    assert diffusion.sampling.__doc__
+    lines = [line.strip() for line in diffusion.sampling.__doc__.splitlines() if line.startswith("    ")]
     assert len(lines) == 3
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}

@@ -10,19 +10,22 @@ from torch import Tensor
 
 from diffusion.denoisers import ClippedDenoiser, Condition, GaussianMixtureDenoiser, Prediction
 from diffusion.forward import posterior
-from diffusion.grids import LogSNRGrid, TrailingGrid
-from diffusion.multistep import (
-    DPMSolverPP2MSDESampler,
-)
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, Evaluation, Sampler, prior
-from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule, LinearSchedule, Schedule
-from diffusion.stochastic import (
+from diffusion.samplers import (
     AnnealedLangevinSampler,
     ChurnSampler,
+    DDIMSampler,
+    DDPMSampler,
+    DPMSolverPP2MSDESampler,
     EulerMaruyamaSampler,
+    Evaluation,
+    LogSNRGrid,
     PredictorCorrectorSampler,
+    Sampler,
+    TrailingGrid,
+    prior,
 )
+from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule, LinearSchedule, Schedule
 
 DETERMINISTIC = {name: sampler for name, (sampler, _) in VARIABLES.items()}
 STOCHASTIC: dict[str, tuple[Sampler, str]] = {

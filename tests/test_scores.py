@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from data.images import Digits
 from data.stream import Images, Points, Splits
-from diffusion.evaluation import metrics, scores, weights
+from diffusion.evaluation import classifiers, metrics, table
 from diffusion.evaluation.cache import Cache
 from diffusion.evaluation.copying import copying_row, neighbours
 from diffusion.evaluation.extractors import RandomConvolutions, dequantised, features
@@ -29,7 +29,7 @@ DIGITS = {"name": "digits", "shape": [1, 8, 8], "source": {"_target_": "data.ima
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals and the classification accuracy score are tested elsewhere: here they need not be good."""
     monkeypatch.setattr(metrics, "REPLICATES", 10)
-    monkeypatch.setattr(scores, "CLASSIFIER_STEPS", 120)
+    monkeypatch.setattr(table, "CLASSIFIER_STEPS", 120)
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +40,13 @@ def splits() -> Splits:
 @pytest.fixture(scope="module")
 def halves(splits: Splits) -> tuple[Tensor, Tensor, Tensor]:
     """Two disjoint sets of 600 real digits, and the labels of the second."""
-    pixels, labels = scores.everything(splits.train)
-    rows = scores.random_rows(len(pixels))
+    pixels, labels = table.everything(splits.train)
+    rows = table.random_rows(len(pixels))
     return pixels[rows[:600]], pixels[rows[600:1200]], labels[rows[600:1200]]
 
 
 def extractor(name: str) -> nn.Module:
-    found = weights.shipped(DIGITS) if name == "classifier" else RandomConvolutions(1).eval()
+    found = classifiers.shipped(DIGITS) if name == "classifier" else RandomConvolutions(1).eval()
     assert found is not None
     return found
 
@@ -89,9 +89,9 @@ def test_scores_worsen_step_by_step_as_images_are_blurred_noised_or_lose_classes
 
 
 def test_a_copycat_is_caught_and_other_real_images_are_not(splits: Splits) -> None:
-    training, _ = scores.everything(splits.train)
-    test = scores.held(splits.test, torch.arange(180))
-    others = scores.held(splits.val, torch.arange(180))
+    training, _ = table.everything(splits.train)
+    test = table.held(splits.test, torch.arange(180))
+    others = table.held(splits.val, torch.arange(180))
     rows = {}
     for name, fake in (("copies", training[::8][:180]), ("others", others)):
         distances, _ = neighbours(fake, training, 1)
@@ -114,7 +114,7 @@ def test_copies_are_sought_as_training_shows_its_images_and_what_was_left_out_is
         assert all(note in found.text() for note in found.notes)
         return row, found.notes
 
-    training, _ = scores.everything(splits.train)
+    training, _ = table.everything(splits.train)
     mirrored = training[::14][:100].flip(3)
     assert judged(splits, mirrored, flip=True) == (1, [])
     plain, _ = judged(splits, mirrored)
@@ -122,7 +122,7 @@ def test_copies_are_sought_as_training_shows_its_images_and_what_was_left_out_is
     row, notes = judged(Splits(splits.train, splits.train, splits.train), training[:100])
     assert row is None
     assert "no copying_pixels" in notes[0] and "training set" in notes[0]
-    monkeypatch.setattr(scores, "_MOST_BYTES", 64 * 400)
+    monkeypatch.setattr(table, "_MOST_BYTES", 64 * 400)
     _, notes = judged(splits, training[:100])
     assert "among 400 of the 1,437 training images" in notes[0]
 
@@ -146,27 +146,27 @@ def test_neighbours_are_the_nearest_in_order_and_a_copy_is_at_zero(monkeypatch: 
 def test_the_real_halves_are_disjoint_the_same_each_time_and_as_many(splits: Splits) -> None:
     pixels, labels = torch.arange(40).byte().reshape(40, 1, 1, 1), torch.arange(40) % 3
     parts = Splits(Images(pixels, labels), Images(pixels[:7], labels[:7]), Images(pixels[:9], labels[:9]))
-    train, test = scores.reference(parts, "train", 100), scores.reference(parts, "test", 100)
+    train, test = table.reference(parts, "train", 100), table.reference(parts, "test", 100)
     assert (len(train), len(test)) == (20, 9)
     assert not set(train.real.flatten().tolist()) & set(train.train.flatten().tolist())
     assert torch.equal(train.labels, train.real.flatten().long() % 3)
     assert torch.equal(test.train_labels, test.train.flatten().long() % 3)
-    assert torch.equal(scores.reference(parts, "test", 5).real, test.real[:5])
+    assert torch.equal(table.reference(parts, "test", 5).real, test.real[:5])
     # A pixel is the number of its image.
     for split, n, others in (("train", 20, 20), ("test", 4, 4), ("test", 5, 4), ("val", 3, 3)):
-        found = scores.reference(parts, split, n)
+        found = table.reference(parts, split, n)
         assert len(found.told) == len(set(found.told.tolist())) == n
         assert len(set(found.told.tolist()) - set(found.real.flatten().tolist())) == others
-    judged = scores.reference(splits, "test", 180)
+    judged = table.reference(splits, "test", 180)
     spread = (dequantised(judged.noisy) - dequantised(judged.train))[(judged.train > 60) & (judged.train < 200)]
     assert spread.std().item() == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_sorted_split_is_judged_by_all_of_it() -> None:
-    judged, told = scores.judged_and_told(3000, 300)
+    judged, told = table.judged_and_told(3000, 300)
     for rows in (judged, told):
         assert torch.bincount(rows // 1000, minlength=3).min() > 60
-    assert torch.equal(judged, scores.judged_and_told(3000, 300)[0])
+    assert torch.equal(judged, table.judged_and_told(3000, 300)[0])
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def test_every_row_names_its_features_and_n_and_real_images_score_as_the_yardsti
     judge: Judge, splits: Splits, tmp_path: Path
 ) -> None:
     assert len(judge) == 180  # the test split's
-    found = judge(scores.held(splits.val, torch.arange(180)), splits.val.labels)
+    found = judge(table.held(splits.val, torch.arange(180)), splits.val.labels)
     rows = {row.name: row for row in found.rows}
     features_ = [
         f"{score}_{name}_n180"
@@ -203,7 +203,7 @@ def test_every_row_names_its_features_and_n_and_real_images_score_as_the_yardsti
 
 
 def test_precision_is_of_the_samples_and_recall_of_the_real(judge: Judge, splits: Splits) -> None:
-    zeros = scores.held(splits.train, torch.arange(len(splits.train))[splits.train.labels == 0])
+    zeros = table.held(splits.train, torch.arange(len(splits.train))[splits.train.labels == 0])
     rows = {row.name: row.samples.value for row in judge(zeros.repeat(2, 1, 1, 1)[:180]).rows}
     for name in ("classifier", "random"):  # good images of one class alone
         assert rows[f"precision_{name}_n180"] > 0.6
@@ -213,11 +213,11 @@ def test_precision_is_of_the_samples_and_recall_of_the_real(judge: Judge, splits
 
 
 def test_real_features_are_kept_under_a_key_of_the_images_and_the_extractor(splits: Splits, tmp_path: Path) -> None:
-    cache, fake = Cache(tmp_path), scores.held(splits.val, torch.arange(100))
+    cache, fake = Cache(tmp_path), table.held(splits.val, torch.arange(100))
 
     def files(split: str = "test", n: int = 100, module: nn.Module | None = None, name: str = "random") -> set[str]:
-        real = scores.reference(splits, split, n)
-        scores.feature_rows(fake[:n], real, name, module or RandomConvolutions(1).eval(), cache)
+        real = table.reference(splits, split, n)
+        table.feature_rows(fake[:n], real, name, module or RandomConvolutions(1).eval(), cache)
         return {path.name for path in tmp_path.iterdir()}
 
     first = files()
@@ -239,9 +239,9 @@ def test_kept_features_are_made_anew_when_the_extractors_code_changes(splits: Sp
         def forward(self, x: Tensor) -> Tensor:
             return self.factor * super().forward(x)[:, 20:30]
 
-    def row(cache: Cache) -> scores.Row:
-        real = scores.reference(splits, "test", 100)
-        return scores.feature_rows(scores.held(splits.val, torch.arange(100)), real, "own.Own", Own(), cache)[0]
+    def row(cache: Cache) -> table.Row:
+        real = table.reference(splits, "test", 100)
+        return table.feature_rows(table.held(splits.val, torch.arange(100)), real, "own.Own", Own(), cache)[0]
 
     row(Cache(tmp_path))
     Own.factor = 4
@@ -268,7 +268,7 @@ def test_points_are_scored_in_their_own_plane(tmp_path: Path) -> None:
 def unlabelled(splits: Splits, channels: int = 1) -> Splits:
     """The same images without labels; in colour they are reddish."""
     tint = torch.tensor([1.0, 0.5, 0.5])[:channels, None, None]
-    return Splits(*((lambda p: Images((p * tint).byte()))(scores.everything(part)[0]) for part in splits))
+    return Splits(*((lambda p: Images((p * tint).byte()))(table.everything(part)[0]) for part in splits))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -278,7 +278,7 @@ def test_images_without_classes_are_judged_by_random_features_whose_yardsticks_a
     parts = unlabelled(splits, channels)
     blob = {"name": "blob", "shape": [channels, 8, 8], "source": {"_target_": "data.folder.Folder"}}
     judge = Judge(parts, "test", 180, blob, None, Cache(None))
-    found = judge(scores.everything(parts.val)[0])
+    found = judge(table.everything(parts.val)[0])
     assert list(found.extractors) == ["random"]
     assert found.notes == []
     frechet = next(row for row in found.rows if row.name == "frechet_random_n180")
@@ -290,8 +290,8 @@ def test_images_without_classes_are_judged_by_random_features_whose_yardsticks_a
 
 
 def test_two_classes_are_judged_by_a_classifier_too(splits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "training_steps", lambda images: 5)
-    halves = Splits(*(Images(scores.everything(part)[0], part.labels // 5) for part in splits))
+    monkeypatch.setattr(classifiers, "training_steps", lambda images: 5)
+    halves = Splits(*(Images(table.everything(part)[0], part.labels // 5) for part in splits))
     two = DIGITS | {"name": "two", "source": {"_target_": "data.folder.Folder"}}
     assert list(Judge(halves, "test", 180, two, None, Cache(None)).extractors) == ["classifier", "random"]
 
@@ -299,12 +299,12 @@ def test_two_classes_are_judged_by_a_classifier_too(splits: Splits, monkeypatch:
 def test_a_distance_that_ranks_noisy_data_before_clean_ones_is_named() -> None:
     low, high = (metrics.Score(value, value, value) for value in (0.47, 0.64))
     rows = [
-        scores.Row("frechet_x_n9", low, real=high, noisy=low),
-        scores.Row("kernel_x_n9", low, real=low, noisy=high),
-        scores.Row("precision_x_n9", low, real=high, noisy=low),  # more is better
-        scores.Row("copying_pixels_n9", low),
+        table.Row("frechet_x_n9", low, real=high, noisy=low),
+        table.Row("kernel_x_n9", low, real=low, noisy=high),
+        table.Row("precision_x_n9", low, real=high, noisy=low),  # more is better
+        table.Row("copying_pixels_n9", low),
     ]
-    (note,) = scores.out_of_order(rows)
+    (note,) = table.out_of_order(rows)
     assert note.startswith("frechet_x_n9 is out of order: it ranks real training data with noise 0.1 (0.47) before")
 
 

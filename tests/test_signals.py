@@ -9,8 +9,8 @@ import pytest
 from helpers_cli import TINY, Outcome, call
 
 import train
-from diffusion.checkpoint import read
-from diffusion.module import DiffusionModule
+from diffusion.runs.checkpoints import read
+from diffusion.training.module import DiffusionModule
 
 RUN = (*TINY, "accelerator=cpu", "preview_every=0")
 FOLDER = "lightning_logs/digits/version_0"

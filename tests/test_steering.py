@@ -13,11 +13,11 @@ from PIL import Image
 
 import sample
 import train
-from diffusion.checkpoint import read
-from diffusion.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.runs.checkpoints import read
+from diffusion.samplers import KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
 from diffusion.sampling import Pipeline
 from diffusion.schedules import LinearSchedule, VarianceExplodingSchedule
-from diffusion.steering import Steering
+from diffusion.settings.sampling import Steering
 
 PLAIN, GUIDABLE, CLASSIFIER = (f"lightning_logs/digits/version_{k}" for k in range(3))
 TOLD = "told.ckpt"

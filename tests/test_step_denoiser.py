@@ -20,16 +20,15 @@ from diffusion.denoisers import (
     GaussianMixtureDenoiser,
     NetworkDenoiser,
     Prediction,
-    posterior,
+    StepDenoiser,
 )
-from diffusion.grids import LogSNRGrid, TrailingGrid
+from diffusion.forward import posterior
 from diffusion.likelihood import bits, ode_log_density, prior_term, variational_bound
 from diffusion.networks.heads import Heads
 from diffusion.noise import Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes, VLBObjective
-from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, prior
+from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, LogSNRGrid, TrailingGrid, prior
 from diffusion.schedules import ContinuousCosineSchedule, LinearSchedule
-from diffusion.steps import StepDenoiser
 
 STEPS = 40
 HALF = "knows each of its 40 steps and nothing between or across them: use steps=40 and grid=trailing"

@@ -37,7 +37,7 @@ def test_grids_are_all_pairs_of_rho_and_end() -> None:
     options = steps.typed(["ckpt=last", "rho=[5,7]", "log_snr_max=[4,null]"])
     found = dict(steps.grids(options))
     assert list(found) == ["karras 5 to 4", "karras 5", "karras 7 to 4", "karras 7"]
-    assert found["karras 5 to 4"] == {"_target_": "diffusion.grids.KarrasGrid", "rho": 5, "log_snr_max": 4}
+    assert found["karras 5 to 4"] == {"_target_": "diffusion.samplers.KarrasGrid", "rho": 5, "log_snr_max": 4}
 
 
 @pytest.mark.parametrize(

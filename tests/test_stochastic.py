@@ -10,9 +10,19 @@ from helpers_samplers import interior, marginal, propagate, weak_order
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
-from diffusion.grids import TrailingGrid, UniformGrid
 from diffusion.noise import Noise
-from diffusion.samplers import HeunSampler, Sampler, prior
+from diffusion.samplers import (
+    AnnealedLangevinSampler,
+    ChurnSampler,
+    EulerMaruyamaSampler,
+    HeunSampler,
+    LangevinSampler,
+    PredictorCorrectorSampler,
+    Sampler,
+    TrailingGrid,
+    UniformGrid,
+    prior,
+)
 from diffusion.schedules import (
     CosineSchedule,
     FlowSchedule,
@@ -21,13 +31,6 @@ from diffusion.schedules import (
     SubVPSchedule,
     VarianceExplodingSchedule,
     VPSchedule,
-)
-from diffusion.stochastic import (
-    AnnealedLangevinSampler,
-    ChurnSampler,
-    EulerMaruyamaSampler,
-    LangevinSampler,
-    PredictorCorrectorSampler,
 )
 
 # (mean, variance) along an eigenvector with data mean m and variance spread, from t to s.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from diffusion import timing
+from diffusion.training import estimate
 
 
 @pytest.mark.parametrize(("fixed", "each"), [(0.04, 1e-6), (0.001, 0.02), (0.01, 1.0)])
@@ -22,10 +22,10 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
         spent.append(fixed + each * len(batch["x"]))
         return spent[-1]
 
-    monkeypatch.setattr(timing, "step_seconds", step_seconds)
-    monkeypatch.setattr(timing, "device_batch", lambda run, trainer: {"x": torch.zeros(size, 2)})
+    monkeypatch.setattr(estimate, "step_seconds", step_seconds)
+    monkeypatch.setattr(estimate, "device_batch", lambda run, trainer: {"x": torch.zeros(size, 2)})
     run: Any = SimpleNamespace(module=None, config={"trainer": {"accumulate_grad_batches": 2}})
-    assert timing.estimate(run, None) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
+    assert estimate.estimate(run, None) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
     assert max(spent) < 64 * each + 1  # and nothing is tried that takes long by itself
 
 
@@ -57,10 +57,10 @@ def test_a_short_run_is_measured_on_no_more_batches_than_it_has(
         precision_plugin=SimpleNamespace(forward_context=nullcontext),
     )
     batch = {"x": torch.zeros(4, 2), "serial": torch.arange(4)}
-    monkeypatch.setattr(timing, "device_batch", lambda run, trainer: batch)
+    monkeypatch.setattr(estimate, "device_batch", lambda run, trainer: batch)
     monkeypatch.setattr(Counted, "batches", 0)
     run: Any = SimpleNamespace(
         module=module, config={"trainer": {"max_steps": max_steps, "accumulate_grad_batches": 2}}
     )
-    assert timing.estimate(run, trainer) > 0
+    assert estimate.estimate(run, trainer) > 0
     assert Counted.batches == 1 + batches

@@ -14,9 +14,9 @@ from helpers_cli import TINY, Outcome, assert_refused, call
 from PIL import Image
 
 import train
-from diffusion import resume
-from diffusion.checkpoint import newest_good, read
-from diffusion.resume import continued
+from diffusion.runs import resume
+from diffusion.runs.checkpoints import newest_good, read
+from diffusion.runs.resume import continued
 
 
 def run(folder: Path, *arguments: str) -> Outcome:
@@ -364,7 +364,7 @@ def test_a_configuration_that_is_not_whole_cannot_be_resumed(tmp_path: Path) -> 
 def test_a_lone_checkpoint_is_not_resumed_in_a_folder_of_other_things(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusion.checkpoint.check_checkpoint", lambda contents: None)
+    monkeypatch.setattr("diffusion.runs.checkpoints.check_checkpoint", lambda contents: None)
     torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, tmp_path / "a.ckpt")
     assert_refused(call(train, tmp_path, "resume=a.ckpt"), "outside of a run folder", "init_from=a.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
@@ -391,7 +391,7 @@ def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DIFFUSION_RESUME", raising=False)
-    monkeypatch.setattr("diffusion.checkpoint.check_checkpoint", lambda contents: None)
+    monkeypatch.setattr("diffusion.runs.checkpoints.check_checkpoint", lambda contents: None)
     path = tmp_path / "a.ckpt"
     torch.save({"config": {}, "state_dict": {}, "global_step": 7}, path)
     assert resume.agreed(lambda: (path, {"global_step": 7})) == (path, {"global_step": 7})

@@ -8,23 +8,33 @@ import pytest
 import torch
 
 from cli import choices_of
-from diffusion import trial
-from diffusion.adaptive import AdaptiveSampler
-from diffusion.autoencoder import PriorDenoiser
-from diffusion.callbacks import quick_method
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.forward import eps_from
-from diffusion.grids import Grid, LogSNRGrid, TrailingGrid, UniformGrid
-from diffusion.multistep import (
+from diffusion.models import PriorDenoiser
+from diffusion.noise import Noise
+from diffusion.samplers import (
+    AdaptiveSampler,
+    AnnealedLangevinSampler,
+    ChurnSampler,
+    DDIMSampler,
+    DDPMSampler,
     DPMSolverPP2MSampler,
     DPMSolverPP2MSDESampler,
     DPMSolverPP3MSampler,
+    EulerMaruyamaSampler,
+    Grid,
+    HeunSampler,
     IPNDMSampler,
+    LangevinSampler,
+    LogSNRGrid,
+    PredictorCorrectorSampler,
+    Sampler,
+    TrailingGrid,
+    UniformGrid,
     UniPCSampler,
+    trial,
 )
-from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, HeunSampler, Sampler
-from diffusion.sampling import GRIDS, sampler_and_times
+from diffusion.sampling.pipeline import GRIDS, sampler_and_times
 from diffusion.schedules import (
     CosineSchedule,
     FlowSchedule,
@@ -34,13 +44,7 @@ from diffusion.schedules import (
     VarianceExplodingSchedule,
     VPSchedule,
 )
-from diffusion.stochastic import (
-    AnnealedLangevinSampler,
-    ChurnSampler,
-    EulerMaruyamaSampler,
-    LangevinSampler,
-    PredictorCorrectorSampler,
-)
+from diffusion.training.previews import quick_method
 
 NEAR = (
     HeunSampler(),
@@ -142,7 +146,7 @@ def method(sampler: str, grid: str, steps: int) -> dict[str, Any]:
     names = {"euler_maruyama": "stochastic.EulerMaruyamaSampler", "dpmpp_2m": "multistep.DPMSolverPP2MSampler"}
     return {
         "sampler": {"_target_": f"diffusion.{names[sampler]}"},
-        "grid": {"_target_": f"diffusion.grids.{type(GRIDS[grid]).__name__}"},
+        "grid": {"_target_": f"diffusion.samplers.grids.{type(GRIDS[grid]).__name__}"},
         "steps": steps,
     }
 
@@ -223,8 +227,8 @@ def test_what_no_exact_trial_can_tell_is_not_warned_of() -> None:
 def test_a_way_that_was_not_tried_is_not_offered() -> None:
     denoiser = GaussianMixtureDenoiser(CosineSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
     config = {
-        "sampler": {"_target_": "diffusion.stochastic.AnnealedLangevinSampler", "corrections": 9},
-        "grid": {"_target_": "diffusion.grids.QuadraticGrid"},
+        "sampler": {"_target_": "diffusion.samplers.AnnealedLangevinSampler", "corrections": 9},
+        "grid": {"_target_": "diffusion.samplers.QuadraticGrid"},
         "steps": 25,
     }
     with pytest.warns(UserWarning, match="AnnealedLangevinSampler is far off in these 25 steps") as caught:

@@ -14,12 +14,12 @@ from helpers_runs import TINY, run_folder, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from diffusion import memory
 from diffusion.build import ConfigError, build
-from diffusion.checkpoint import CheckpointError, read
 from diffusion.evaluation.extractors import imported
 from diffusion.evaluation.files import read_samples
-from diffusion.models import build_model
+from diffusion.machine import memory
+from diffusion.runs.checkpoints import CheckpointError, read
+from diffusion.runs.models import build_model
 
 FIT = "fit_loop"
 BAD = (None, -1, "x", [], {}, [[1]], float("nan"), 10**20, torch.zeros(3))

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import Condition, EpsPreconditioner, NetworkDenoiser, VPreconditioner
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
-from diffusion.objectives import (
-    DenoisingObjective,
-    HybridObjective,
-    SimpleWeighting,
-    UniformTimes,
-    VLBObjective,
-)
+from diffusion.objectives import DenoisingObjective, HybridObjective, SimpleWeighting, UniformTimes, VLBObjective
 from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule
 
 STEPS = 12

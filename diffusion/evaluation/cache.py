@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion import memory
-from diffusion.atomic import atomic
+from diffusion.machine import memory
+from diffusion.media.atomic import atomic
 
 Arrays = dict[str, np.ndarray]
 # What numpy's reader raises on files that are cut off, pickled or no archives.

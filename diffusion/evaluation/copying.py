@@ -5,7 +5,7 @@ from torch import Tensor
 
 from diffusion.evaluation.cache import Cache, fingerprint
 from diffusion.evaluation.metrics import copying_share
-from diffusion.evaluation.scores import Row
+from diffusion.evaluation.table import Row
 
 _CHUNK = 5000  # training images compared with at a time
 

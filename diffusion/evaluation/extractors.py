@@ -4,7 +4,6 @@ An extractor takes images (n, C, H, W) in [-1, 1], quantised to 8 bits, and give
 kinds are used side by side, so that no model looks good by pleasing one of them.
 """
 
-import hashlib
 import importlib
 import math
 import re
@@ -199,15 +198,6 @@ def untrained(name: str, channels: int) -> nn.Module:
 def dequantised(pixels: Tensor) -> Tensor:
     """uint8 images as float32 in [-1, 1]."""
     return pixels.float() / 127.5 - 1
-
-
-def digest(module: nn.Module) -> str:
-    """Eight hexadecimal digits that change with the module's class and any of its weights."""
-    content = hashlib.sha256(f"{type(module).__module__}.{type(module).__qualname__}".encode())
-    for name, value in module.state_dict().items():
-        content.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return content.hexdigest()[:8]
 
 
 @torch.no_grad()

@@ -12,13 +12,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from diffusion import media
 from diffusion.evaluation import extractors as ext
-from diffusion.evaluation import metrics, scores
+from diffusion.evaluation import metrics, table
 from diffusion.evaluation.cache import Cache
-from diffusion.evaluation.clouds import LEAST
+from diffusion.evaluation.classifiers import class_count, classifier
 from diffusion.evaluation.copying import copying_row, neighbours
 from diffusion.evaluation.pictures import histogram_picture, neighbour_picture
+from diffusion.evaluation.points import LEAST
 from diffusion.evaluation.record import marked, write_scores
-from diffusion.evaluation.weights import class_count, classifier
+from diffusion.runs.digests import digest
 
 NEIGHBOURS = 6  # in the picture
 
@@ -35,7 +36,7 @@ class Findings:
         notes: what else has to be known to read the rows, a line each.
     """
 
-    rows: list[scores.Row] = field(default_factory=list)
+    rows: list[table.Row] = field(default_factory=list)
     pictures: dict[str, media.Pixels] = field(default_factory=dict)
     shares: dict[str, list[float]] = field(default_factory=dict)
     extractors: dict[str, str] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Findings:
 
     def text(self) -> str:
         """The table, and under it the classes where the data have any."""
-        lines = [scores.table(self.rows)]
+        lines = [table.table(self.rows)]
         for name, shares in self.shares.items():
             lines.append(f"classes of {name:<8} " + " ".join(f"{100 * share:5.1f}" for share in shares) + "  %")
         return "\n".join([*lines, *self.notes])
@@ -52,7 +53,7 @@ class Findings:
         """Writes the split's metrics.json, and what `draw` writes."""
         record = dict(settings) | {
             "extractors": self.extractors,
-            "scores": scores.as_plain(self.rows),
+            "scores": table.as_plain(self.rows),
             "classes": self.shares,
             "notes": self.notes,
         }
@@ -88,7 +89,7 @@ class Judge:
 
     def __init__(
         self,
-        splits: scores.Splits,
+        splits: table.Splits,
         split: str,
         n: int,
         dataset: Mapping[str, Any],
@@ -96,7 +97,7 @@ class Judge:
         cache: Cache,
         device: str = "cpu",
     ) -> None:
-        self.reference = scores.reference(splits, split, n)
+        self.reference = table.reference(splits, split, n)
         self.cache, self.device = cache, device
         self.images = len(dataset["shape"]) == 3
         self.extractors: dict[str, nn.Module] = {}
@@ -115,7 +116,7 @@ class Judge:
                     f"{ext.INCEPTION} or a torch module of your own"
                 )
             self._check_size(ext.CLASSIFIER, ext.FEATURES, room)  # before one is trained
-        self.training, labels = scores.everything(splits.train)
+        self.training, labels = table.everything(splits.train)
         # The shares of classes need it even if it is not asked for as an extractor.
         self.classifier = classifier(dataset, self.training, labels, cache) if self.classes else None
         if dataset.get("flip", False):  # training shows them mirrored too
@@ -153,15 +154,15 @@ class Judge:
         if not fake.isfinite().all():
             raise ValueError("some samples are not finite: the model or its sampler diverged")
         if not self.images:
-            rows = scores.point_rows(fake, self.reference)
-            return Findings(rows=rows, notes=scores.out_of_order(rows))
-        found = Findings(extractors={name: ext.digest(module) for name, module in self.extractors.items()})
+            rows = table.point_rows(fake, self.reference)
+            return Findings(rows=rows, notes=table.out_of_order(rows))
+        found = Findings(extractors={name: digest(module) for name, module in self.extractors.items()})
         for name, module in self.extractors.items():
-            found.rows += scores.feature_rows(fake, self.reference, name, module, self.cache, self.device)
-        found.notes = [*self.notes, *scores.out_of_order(found.rows)]
+            found.rows += table.feature_rows(fake, self.reference, name, module, self.cache, self.device)
+        found.notes = [*self.notes, *table.out_of_order(found.rows)]
         if self.classifier is not None and self.classes:
             self.classifier.to("cpu")
-            found.rows += scores.class_rows(fake, labels, self.reference, self.classifier)
+            found.rows += table.class_rows(fake, labels, self.reference, self.classifier)
             for name, pixels in (("samples", fake), ("real", self.reference.real)):
                 counts = torch.bincount(ext.predicted(self.classifier, pixels), minlength=self.classes)
                 found.shares[name] = (counts / len(pixels)).tolist()

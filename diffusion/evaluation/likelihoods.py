@@ -8,12 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from diffusion.conditioning import ImageCondition, of_examples
 from diffusion.denoisers import Conditioned, Denoiser
 from diffusion.evaluation.extractors import random_rows
 from diffusion.evaluation.pictures import bound_picture
-from diffusion.evaluation.scores import Examples
-from diffusion.grids import TrailingGrid
+from diffusion.evaluation.table import Examples
 from diffusion.likelihood import (
     check_ode,
     dequantised,
@@ -25,7 +23,9 @@ from diffusion.likelihood import (
 )
 from diffusion.media import Pixels
 from diffusion.noise import EVALUATION, Noise
-from diffusion.progress import counted, progress
+from diffusion.samplers import TrailingGrid
+from diffusion.sampling.conditions import ImageCondition, of_examples
+from diffusion.terminal.progress import counted, progress
 
 # A batch's figures in nats per dimension: x (B, *S), its numbers (B,), its condition -> (B, terms).
 Compute = Callable[[Tensor, Tensor, Mapping[str, Tensor]], Tensor]

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from diffusion.build import build, check_source
-from diffusion.conditioning import Examples
-from diffusion.evaluation.scores import Splits
-from diffusion.evaluation.weights import class_count
+from diffusion.evaluation.classifiers import class_count
+from diffusion.evaluation.table import Splits
 from diffusion.media import quantised
-from diffusion.progress import counted, progress
-from diffusion.sampling import Pipeline, frames_on
+from diffusion.sampling import Pipeline
+from diffusion.sampling.conditions import Examples
+from diffusion.sampling.parallel import frames_on
+from diffusion.terminal.progress import counted, progress
 
 
 def loaded(

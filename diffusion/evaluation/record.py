@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.atomic import atomic, check_regular
+from diffusion.media.atomic import atomic, check_regular
 
 
 def marked(name: str, split: str) -> str:

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from data.stream import Source
 from diffusion import media
 from diffusion.build import build
-from diffusion.cascade import from_checkpoints
-from diffusion.checkpoint import find
-from diffusion.conditioning import as_picture
+from diffusion.runs.checkpoints import find
+from diffusion.sampling.cascade import from_checkpoints
+from diffusion.sampling.conditions import as_picture
 
 LEVELS = (0.0, 0.1, 0.3)
 COLUMNS = 12

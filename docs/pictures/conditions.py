@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from data.stream import Source
 from diffusion import media
 from diffusion.build import build
-from diffusion.checkpoint import find
-from diffusion.conditioning import as_picture
+from diffusion.runs.checkpoints import find
 from diffusion.sampling import Pipeline
+from diffusion.sampling.conditions import as_picture
 
 
 def block(spec: str, n: int) -> media.Pixels:

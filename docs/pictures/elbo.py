@@ -17,12 +17,12 @@ import style
 
 from data.stream import Source
 from diffusion.build import build
-from diffusion.checkpoint import find, trained_denoiser
 from diffusion.denoisers import Denoiser
-from diffusion.grids import TrailingGrid
 from diffusion.likelihood import bits, variational_bound
 from diffusion.noise import EVALUATION, Noise
 from diffusion.objectives import MinSNRWeighting
+from diffusion.runs.checkpoints import find, trained_denoiser
+from diffusion.samplers import TrailingGrid
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 
 

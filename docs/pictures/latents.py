@@ -19,7 +19,7 @@ import style
 from data.stream import Source
 from diffusion import media
 from diffusion.build import build
-from diffusion.checkpoint import find
+from diffusion.runs.checkpoints import find
 from diffusion.sampling import Pipeline
 
 

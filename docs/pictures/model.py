@@ -18,7 +18,7 @@ import cli
 from data.stream import Source
 from diffusion import media
 from diffusion.build import build
-from diffusion.checkpoint import find
+from diffusion.runs.checkpoints import find
 from diffusion.sampling import Pipeline
 
 

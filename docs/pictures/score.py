@@ -18,11 +18,17 @@ import style
 from data.toy import Toy2d
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.forward import score_from
-from diffusion.grids import LogSNRGrid, UniformGrid
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, Sampler
+from diffusion.samplers import (
+    AnnealedLangevinSampler,
+    DDIMSampler,
+    EulerMaruyamaSampler,
+    LangevinSampler,
+    LogSNRGrid,
+    Sampler,
+    UniformGrid,
+)
 from diffusion.schedules import FlowSchedule, Schedule, SubVPSchedule, VarianceExplodingSchedule, VPSchedule
-from diffusion.stochastic import AnnealedLangevinSampler, EulerMaruyamaSampler, LangevinSampler
 
 
 def field(levels: tuple[float, ...] = (0.15, 0.5, 1.0, 2.0), points: int = 13) -> Figure:

@@ -25,16 +25,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import style
 
 import cli
-from diffusion import checkpoint
 from diffusion.build import build, construct
-from diffusion.devices import devices
 from diffusion.evaluation.cache import Cache
+from diffusion.evaluation.classifiers import classifier
 from diffusion.evaluation.extractors import CLASSIFIER, RANDOM, RandomConvolutions, features
 from diffusion.evaluation.loading import drawn, loaded
 from diffusion.evaluation.metrics import frechet_distance
-from diffusion.evaluation.scores import everything, reference
-from diffusion.evaluation.weights import classifier
-from diffusion.media import atomic
+from diffusion.evaluation.table import everything, reference
+from diffusion.machine.devices import devices
+from diffusion.media.atomic import atomic
+from diffusion.runs import checkpoints
 from diffusion.sampling import Pipeline
 
 # Below so many calls these are not worth drawing: they add noise that few steps cannot undo.
@@ -133,8 +133,8 @@ class Scorer:
 
 def measured(options: Options) -> tuple[Path, dict[str, Any]]:
     """Scores each pair of a method and a number of calls that steps.json lacks; its folder and contents."""
-    path, contents = checkpoint.find(str(options.ckpt))
-    folder = Path(options.out) if options.out is not None else checkpoint.run_folder(path) / "steps"
+    path, contents = checkpoints.find(str(options.ckpt))
+    folder = Path(options.out) if options.out is not None else checkpoints.run_folder(path) / "steps"
     places = devices(options.devices)
     settings = {name: asdict(options)[name] for name in ("n", "split", "seed", "weights")}
     settings |= {"checkpoint": str(path), "step": contents["global_step"]}

@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import style
 
 from data.stream import Source
-from diffusion import processes
 from diffusion.build import build
-from diffusion.checkpoint import find
+from diffusion.forward import trajectory
 from diffusion.likelihood import ode_log_density, prior_log_density
+from diffusion.media import processes
 from diffusion.noise import EVALUATION, Noise
+from diffusion.runs.checkpoints import find
 from diffusion.sampling import Pipeline
 
 LIMIT = 1.6  # half the side of a picture
@@ -51,7 +52,7 @@ def both(pipeline: Pipeline, x0: Tensor, steps: Sequence[int]) -> tuple[Tensor, 
     """The states of the forward and of the reverse process after so many noising steps."""
     keep = [len(pipeline.times) - 1 - i for i in steps]
     noise = Noise(0, torch.arange(len(x0)), EVALUATION)
-    forward = processes.forward(pipeline.denoiser.schedule, x0, pipeline.times[keep], noise)
+    forward = trajectory(pipeline.denoiser.schedule, x0, pipeline.times[keep], noise)
     return forward, pipeline.frames(len(x0), batch_size=len(x0), keep=keep)
 
 
@@ -78,7 +79,7 @@ def arrows(pipeline: Pipeline, x0: Tensor, sigmas: tuple[float, ...] = (1.0, 0.5
     for axis, level in zip(figure.subplots(1, len(sigmas)), sigmas, strict=True):
         t = schedule.inverse(torch.tensor(-2 * math.log(level), dtype=torch.float64))
         alpha, sigma = schedule(t)
-        noised = processes.forward(schedule, x0, t[None], Noise(0, torch.arange(len(x0)), EVALUATION))[0] / alpha
+        noised = trajectory(schedule, x0, t[None], Noise(0, torch.arange(len(x0)), EVALUATION))[0] / alpha
         with torch.no_grad():
             score = (alpha * pipeline.denoiser((alpha * grid).float(), t) - alpha * grid) / sigma**2
         _axes(axis).scatter(noised[:, 0], noised[:, 1], s=3, color=style.GREY, alpha=0.5, linewidths=0)

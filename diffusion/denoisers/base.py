@@ -1,0 +1,162 @@
+"""Denoisers: `D(x_t, t, cond) = E[x0 | x_t, cond]`, the one thing that samplers, losses and guidance know of a model.
+
+Other forms follow from D: `eps = (x_t - alpha_t D) / sigma_t`, `score = (alpha_t D - x_t) / sigma_t^2`,
+`v = alpha_t eps - sigma_t D`.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.forward import log_variances, posterior
+from diffusion.schedules import Schedule, expand
+
+Condition = dict[str, Tensor]
+
+
+# What stands in a condition where nothing is said. Grey images are told from none by their last channel, which is 1.
+NO_LABEL = -1
+
+
+NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0, "image": 0.0}
+
+
+def dropped(cond: Condition, where: Tensor) -> Condition:
+    """The condition with nothing said of the samples at `where`, a bool tensor (B,).
+
+    A label becomes `NO_LABEL`, an embedding or an image zero; whatever else there is stays.
+    """
+    return {
+        name: value.masked_fill(expand(where, value), NOTHING[name]) if name in NOTHING else value
+        for name, value in cond.items()
+    }
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t, each tensor shaped like it; None where it does not say."""
+
+    x0: Tensor  # D
+    raw: Tensor | None = None  # the network's output F, which regression trains
+    extra: Tensor | None = None  # a learned variance, see `Denoiser`
+    prior: Tensor | None = None  # what the network corrects, see `ResidualDenoiser`
+    slope: Tensor | None = None  # by which guidance moves the mean of a step, see `MeanShiftGuidance`
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prediction":
+        """The same change of each tensor that is there."""
+        return Prediction(change(self.x0), *(None if value is None else change(value) for value in self[1:]))
+
+
+class Denoiser(nn.Module, ABC):
+    """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
+
+    x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to
+    know: "label" (B,) int64, "embedding" (B, d), "image" (B, C', H, W) and its noise's "level" (B,).
+
+    Args:
+        schedule: where t stands between data and noise.
+        variance: that of the step `p(x_s | x_t)`: "beta", `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`, right when x0 is
+            N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section
+            3.2), or "learned", between the two where `Prediction.extra` says: -1 is beta-tilde, 1 beta.
+    """
+
+    num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
+    embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
+    condition_channels: int = 0  # of cond["image"]; 0 for a model without
+    acts_in_step: bool = False  # whether D alone, without `step`, misses what it is for
+
+    def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
+        super().__init__()
+        if variance not in ("beta", "beta_tilde", "learned"):
+            raise ValueError(f"variance must be beta, beta_tilde or learned, got {variance!r}")
+        self.schedule, self.variance = schedule, variance
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        """D and whatever else the model says."""
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
+        """D, shaped like x_t."""
+        return self.predict(x_t, t, cond or {}).x0
+
+    def check_times(self, times: Tensor) -> None:
+        """Raises ValueError, saying what would do, if this model cannot go along these times; any will do for most."""
+
+    def transition(
+        self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log-variance of the model's step `p(x_s | x_t)`, s < t, and the D that they follow from.
+
+        The log-variance is a scalar or broadcasts against x_t. At s = 0 the mean is D.
+        """
+        prediction = self.predict(x_t, t, cond or {})
+        return *self.step(x_t, t, s, prediction), prediction.x0
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of `p(x_s | x_t)` from what `predict` said at (x_t, t).
+
+        With "learned" the log-variance is `frac log beta + (1 - frac) log beta_tilde`, `frac = (extra + 1) / 2`
+        (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15; the range of their code).
+        """
+        mean, _ = posterior(self.schedule, x_t, prediction.x0, t, s)
+        beta, beta_tilde = (expand(v, x_t) for v in log_variances(self.schedule, t, s))
+        if self.variance == "learned":
+            if prediction.extra is None:
+                raise ValueError("variance=learned needs a denoiser with further outputs, such as a network's")
+            return mean, torch.lerp(beta_tilde.to(x_t), beta.to(x_t), (prediction.extra + 1) / 2)
+        return mean, beta if self.variance == "beta" else beta_tilde
+
+
+class Wrapper(Denoiser, ABC):
+    """A denoiser around another: its schedule, variance, conditions and step are the inner one's.
+
+    Args:
+        denoiser: the inner one.
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser.schedule, denoiser.variance)
+        self.denoiser = denoiser
+        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+        self.condition_channels, self.acts_in_step = denoiser.condition_channels, denoiser.acts_in_step
+
+    def check_times(self, times: Tensor) -> None:
+        self.denoiser.check_times(times)
+
+    def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
+        return self.denoiser.step(x_t, t, s, prediction)
+
+
+class Conditioned(Wrapper):
+    """A denoiser with its condition: what samplers, the ODE and likelihoods go along, who need not know of conditions.
+
+    Args:
+        denoiser: the inner one.
+        cond: what it is told at every call, a row for each sample.
+    """
+
+    def __init__(self, denoiser: Denoiser, cond: Condition) -> None:
+        super().__init__(denoiser)
+        self.cond = cond
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return self.denoiser.predict(x_t, t, self.cond | cond)
+
+
+class ClippedDenoiser(Wrapper):
+    """D clamped to [low, high], the range of 8-bit images; samplers that use eps derive it from the clamped D.
+
+    The outermost wrapper: guidance and masks go inside. Not for 2-D data, latents or training.
+    """
+
+    def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
+        if not low < high:
+            raise ValueError(f"low and high need low < high, got {low=} and {high=}")
+        super().__init__(denoiser)
+        self.low, self.high = low, high
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        prediction = self.denoiser.predict(x_t, t, cond)
+        return prediction._replace(x0=prediction.x0.clamp(self.low, self.high))

@@ -1,0 +1,1 @@
+"""The memory and the devices that there are."""

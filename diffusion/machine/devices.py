@@ -1,0 +1,51 @@
+"""Which devices there are, and what may be asked of them."""
+
+import torch
+
+from diffusion.terminal.progress import counted
+
+# On a CPU; each is a copy of the program, and more than a machine has cores gain nothing.
+MOST_PROCESSES = 256
+
+
+def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> None:
+    """Raises ValueError, one line, if `devices=` or `accelerator=` cannot be met on this machine."""
+    gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    usable = {"auto", "cpu"} | ({"gpu", "cuda"} if gpus else set()) | ({"gpu", "mps"} if mps else set())
+    if accelerator not in usable:
+        here = ", ".join(sorted(usable))
+        raise ValueError(f"accelerator={accelerator} is not what torch finds on this machine: use one of {here}")
+    found = gpus if accelerator not in ("cpu", "mps") else 0
+    if isinstance(devices, list):
+        if not found:
+            raise ValueError(
+                f"devices={devices} names GPUs, and this machine has none to use; on a CPU give a number of processes "
+                f"(devices=2) or leave it out"
+            )
+        if not devices or len(set(devices)) < len(devices) or not all(0 <= index < found for index in devices):
+            raise ValueError(f"devices={devices} must name different GPUs between 0 and {found - 1}")
+    elif isinstance(devices, str):
+        if devices != "auto":
+            raise ValueError(f"devices must be auto, a number, or a list of GPU indices like [0,1], got {devices!r}")
+    elif devices < 1:
+        raise ValueError(f"devices must be at least 1, got {devices}")
+    elif found and devices > found:
+        raise ValueError(f"devices={devices}, but this machine has {counted(found, 'GPU')}")
+    elif devices > MOST_PROCESSES:
+        raise ValueError(f"devices={devices} is as many processes on a CPU: use at most {MOST_PROCESSES}")
+
+
+def devices(wanted: int | str | list[int], accelerator: str = "auto") -> list[str]:
+    """torch's names of the devices to sample on; on a CPU the same name once for each process.
+
+    Raises:
+        ValueError: this machine does not have them.
+    """
+    check_devices(wanted, accelerator)
+    found = torch.cuda.device_count()
+    if found and accelerator not in ("cpu", "mps"):
+        every = range(found) if isinstance(wanted, str) else range(wanted) if isinstance(wanted, int) else wanted
+        return [f"cuda:{index}" for index in every]
+    if isinstance(wanted, int) and wanted > 1:
+        return ["cpu"] * wanted
+    return ["mps" if torch.backends.mps.is_available() and accelerator != "cpu" else "cpu"]

@@ -1,0 +1,21 @@
+"""What is trained beside denoisers: classifiers of noisy data and autoencoders, and what their latents take."""
+
+from diffusion.models.autoencoder import Autoencoder, ELBOObjective, EncodesAndDecodes, drawn
+from diffusion.models.classifier import ClassifierObjective, LabelLogProb, NoisyClassifier, accuracy_by_level
+from diffusion.models.latents import Codec, LatentObjective, PriorDenoiser, decoded, encoded
+
+__all__ = [
+    "Autoencoder",
+    "ClassifierObjective",
+    "Codec",
+    "ELBOObjective",
+    "EncodesAndDecodes",
+    "LabelLogProb",
+    "LatentObjective",
+    "NoisyClassifier",
+    "PriorDenoiser",
+    "accuracy_by_level",
+    "decoded",
+    "drawn",
+    "encoded",
+]

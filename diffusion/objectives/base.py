@@ -1,0 +1,81 @@
+"""Objectives: a loss of a model on a batch, and one around another that withholds conditions."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from diffusion.denoisers import Condition, RegressionDenoiser, TrainableDenoiser, dropped
+from diffusion.noise import Noise
+from diffusion.schedules import Schedule
+
+# Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
+TIME, NOISE, DROP, ENCODE = range(4)
+
+
+def _condition(batch: Mapping[str, Tensor]) -> Condition:
+    return {name: value for name, value in batch.items() if name not in ("x", "serial")}
+
+
+class Objective(nn.Module, ABC):
+    """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and more to be logged, (B,) each."""
+
+    @abstractmethod
+    def check(self, model: Any) -> None:
+        """Raises ValueError if this objective cannot train that model."""
+
+
+def _denoiser(model: nn.Module) -> None:
+    if not isinstance(model, TrainableDenoiser):
+        raise ValueError(
+            "denoiser=classifier is trained by objective=classifier, denoiser=autoencoder by objective=elbo"
+        )
+
+
+def _behind_preconditioner(model: nn.Module) -> None:
+    _denoiser(model)
+    if not isinstance(model, RegressionDenoiser):
+        raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
+
+
+class ConditionDropout(Objective):
+    """Another objective that withholds the condition of some samples (Ho & Salimans 2022, arXiv 2207.12598, alg. 1).
+
+    Which samples these are depends on a random number of each sample's own. In validation it is told all.
+
+    Args:
+        objective: the loss.
+        share: of the samples, in (0, 1).
+    """
+
+    def __init__(self, objective: Objective, share: float) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ValueError(f"condition_dropout must be at least 0 and below 1, got {share}")
+        self.objective, self.share = objective, share
+
+    def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample; see `DenoisingObjective`."""
+        self.check(model)
+        if self.training:
+            batch = dict(batch) | dropped(_condition(batch), noise.uniform(draw=DROP) < self.share)
+        out: dict[str, Tensor] = self.objective(model, batch, noise)
+        return out
+
+    def check(self, model: nn.Module) -> None:
+        trainable = model if isinstance(model, TrainableDenoiser) else None
+        if trainable is None or not (trainable.num_classes or trainable.embedding or trainable.condition_channels):
+            raise ValueError(
+                f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
+                f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
+            )
+        if trainable.always_told:
+            raise ValueError(f"condition_dropout={self.share:g}: denoiser=residual needs its image; add denoiser=edm")
+        self.objective.check(model)
+
+
+def _steps(schedule: Schedule) -> int:
+    if schedule.timesteps is None:
+        raise ValueError("a variational bound needs noising steps: choose a discrete schedule, such as schedule=cosine")
+    return schedule.timesteps

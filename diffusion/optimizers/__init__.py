@@ -1,0 +1,20 @@
+"""How weights move, how fast, and how they are averaged."""
+
+from diffusion.optimizers.adamw import AdamW
+from diffusion.optimizers.averages import EMA, WIDEST, PowerEMA, coefficients, exponent, spacing
+from diffusion.optimizers.learning_rate import LearningRate
+from diffusion.optimizers.muon import Muon, MuonAdamW, orthogonalized
+
+__all__ = [
+    "EMA",
+    "WIDEST",
+    "AdamW",
+    "LearningRate",
+    "Muon",
+    "MuonAdamW",
+    "PowerEMA",
+    "coefficients",
+    "exponent",
+    "orthogonalized",
+    "spacing",
+]

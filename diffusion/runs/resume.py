@@ -1,0 +1,253 @@
+"""Going on with a run: which checkpoint, and which of its settings may change on the way."""
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from diffusion.build import ConfigError, canonical
+from diffusion.optimizers import LearningRate
+from diffusion.runs.checkpoints import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
+from diffusion.terminal.commands import pasted
+
+# How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
+CHANGEABLE = (
+    *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
+    *("trainer.strategy", "trainer.num_nodes", "trainer.profiler", "trainer.deterministic", "trainer.benchmark"),
+    *("devices", "accelerator", "compile", "checkpoint_every", "workers", "data_dir", "download", "dataset.path"),
+)
+# Settings that the dataset's source repeats.
+_OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
+_LIMITS = ("max_steps", "max_epochs", "max_time")
+# How the first process tells those that it starts which checkpoint it goes on from; empty: none.
+_AGREED = "DIFFUSION_RESUME"
+Found = tuple[Path, dict[str, Any]] | None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The checkpoint that a run goes on from, without its weights.
+
+    Args:
+        path: of the file.
+        step: that it was written after.
+        max_steps: where the run was to end; None without such a limit.
+        data: identities of the examples by split, see `data.changes`; None in checkpoints that do not have them yet.
+    """
+
+    path: Path
+    step: int
+    max_steps: int | None
+    data: Mapping[str, Tensor] | None
+
+    @property
+    def folder(self) -> Path:
+        return run_folder(self.path)
+
+    def goes_on(self, learning_rate: LearningRate, images_per_step: int, config: Mapping[str, Any]) -> bool:
+        """Whether the run has steps left; if not, says how to train on. Says too what becomes of a decaying rate."""
+        max_steps = config["trainer"]["max_steps"]
+        finished = max_steps is not None and self.step >= max_steps
+        if finished:
+            max_steps = 2 * self.step
+            print(f"{self.path} is finished at step {self.step}; raise trainer.max_steps to train on:")
+            print(f"  python train.py resume={pasted(self.folder)} trainer.max_steps={max_steps}")
+        peak = config["optimizer"].get("lr", config["lr"])
+        lift = self.rate_lift(learning_rate, peak, images_per_step, max_steps)
+        if lift is not None and finished:
+            print(f"  then {lift}")
+        elif lift is not None:
+            warnings.warn(lift, stacklevel=2)
+        return not finished
+
+    def rate_lift(
+        self, learning_rate: LearningRate, peak: float, images_per_step: int, max_steps: int | None
+    ) -> str | None:
+        """What happens to a decaying learning rate if the run now ends at `max_steps`, and what avoids it.
+
+        Returns:
+            None if the rate is not above what it would have been.
+        """
+
+        def rate(step: int, last: int) -> float:
+            return peak * learning_rate(step * images_per_step, last * images_per_step)
+
+        if learning_rate.decay == "none" or self.max_steps is None or max_steps is None or self.step == 0:
+            return None
+        last, planned, lifted = (
+            rate(self.step - 1, self.max_steps),
+            rate(self.step, self.max_steps),
+            rate(self.step, max_steps),
+        )
+        if lifted <= planned:
+            return None
+        return (
+            f"learning_rate.decay={learning_rate.decay} ends at step {max_steps} in the place of {self.max_steps}, so "
+            f"the learning rate rises from {last:.2g} to {lifted:.2g}; to train on at a low rate, begin a new run: the "
+            f"settings of this one, without resume=, and init_from={pasted(self.folder)} lr={peak / 10:.2g} "
+            f"learning_rate.warmup_images=0"
+        )
+
+
+def resumed(path: Path, checkpoint: Mapping[str, Any]) -> Resumed:
+    """What a run needs to know of the checkpoint that it goes on from."""
+    limit = checkpoint["config"]["trainer"].get("max_steps")
+    return Resumed(path, checkpoint["global_step"], limit, checkpoint.get("DataModule"))
+
+
+def agreed(search: Callable[[], Found]) -> Found:
+    """The checkpoint that `search` finds; in a process that another one started, the one that this found.
+
+    "The newest" may be another file a moment later, and all processes have to begin with the same.
+    """
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and _AGREED in os.environ:
+        told = os.environ[_AGREED]
+        return (Path(told), read(Path(told))) if told else None
+    found = search()
+    os.environ[_AGREED] = "" if found is None else str(found[0].resolve())
+    return found
+
+
+def limited(config: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
+    """A new run's configuration, in which the limits that were typed take the place of those that were not.
+
+    Raises:
+        ConfigError: both a budget and another limit were typed.
+    """
+    limits = [name for name in _LIMITS if typed.get(f"trainer.{name}") is not None]
+    budget = typed.get("budget_minutes") is not None
+    if budget and limits:
+        raise ConfigError(f"budget_minutes and trainer.{limits[0]} both say when to stop: give one of them")
+    if not limits and not budget:
+        return config
+    trainer = {name: None for name in _LIMITS if name not in limits}
+    return config | {"trainer": config["trainer"] | trainer} | ({} if budget else {"budget_minutes": None})
+
+
+def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Found:
+    """The checkpoint, with its contents, of the run with this very configuration that `resume=auto` goes on with.
+
+    The newest run with the same limits; else the newest that has not come further than `trainer.max_steps`. A line says
+    which one and why.
+
+    Returns:
+        None if there is no such run.
+    """
+    wanted = config["trainer"]
+    others, further = [], []
+    for folder in runs(root):
+        if folder.parent.name != config["dataset"]["name"]:
+            continue
+        try:
+            path, checkpoint = newest_good(folder)
+        except CheckpointError:  # another run's; this one's own would be read
+            continue
+        stored, step = checkpoint["config"], checkpoint["global_step"]
+        if essence(stored) != essence(config):
+            continue
+        if all(wanted[name] in (None, stored["trainer"].get(name)) for name in _LIMITS):
+            print(f"resume=auto goes on with {folder}, step {step}: the newest run with these settings")
+            return path, checkpoint
+        if step > (wanted["max_steps"] or step):
+            further.append(f"{folder} has come further, to step {step}")
+        else:
+            others.append((path, checkpoint))
+    limits = ", ".join(f"trainer.{name}={wanted[name]}" for name in _LIMITS if wanted[name] is not None)
+    if others:
+        path, checkpoint = others[0]
+        print(
+            f"resume=auto goes on with {run_folder(path)}, step {checkpoint['global_step']}: the newest run with these "
+            f"settings, now with {limits}"
+        )
+        return others[0]
+    print(f"resume=auto begins a new run: {further[0] if further else 'none was begun with these settings'}")
+    return None
+
+
+def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that `resume=` names, with its contents.
+
+    Args:
+        spec: as in `diffusion.runs.checkpoints.find`.
+        dataset: what was typed beside it; `last` and numbers are looked for among its runs.
+
+    Raises:
+        ConfigError: there is none, it is not ours, or it belongs to a run on another dataset.
+    """
+    same = [run for run in runs() if run.name == f"version_{spec}" and dataset in (None, run.parent.name)]
+    if len(same) > 1:  # going on with the wrong run would change it
+        commands = " or ".join(f"resume={pasted(run)}" for run in same)
+        raise ConfigError(f"resume={spec} is one of {len(same)} runs: write {commands}")
+    path, checkpoint = find(spec, dataset)
+    if path.parent.name != "checkpoints":
+        raise ConfigError(
+            f"resume={spec} is a checkpoint outside of a run folder, where a resumed run would have to write: give the "
+            f"run folder, or begin a new run from its weights with init_from={spec}"
+        )
+    found = checkpoint["config"].get("dataset", {}).get("name")
+    if dataset not in (None, found):
+        raise ConfigError(f"resume={spec} is a run on {found}, not on {dataset}: leave dataset={dataset} out")
+    return path, checkpoint
+
+
+def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, auto: bool = False) -> dict[str, Any]:
+    """A stored configuration with what was typed beside `resume=`.
+
+    Args:
+        stored: the checkpoint's.
+        typed: name -> value.
+        path: of the checkpoint, for messages.
+        auto: the typed configuration is the stored one's, so that only its changeable part matters.
+
+    Raises:
+        ConfigError: something was typed that a run cannot change on its way.
+    """
+    if not all(isinstance(stored.get(name), Mapping) for name in ("trainer", "dataset", "learning_rate")):
+        raise ConfigError(f"{path} has no whole configuration of a run")
+    if not stored["trainer"].keys() >= set(_LIMITS):
+        raise ConfigError(f"{path} does not say when its run ends: trainer lacks {', '.join(_LIMITS)}")
+    config = _copy(stored)
+    for name, value in typed.items():
+        if name in CHANGEABLE:
+            _put(config, name, value)
+            if name in _OF_SOURCE and _OF_SOURCE[name] in config["dataset"]["source"]:
+                config["dataset"]["source"][_OF_SOURCE[name]] = value
+        elif name not in ("resume", "dataset") and not auto:
+            again = f"{name}={value}".replace(" ", "")
+            raise ConfigError(
+                f"a resumed run keeps its settings, so {name} cannot change (only {', '.join(CHANGEABLE)} can); a new "
+                f"run that begins with its weights: init_from={run_folder(path)} {again}; to repeat a run's whole "
+                f"command: resume=auto"
+            )
+    # Epochs were turned into steps when the run began, so only the limit that was typed counts now.
+    steps, epochs = "trainer.max_steps" in typed, "trainer.max_epochs" in typed
+    if steps != epochs:
+        config["trainer"]["max_epochs" if steps else "max_steps"] = None
+    return config
+
+
+def essence(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a configuration that decides what is computed, so that equal essences are one run."""
+    rest = _copy({name: value for name, value in config.items() if name not in ("resume", *CHANGEABLE)})
+    for part, names in (("trainer", CHANGEABLE), ("dataset", CHANGEABLE)):
+        for name in names:
+            rest.get(part, {}).pop(name.removeprefix(f"{part}."), None)
+    for name in _OF_SOURCE.values():
+        rest.get("dataset", {}).get("source", {}).pop(name, None)
+    found: dict[str, Any] = canonical(rest)
+    return found
+
+
+def _copy(node: Any) -> Any:
+    return {name: _copy(value) for name, value in node.items()} if isinstance(node, Mapping) else node
+
+
+def _put(config: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        config = config.setdefault(parent, {})
+    config[last] = value

@@ -1,0 +1,56 @@
+"""From noise to data with any denoiser: the loop, the methods, and the grids of times that they go along."""
+
+from diffusion.samplers.adaptive import MOST_STEPS, AdaptiveSampler
+from diffusion.samplers.base import Draw, Evaluation, History, Sampler, prior
+from diffusion.samplers.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.samplers.multistep import (
+    DPMSolverPP2MSampler,
+    DPMSolverPP2MSDESampler,
+    DPMSolverPP3MSampler,
+    IPNDMSampler,
+    UniPCSampler,
+    exponential_weights,
+    near,
+)
+from diffusion.samplers.onestep import DDIMSampler, DDPMSampler, HeunSampler
+from diffusion.samplers.repaint import RePaintSampler
+from diffusion.samplers.stochastic import (
+    AnnealedLangevinSampler,
+    ChurnSampler,
+    EulerMaruyamaSampler,
+    LangevinSampler,
+    PredictorCorrectorSampler,
+)
+
+__all__ = [
+    "MOST_STEPS",
+    "AdaptiveSampler",
+    "AnnealedLangevinSampler",
+    "ChurnSampler",
+    "DDIMSampler",
+    "DDPMSampler",
+    "DPMSolverPP2MSDESampler",
+    "DPMSolverPP2MSampler",
+    "DPMSolverPP3MSampler",
+    "Draw",
+    "EulerMaruyamaSampler",
+    "Evaluation",
+    "Grid",
+    "HeunSampler",
+    "History",
+    "IPNDMSampler",
+    "KarrasGrid",
+    "LangevinSampler",
+    "LogSNRGrid",
+    "PredictorCorrectorSampler",
+    "QuadraticGrid",
+    "RePaintSampler",
+    "Sampler",
+    "TrailingGrid",
+    "UniPCSampler",
+    "UniformGrid",
+    "between",
+    "exponential_weights",
+    "near",
+    "prior",
+]

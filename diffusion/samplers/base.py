@@ -1,0 +1,153 @@
+"""Samplers: from noise to data with any denoiser, along any falling sequence of times.
+
+A sampler is one `step` from t to s; the loop is written once, in `Sampler.__call__`. With `lambda = log_snr / 2`,
+`x / alpha` and `sigma / alpha` the deterministic ones solve the probability-flow ODE `d(x/alpha) / d(sigma/alpha) =
+eps` (Song et al. 2021, arXiv 2010.02502, eq. 14).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusion.denoisers import Denoiser
+from diffusion.noise import Noise
+from diffusion.schedules import Schedule
+
+
+class Evaluation(NamedTuple):
+    """A denoiser's answer x0 at (x_t, t)."""
+
+    t: Tensor
+    x_t: Tensor
+    x0: Tensor
+
+
+# The evaluations that a multistep method still needs, newest first; element 0 is always the step's own.
+History = tuple[Evaluation, ...]
+
+
+Draw = Callable[[], Tensor]
+
+
+class Sampler(ABC):
+    """Turns noise into data.
+
+    `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
+    covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether
+    a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
+    there. `off_grid`: whether a step asks the denoiser at times other than its two. `by_transition`: whether a step is
+    the model's own, `Denoiser.transition`. `affine`: whether a step is affine in the state and in its draws if the
+    denoiser is affine. `remembers`: whether a step reads the history.
+    """
+
+    order: int
+    calls: int = 1
+    stochastic: bool = False
+    from_pure_noise: bool = False
+    off_grid: bool = False
+    by_transition: bool = False
+    affine: bool = True
+    remembers: bool = False
+
+    @abstractmethod
+    def step(
+        self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
+    ) -> tuple[Tensor, History]:
+        """x_s and the history, from x_t; s and t are unequal float64 scalars above 0; draw() gives noise like x_t."""
+
+    def check(self, denoiser: Denoiser, times: Tensor) -> None:
+        """Raises ValueError, saying what would do, if these do not go together.
+
+        The loop calls it, and the scripts do before anything slow. A sampler with demands of its own adds to it.
+        """
+        if not times.isfinite().all():
+            raise ValueError(f"times must be finite numbers, got {times[~times.isfinite()][0].item()}")
+        if denoiser.acts_in_step and not self.by_transition:
+            raise ValueError(
+                f"this guidance moves the mean of a DDPM step, which {type(self).__name__} does not take: use ddpm, or "
+                f"EnergyGuidance"
+            )
+        if (times[:-1] == 0).any() or (times.diff() == 0).any():
+            raise ValueError("times must differ from one to the next, and only the last may be 0")
+        rising = bool((times.diff() > 0).any())
+        if self.stochastic and rising:
+            raise ValueError(
+                "the times of a stochastic sampler must fall; to invert use a deterministic one, like ddim"
+            )
+        if denoiser.schedule.log_snr(times.max()) == -math.inf and (rising or not self.from_pure_noise):
+            raise ValueError(
+                f"{type(self).__name__} cannot begin where nothing of the data is left, and nothing leads back from "
+                f"there: with a zero terminal SNR use sampler=ddpm, ddim, dpmpp_2m or dpmpp_2m_sde, with falling times"
+            )
+        denoiser.check_times(times)
+        if self.off_grid:
+            try:
+                denoiser.check_times((times[:-1] + times[1:]) / 2)
+            except ValueError as error:
+                raise ValueError(
+                    f"{type(self).__name__} asks at times between the grid's, which this model does not know: use "
+                    f"sampler=ddpm, ddim or heun"
+                ) from error
+
+    def __call__(
+        self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = None
+    ) -> Iterator[Evaluation]:
+        """Walks along the times and yields every state.
+
+        Args:
+            denoiser: any; `Conditioned` for one that is told what to generate.
+            x: (B, *S), the state at times[0]; `prior(...)` draws it.
+            times: falling, from at most 1; a last 0 ends on D itself, a first-order step for every sampler. For
+                deterministic samplers they may also rise, from data to noise, and turn: a multistep method then starts
+                anew.
+            noise: the batch's random numbers, for stochastic samplers.
+
+        Yields:
+            For each time but the last (t, x_t, x0), x0 being what the denoiser saw there; at the end (t, x, x).
+        """
+        times = times.double().cpu()
+        self.check(denoiser, times)
+        rises = times.diff() > 0
+        history: History = ()
+        for i, (t, s) in enumerate(pairwise(times)):
+            if i and rises[i] != rises[i - 1]:
+                history = ()
+            if s == 0:
+                history = (Evaluation(t, x, denoiser(x, t)),)
+                x_s = history[0].x0
+            else:
+                x_s, history = self.step(denoiser, x, t, s, history, _draws(noise, x, step=i + 1))
+            yield history[0]
+            x = x_s
+        yield Evaluation(times[-1], x, x)
+
+    def sample(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
+        """The last state of the loop alone."""
+        for state in self(denoiser, x, times, noise):
+            x = state.x_t
+        return x
+
+
+def _draws(noise: Noise | None, x: Tensor, step: int) -> Draw:
+    """Draw 0, 1, ... of one step."""
+    count = 0
+
+    def draw() -> Tensor:
+        nonlocal count
+        if noise is None:
+            raise ValueError("a stochastic sampler needs noise=")
+        count += 1
+        return noise.normal(x.shape[1:], step=step, draw=count - 1).to(x)
+
+    return draw
+
+
+def prior(schedule: Schedule, noise: Noise, shape: tuple[int, ...], t: float = 1.0) -> Tensor:
+    """x_t, (B, *shape), for data of which nothing is left: sigma_t eps, with the noise of step 0."""
+    _, sigma = schedule(torch.tensor(t, dtype=torch.float64))
+    return sigma.item() * noise.normal(shape)

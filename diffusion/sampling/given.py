@@ -1,0 +1,183 @@
+"""What a person gives to sample with, read and put around a model: images, masks, vectors, a classifier."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.pictures import UnreadableImage, images_in, read_pixels
+from diffusion.build import ConfigError
+from diffusion.denoisers import Condition, Denoiser
+from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
+from diffusion.models import LabelLogProb
+from diffusion.runs.checkpoints import find, trained_classifier
+from diffusion.sampling.conditions import ImageCondition
+from diffusion.settings.sampling import Steering
+
+
+def steered(denoiser: Denoiser, steering: Steering, config: Mapping[str, Any]) -> Denoiser:
+    """The denoiser with the guidance and the mask around it.
+
+    Args:
+        denoiser: of a checkpoint.
+        steering: what was asked for.
+        config: the checkpoint's.
+
+    Raises:
+        ConfigError: they do not go together.
+    """
+    shape = tuple(config["dataset"]["shape"])
+    if steering.classifier is not None:
+        denoiser = _by_classifier(denoiser, steering, shape)
+    elif steering.guidance != 1:
+        _check_guidable(denoiser, config, steering.guidance)
+        denoiser = ClassifierFreeGuidance(
+            denoiser, steering.guidance, steering.guidance_interval, steering.guidance_rescale
+        )
+    if steering.init is not None and steering.mask is not None:
+        known = read_image(steering.init, "init", shape, steering.resize)
+        denoiser = Inpainting(denoiser, known, read_mask(steering.mask, shape, steering.resize))
+    return denoiser
+
+
+def start(steering: Steering, shape: tuple[int, ...]) -> Tensor | None:
+    """The image that sampling begins from, (C, H, W) in [-1, 1]; None from t = 1 on, where only noise is left."""
+    if steering.init is None or steering.t_start == 1:
+        return None
+    return read_image(steering.init, "init", shape, steering.resize)
+
+
+def rows(steering: Steering, length: int, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
+    """What was given to condition images on, a row each; what the model does not take, or lacks, is refused.
+
+    Args:
+        steering: what was asked for.
+        length: of the vectors that the model takes; 0 if it takes none.
+        condition: how it is told images; None if it is not.
+        shape: of the images that it draws.
+    """
+    vectors = _vectors(steering, length)
+    found = {} if vectors is None else {"embedding": vectors}
+    if steering.condition is not None:
+        found |= _images(steering, condition, shape)
+    return found
+
+
+def _images(steering: Steering, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
+    name = f"condition={steering.condition}"
+    if condition is None:
+        raise ConfigError(f"{name}: this model is told no images; train one with dataset.condition=lowres, say")
+    if steering.mask is not None and steering.init is None and not condition.takes_mask:
+        raise ConfigError(f"mask={steering.mask} needs the image that it belongs to: add init=photo.png")
+    masked = steering.mask is not None and condition.takes_mask
+    mask = read_mask(str(steering.mask), shape, steering.resize) if masked else None
+    path = Path(str(steering.condition))
+    try:
+        files = images_in(path) if path.is_dir() else [path]
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
+    found = []
+    for file in files:
+        picture = read_picture(str(file), "condition", shape)
+        try:
+            if steering.resize and not condition.takes(picture.shape[1:], shape):
+                picture = read_picture(str(file), "condition", shape, resize=True)
+            found.append(condition.of_picture(picture, shape, mask))
+        except ValueError as error:
+            raise ConfigError(f"condition={file}: {error}") from error
+    return {key: torch.cat([told[key] for told in found]) for key in found[0]}
+
+
+def _vectors(steering: Steering, length: int) -> Tensor | None:
+    """The vectors that condition a model which takes those of this length, (N, length); None if it takes none."""
+    if steering.embedding is None:
+        if length:
+            raise ConfigError(
+                f"this model is conditioned on vectors of length {length}: add embedding=file.npy to sample.py; "
+                f"evaluate.py scores what that draws, samples=x.npz"
+            )
+        return None
+    if not length:
+        raise ConfigError(f"embedding={steering.embedding}: this model takes no vectors; see network.embedding")
+    try:
+        if not Path(steering.embedding).is_file():
+            raise ValueError("no regular file is there")
+        vectors = np.load(steering.embedding, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, TypeError) as error:
+        raise ConfigError(f"embedding={steering.embedding} cannot be read as .npy: {error}") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.shape[1] != length or not len(vectors):
+        raise ConfigError(f"embedding={steering.embedding} must hold vectors of shape (n, {length})")
+    found = torch.from_numpy(vectors.astype(np.float32)) if vectors.dtype.kind in "biuf" else None
+    if found is None or not found.isfinite().all():
+        raise ConfigError(f"embedding={steering.embedding} must hold finite real numbers, got {vectors.dtype}")
+    return found
+
+
+def _by_classifier(denoiser: Denoiser, steering: Steering, shape: tuple[int, ...]) -> Denoiser:
+    if denoiser.num_classes:
+        raise ConfigError("this model knows its classes: classifier= steers models without; use guidance= alone")
+    path, checkpoint = find(str(steering.classifier))
+    classifier = trained_classifier(checkpoint, path)
+    theirs = tuple(checkpoint["config"]["dataset"]["shape"])
+    if theirs != shape:
+        raise ConfigError(f"classifier={steering.classifier} is for data of shape {theirs}, the model draws {shape}")
+    log_prob = LabelLogProb(classifier, denoiser.schedule)
+    guided = EnergyGuidance(denoiser, log_prob, steering.guidance)
+    guided.num_classes = classifier.num_classes
+    return guided
+
+
+def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: float) -> None:
+    if max(denoiser.num_classes, denoiser.embedding, denoiser.condition_channels) == 0:
+        raise ConfigError(
+            f"guidance={guidance:g}: this model is unconditional; train one with experiment=fast_digits_cond, say, "
+            f"or add classifier=..."
+        )
+    if not config.get("condition_dropout"):
+        raise ConfigError(
+            f"guidance={guidance:g}: this model was always told the label, or the image, and cannot do without; train "
+            f"one with condition_dropout=0.1"
+        )
+
+
+def read_image(path: str, what: str, shape: Sequence[int], resize: bool = False) -> Tensor:
+    """An image file as data of this shape, (C, H, W); see `read_picture`.
+
+    Raises:
+        ConfigError: it cannot be read, or has another size.
+    """
+    picture = read_picture(path, what, shape, resize)
+    if picture.shape[1:] != tuple(shape[1:]):
+        raise ConfigError(
+            f"{what}={path} is {picture.shape[2]}x{picture.shape[1]} pixels (width x height), the model draws "
+            f"{shape[2]}x{shape[1]}: crop it, or add resize=true"
+        )
+    return picture
+
+
+def read_picture(path: str, what: str, shape: Sequence[int], resize: bool = False) -> Tensor:
+    """An image file with the channels of data of this shape, (C, h, w) in [-1, 1], `pixel / 127.5 - 1`.
+
+    It has its own size, or with `resize` that of the data, as a folder of images makes it (`data.pictures.fitted`).
+
+    Raises:
+        ConfigError: it cannot be read, or the data are no images.
+    """
+    if len(shape) != 3:
+        raise ConfigError(f"{what}={path} is an image, and this model draws points")
+    try:
+        pixels = read_pixels(Path(path), shape[0], (shape[1], shape[2]) if resize else None)
+    except UnreadableImage as error:
+        raise ConfigError(f"{what}={path} cannot be read as an image: {error}") from error
+    return torch.from_numpy(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def read_mask(path: str, shape: Sequence[int], resize: bool = False) -> Tensor:
+    """A mask file, (1, H, W): 1, to be repainted, where it is lighter than middle grey, else 0."""
+    mask = (read_image(path, "mask", (1, *shape[1:]), resize) > 0).float()
+    if not mask.any():
+        raise ConfigError(f"mask={path} is all black, which keeps everything: paint white what is to be generated")
+    return mask

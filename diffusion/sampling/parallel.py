@@ -1,0 +1,59 @@
+"""Samples shared out over devices, one process each."""
+
+import math
+import multiprocessing
+import pickle
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion.sampling.pipeline import Pipeline
+
+
+def frames_on(
+    devices: Sequence[str],
+    pipeline: Pipeline,
+    numbers: Sequence[int],
+    seed: int = 0,
+    label: int | Sequence[int] | None = None,
+    batch_size: int = 64,
+    keep: Sequence[int] = (-1,),
+    show: str = "x_t",
+    after_step: Callable[[], object] = lambda: None,
+) -> Tensor:
+    """`pipeline.frames(numbers, ...)` with the samples shared out over devices, one process each.
+
+    `after_step` is called for the first device's share, by this process.
+    """
+    # No more processes than batches: each takes seconds to begin.
+    count = min(len(devices), math.ceil(len(numbers) / batch_size))
+    shares = [numbers[rank::count] for rank in range(count)]
+
+    def share(rank: int) -> dict[str, Any]:
+        return {
+            "n": shares[rank], "seed": seed, "label": label, "batch_size": batch_size, "device": devices[rank],
+            "keep": keep, "show": show,
+        }  # fmt: skip
+
+    if len(shares) == 1:
+        return pipeline.frames(**share(0), after_step=after_step)
+    # As bytes: torch would move the weights to shared memory under the feet of this process, which computes with them.
+    pickled = pickle.dumps(pipeline)
+    with ProcessPoolExecutor(len(shares) - 1, multiprocessing.get_context("spawn")) as pool:
+        others = [pool.submit(_frames, pickled, share(rank)) for rank in range(1, len(shares))]
+        parts = [pipeline.frames(**share(0), after_step=after_step)]
+        parts += [torch.from_numpy(other.result()) for other in others]
+    frames = torch.empty(len(keep), len(numbers), *pipeline.shape)
+    for rank, part in enumerate(parts):
+        frames[:, rank :: len(shares)] = part
+    return frames
+
+
+def _frames(pickled: bytes, arguments: dict[str, Any]) -> np.ndarray:
+    """One share, in a process of its own; the pipeline comes from the parent process."""
+    pipeline: Pipeline = pickle.loads(pickled)
+    return pipeline.frames(**arguments).numpy()

@@ -1,0 +1,306 @@
+"""Sampling from a trained model: behind `sample.py`, or in three lines of a notebook:
+
+    from diffusion.sampling import Pipeline
+    pipeline = Pipeline.load("lightning_logs/digits/version_0")
+    images = pipeline.sample(16, seed=1)
+
+gives (16, 1, 8, 8) in [-1, 1].
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion.build import ConfigError, build
+from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
+from diffusion.machine.memory import MOST_STEPS
+from diffusion.models import Codec, PriorDenoiser, decoded, encoded
+from diffusion.noise import SAMPLING, Noise
+from diffusion.runs.checkpoints import find
+from diffusion.runs.codecs import drawing
+from diffusion.samplers import (
+    Evaluation,
+    Grid,
+    KarrasGrid,
+    LogSNRGrid,
+    QuadraticGrid,
+    RePaintSampler,
+    Sampler,
+    TrailingGrid,
+    UniformGrid,
+    between,
+    prior,
+)
+from diffusion.samplers.trial import can_be_tried, far_off
+from diffusion.sampling import given
+from diffusion.sampling.conditions import Examples, Given, ImageCondition, Rows, condition_of, of_images
+from diffusion.settings.sampling import Steering
+
+# The grids to try where a sampler is far off, by the names of their choices.
+GRIDS: dict[str, Grid] = {
+    "trailing": TrailingGrid(),
+    "uniform": UniformGrid(),
+    "quadratic": QuadraticGrid(),
+    "log_snr": LogSNRGrid(),
+    "karras": KarrasGrid(),
+}
+
+
+def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sampler, Tensor]:
+    """The sampler and the times that a configuration asks for, `steps: null` being every timestep.
+
+    They fall from 1 to 0, or from `t_start` to `t_end` where it has these.
+
+    Raises:
+        ConfigError: they do not exist, or do not go with the denoiser.
+    """
+    schedule = denoiser.schedule
+    for key in ("sampler", "grid"):
+        if not isinstance(config.get(key), Mapping):
+            raise ConfigError(f"the configuration has no {key}")
+    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
+    if not isinstance(sampler, Sampler) or not isinstance(grid, Grid):
+        raise ConfigError("sampler must name a sampler and grid a grid of this project")
+    steps = config.get("steps")
+    if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
+        raise ConfigError(f"steps must be a whole number, got {steps!r}")
+    if steps is not None and steps > MOST_STEPS:
+        raise ConfigError(f"steps must be at most {MOST_STEPS}, got {steps}")
+    try:
+        times = between(grid, schedule, steps, config.get("t_start", 1.0), config.get("t_end", 0.0))
+        sampler.check(denoiser, times)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    _warn_if_far_off(sampler, denoiser, times)
+    return sampler, times
+
+
+def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> None:
+    """Warns of a sampler that is far off along these times on data whose answer is known, with what would be near."""
+    if isinstance(denoiser, PriorDenoiser):  # whose samples are N(0, I), for which its experiment's sampler is exact
+        return
+    schedule, steps = denoiser.schedule, len(times) - 1
+    found = far_off(sampler, schedule, times, denoiser.variance)
+    if found is None:
+        return
+    ends, near = (times[0].item(), times[-1].item()), []
+    for name, grid in GRIDS.items():
+        for count in (steps, 2 * steps):
+            try:
+                others = grid(schedule, count, *ends)
+                sampler.check(denoiser, others)
+            except ValueError:
+                break
+            tried = can_be_tried(sampler, others, denoiser.variance, calls=300)  # ten of them, in a second
+            if tried and far_off(sampler, schedule, others, denoiser.variance) is None:
+                near.append(f"grid={name}" + ("" if count == steps else f" steps={count}"))
+                break
+    warnings.warn(
+        f"{type(sampler).__name__} is far off in these {steps} steps: its samples of a Gaussian with the standard "
+        f"deviation {found.spread:g} are {found.distance:.2g} from it, and DDIM's {found.ddim:.2g}; nearer are "
+        f"{', '.join(['sampler=ddim', *near])}",
+        stacklevel=3,
+    )
+
+
+@dataclass
+class Pipeline:
+    """A denoiser with all that it takes to sample from it.
+
+    Args:
+        denoiser: frozen.
+        sampler: its method.
+        times: where it evaluates, falling from 1 to 0.
+        shape: of one sample.
+        num_classes: labels that the model knows, 0 if it is unconditional.
+        init: data, or their latents, to begin from, noised to the first time; None begins from noise alone.
+        condition: how the model's image conditions are made; None for a model without.
+        given: what conditions image k beside its label, for a model that has to be told.
+        label: what it is where nobody asks for another; see `labels`.
+        stream: of the noise; the later stages of a cascade have their own.
+        codec: turns latents, what the denoiser draws, into samples; None where it draws these.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    times: Tensor
+    shape: tuple[int, ...]
+    num_classes: int
+    init: Tensor | None = None
+    condition: ImageCondition | None = None
+    given: Given | None = None
+    label: int | Sequence[int] | None = None
+    stream: int = SAMPLING
+    codec: Codec | None = None
+
+    @classmethod
+    def load(
+        cls, spec: str, weights: str | float = "ema", steering: Steering | None = None, **changes: Any
+    ) -> "Pipeline":
+        """From a checkpoint: `last`, a version number, a run folder or a file; see `from_checkpoint`."""
+        path, checkpoint = find(spec)
+        return cls.from_checkpoint(checkpoint, str(path), weights, steering, **changes)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Mapping[str, Any],
+        path: str,
+        weights: str | float = "ema",
+        steering: Steering | None = None,
+        **changes: Any,
+    ) -> "Pipeline":
+        """From a checkpoint's contents.
+
+        Args:
+            checkpoint: see `diffusion.runs.checkpoints.read`.
+            path: where it is, for messages.
+            weights: "ema", "raw" or a width; see `diffusion.runs.checkpoints.trained_denoiser`.
+            steering: guidance, masks and starts.
+            changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
+        """
+        steering = steering or Steering()
+        changes |= {"t_start": steering.t_start, "t_end": steering.t_end}
+        config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
+        shape = config["dataset"].get("shape") if isinstance(config.get("dataset"), Mapping) else None
+        if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
+            raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
+        model, codec = drawing(checkpoint, Path(path), weights)
+        if codec is not None:
+            steering.check_latents()
+            if changes.get("clip"):
+                raise ConfigError("clip=true clamps pixels, and this model draws latents: leave it out")
+        denoiser = given.steered(model, steering, config)
+        init = given.start(steering, tuple(shape))
+        sampler, times = sampler_and_times(config, denoiser)
+        condition = condition_of(config)
+        rows = given.rows(steering, denoiser.embedding, condition, tuple(shape))
+        return cls(
+            denoiser=ClippedDenoiser(denoiser) if config["clip"] and codec is None else denoiser,
+            sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
+            times=times,
+            shape=tuple(shape),
+            num_classes=denoiser.num_classes,
+            init=None if init is None else encoded(codec, init[None])[0],
+            condition=condition,
+            given=Rows(rows) if rows else None,
+            codec=codec,
+        )
+
+    def labels(self, index: Tensor, label: int | Sequence[int] | None) -> Tensor | None:
+        """The labels of these images, None for an unconditional model: `label` for all, or item k of several for image
+        k, round and round; where it is None the pipeline's own in the same way, or each class in turn.
+
+        Raises:
+            ConfigError: a label that the model does not know.
+        """
+        if self.num_classes == 0:
+            if label is not None:
+                raise ConfigError(f"label={label}: this model is unconditional; train one with network.num_classes")
+            return None
+        label = self.label if label is None else label
+        if label is None:
+            return index % self.num_classes
+        several = [label] if isinstance(label, int) else list(label)
+        if not several or any(isinstance(item, bool) or not 0 <= item < self.num_classes for item in several):
+            raise ConfigError(f"label must be a whole number from 0 to {self.num_classes - 1}, got {label!r}")
+        return torch.tensor(several, device=index.device)[index % len(several)]
+
+    def condition_on(self, examples: Examples, index: Tensor) -> bool:
+        """Tells the model what belongs to these examples (N,), round and round: their labels if it knows classes, and
+        images made from them if it is to be told some and was given none; whether the latter was so."""
+        if self.num_classes:
+            self.label = examples.labels[index].tolist()
+        if self.condition is None or self.given is not None:
+            return False
+        self.given = Rows(of_images(self.condition, examples, index))
+        return True
+
+    def conditions(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Condition:
+        """All that the images with these numbers are conditioned on.
+
+        Raises:
+            ConfigError: the model has to be told an image, and nobody gave one.
+        """
+        label = self.label if label is None else label
+        labels = self.labels(index, label)
+        told = {} if labels is None else {"label": labels}
+        if self.given is not None:
+            return told | self.given(index, seed, label)
+        if self.condition is not None:
+            raise ConfigError("this model is conditioned on images: give some, condition=photo.png or a folder of them")
+        return told
+
+    @torch.no_grad()
+    def states(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Iterator[Evaluation]:
+        """Every state on the way of the images with these numbers, on the index's device; see `decoded`.
+
+        Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
+        """
+        denoiser = self.denoiser.to(index.device)
+        noise = Noise(seed, index, self.stream)
+        told = Conditioned(denoiser, self.conditions(index, seed, label))
+        with torch.autocast(index.device.type, enabled=False):
+            shape = self.shape if self.codec is None else self.codec.latent_shape
+            x = prior(denoiser.schedule, noise, shape, self.times[0].item())
+            if self.init is not None:
+                x = x + denoiser.schedule(self.times[0])[0].item() * self.init.to(x)
+            yield from self.sampler(told, x, self.times, noise)
+
+    def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
+        """The data that states at t, () of latents show, (n, *shape); themselves where there is no codec."""
+        codec = None if self.codec is None else self.codec.to(x_t.device)
+        return decoded(codec, self.denoiser.schedule, x_t, torch.as_tensor(t, dtype=torch.float64))
+
+    def sample(
+        self,
+        n: int | Sequence[int],
+        seed: int = 0,
+        label: int | Sequence[int] | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+    ) -> Tensor:
+        """Samples, (n, *shape) on the CPU; the arguments are those of `frames`."""
+        return self.frames(n, seed, label, batch_size, device)[-1]
+
+    def frames(
+        self,
+        n: int | Sequence[int],
+        seed: int = 0,
+        label: int | Sequence[int] | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+        keep: Sequence[int] = (-1,),
+        show: str = "x_t",
+        after_step: Callable[[], object] = lambda: None,
+    ) -> Tensor:
+        """Chosen states on the way from noise to samples, (len(keep), n, *shape) on the CPU.
+
+        Args:
+            n: how many samples, or the numbers of those wanted.
+            seed: of the noise.
+            label: of a class-conditional model, see `labels`; None takes each class in turn.
+            batch_size: samples at a time.
+            device: to compute on.
+            keep: which states; 0 is noise and the last, `len(times) - 1` or -1, the samples.
+            show: "x_t", or "x0", the data that the model predicts there.
+            after_step: called after each step of each batch.
+        """
+        if show not in ("x_t", "x0"):
+            raise ConfigError(f"show must be x_t or x0, got {show!r}")
+        numbers = torch.arange(n) if isinstance(n, int) else torch.tensor(list(n))
+        wanted = [range(len(self.times))[i] for i in keep]
+        batches = []
+        for index in numbers.to(device).split(batch_size):
+            kept = {}
+            for i, state in enumerate(self.states(index, seed, label)):
+                if i in wanted:
+                    kept[i] = (self.decoded(state.x_t, state.t) if show == "x_t" else self.decoded(state.x0)).cpu()
+                after_step()
+            batches.append(torch.stack([kept[i] for i in wanted]))
+        return torch.cat(batches, dim=1)

@@ -1,0 +1,1 @@
+"""The plain values that people type, checked before torch is imported."""

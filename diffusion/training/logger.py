@@ -1,0 +1,144 @@
+"""What a run writes to be looked at: TensorBoard events and `metrics.csv`, both unbroken over resumes."""
+
+import csv
+import io
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from torch.utils.tensorboard.summary import hparams
+
+from diffusion.media.atomic import atomic, check_regular, naming, remove_parts
+from diffusion.training.events import EventFile
+
+
+class Table:
+    """A CSV file with a column `step` and one for each figure; a row costs the same however many there are.
+
+    Args:
+        path: of the file.
+        resumed_from: rows after this step are dropped, to be written again; None begins an empty table.
+
+    Raises:
+        ValueError: the file is damaged; the text names the line.
+        WriteError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, resumed_from: int | None = None) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        check_regular(path)
+        if resumed_from is not None and path.exists():
+            rows = list(self._read())
+            kept = [row for row in rows if int(row["step"]) <= resumed_from]
+            self._columns = list(dict.fromkeys(name for row in kept for name in row))
+            remove_parts(path.parent, path.name)
+            self._write(kept)
+
+    def append(self, row: Mapping[str, str]) -> None:
+        """Adds a row; raises WriteError."""
+        new = [name for name in row if name not in self._columns]
+        if new:  # the whole table has to be written again, which happens once for each kind of figure
+            before = list(self._read()) if self._columns else []
+            self._columns += new
+            self._write([*before, row])
+            return
+        with naming(self.path), self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(row)
+
+    def _read(self) -> Iterator[dict[str, str]]:
+        line = 1
+        try:
+            text = self.path.read_text(encoding="utf-8")
+            # A row that was being written when the run was killed has no end.
+            whole = text[: text.rfind("\n") + 1]
+            if text and not whole.startswith("step"):
+                raise ValueError("no header")
+            for row in csv.DictReader(io.StringIO(whole, newline=""), strict=True):
+                line += 1
+                if None in row or None in row.values() or int(row["step"]) < 0:
+                    raise ValueError("not one value for each column")
+                for value in row.values():
+                    float(value or 0)
+                yield {name: value for name, value in row.items() if value}
+        except (ValueError, LookupError, csv.Error) as error:
+            raise ValueError(
+                f"{self.path} is damaged near line {line + 1} ({' '.join(str(error).split())[:80]}): repair it, or "
+                f"move it away, and resume"
+            ) from error
+
+    def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self._columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        with atomic(self.path) as file:
+            file.write(text.getvalue().encode())
+
+
+class RunLogger(Logger):
+    """Scalars to TensorBoard and to `metrics.csv` in the run's folder.
+
+    Args:
+        folder: the run's.
+        resumed_from: the step that a resumed run goes on from: what was logged after it is dropped, to be logged again.
+
+    Raises:
+        ValueError: the table of a resumed run is damaged.
+        WriteError: the folder cannot be written; also of all that logs something.
+    """
+
+    def __init__(self, folder: Path, resumed_from: int | None = None) -> None:
+        super().__init__()
+        self.folder = folder
+        self._table = Table(folder / "metrics.csv", resumed_from)
+        self.experiment = EventFile(folder, purge_step=None if resumed_from is None else resumed_from + 1)
+
+    @property
+    def name(self) -> str:
+        return self.folder.parent.name
+
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    @property
+    def log_dir(self) -> str:
+        return str(self.folder)
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Lightning's own call, before there is a result to go with them; `log_result` writes them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """One row of the table and one point a curve."""
+        if step is None:
+            raise ValueError("metrics are logged with the optimizer step they belong to")
+        for name, value in metrics.items():
+            self.experiment.add_scalar(name, value, step)
+        self._table.append({"step": str(step)} | {name: repr(float(value)) for name, value in metrics.items()})
+
+    def log_result(self, settings: Mapping[str, Any], result: Mapping[str, float], step: int) -> None:
+        """The run's settings with its final figures, for TensorBoard's table of runs."""
+        flat = dict(_flatten(settings))
+        for summary in hparams(flat, dict(result)):
+            self.experiment.add_summary(summary)
+        for name, value in result.items():
+            self.experiment.add_scalar(name, value, step)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, bool | int | float | str]]:
+    flat: list[tuple[str, bool | int | float | str]] = []
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat += _flatten(value, f"{prefix}{key}.")
+        else:
+            # TensorBoard stores UTF-8, and a file's name may hold bytes that are none.
+            text = str(value).encode("utf-8", "backslashreplace").decode()
+            flat.append((prefix + key, value if isinstance(value, bool | int | float) else text))
+    return flat

@@ -1,0 +1,194 @@
+"""The Lightning module: the objective and its bookkeeping. Mathematics never lives here."""
+
+import copy
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from diffusion.models import Codec, LatentObjective
+from diffusion.noise import TRAINING, VALIDATION, Noise
+from diffusion.objectives import Objective
+from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
+from diffusion.runs.models import Model
+
+# Boundaries in log-SNR between which the validation loss is reported separately.
+LEVELS = (-4.0, 0.0, 4.0)
+
+
+class TrainingDiverged(FloatingPointError):
+    """The gradient is no longer finite; its text is one line that names the step."""
+
+
+def raise_on_first_rank(trainer: pl.Trainer, error: Exception) -> None:
+    """Stops all ranks for a reason that they agree on; only the first one says why, the others end quietly."""
+    if trainer.is_global_zero:
+        raise error
+    raise SystemExit(0)
+
+
+def level_names() -> list[str]:
+    """One name for each range of log-SNR, from noise to data."""
+    edges = ["-inf", *(f"{level:g}" for level in LEVELS), "inf"]
+    return [f"log_snr_{low}_to_{high}" for low, high in pairwise(edges)]
+
+
+class DiffusionModule(pl.LightningModule):
+    """Trains a denoiser, a classifier of noisy data or an autoencoder.
+
+    Args:
+        denoiser: what is trained.
+        objective: its loss, `objective(denoiser, batch, noise)` -> "loss" (B,), whatever else is to be logged, (B,),
+            and "log_snr" (B,) if there are noise levels.
+        optimizer: makes the optimizer.
+        learning_rate: the learning rate's course.
+        ema: averages the weights, or None.
+        images_per_step: of one optimizer step, over all devices and accumulated batches.
+        seed: of all randomness in training.
+        config: the resolved configuration as a plain dict; every checkpoint carries it.
+    """
+
+    diverged_at: Tensor
+
+    def __init__(
+        self,
+        denoiser: Model,
+        objective: Objective,
+        optimizer: AdamW | Muon,
+        learning_rate: LearningRate,
+        ema: EMA | PowerEMA | None,
+        images_per_step: int,
+        seed: int,
+        config: Mapping[str, Any],
+    ) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
+        self.images_per_step, self.seed, self.config = images_per_step, seed, config
+        self.averaging = ema
+        copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
+        self.ema: Model | None = copies[0] if copies else None
+        self.other_emas = nn.ModuleList(copies[1:])
+        self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
+        self.grad_norm = torch.zeros(())
+        self.last_loss = torch.zeros(())  # of the last optimizer step
+        self._losses: list[Tensor] = []  # of its accumulated batches
+
+    @property
+    def averages(self) -> list[nn.Module]:
+        """The averaged denoisers, in the order of `averaging.weights`."""
+        return [] if self.ema is None else [self.ema, *self.other_emas]
+
+    @property
+    def evaluated(self) -> Model:
+        """The model that is validated and sampled: the averaged one if there is one."""
+        return self.denoiser if self.ema is None else self.ema
+
+    @property
+    def codec(self) -> Codec | None:
+        """What makes the latents that are diffused; None if the data themselves are."""
+        return self.objective.codec if isinstance(self.objective, LatentObjective) else None
+
+    def setup(self, stage: str) -> None:
+        """All ranks train for as many steps as the first one measured for the budget."""
+        steps = self.trainer.strategy.broadcast(self.trainer.max_steps)
+        self.trainer.fit_loop.epoch_loop.max_steps = steps
+
+    def train(self, mode: bool = True) -> "DiffusionModule":
+        """The averages stay in evaluation mode."""
+        super().train(mode)
+        for average in self.averages:
+            average.eval()
+        return self
+
+    def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        # Dropout draws from torch's own generator: seeded from the batch's number it is the same after a resume.
+        batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
+        torch.manual_seed(hash((self.seed, batches_done, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
+        out = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))
+        loss: Tensor = out["loss"].mean()
+        self._losses.append(loss.detach())
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self._sums = torch.zeros(1, len(LEVELS) + 1, dtype=torch.float64)  # the first row counts
+        self._summed: list[str] = []
+
+    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Noise and noise levels depend on the image's number alone, so that losses compare between epochs and runs."""
+        out = self.objective(self.evaluated, batch, Noise(0, batch["serial"], VALIDATION))
+        levels = torch.zeros(len(out["loss"]), dtype=torch.int64)
+        self._has_levels = "log_snr" in out
+        if self._has_levels:
+            levels = torch.bucketize(out["log_snr"].float(), torch.tensor(LEVELS, device=self.device)).cpu()
+        self._summed = [name for name in out if name != "log_snr"]
+        values = torch.stack([out[name] for name in self._summed]).cpu().double()  # in this order: MPS has no float64
+        if len(self._sums) == 1:
+            self._sums = torch.zeros(1 + len(values), self._sums.shape[1], dtype=torch.float64)
+        self._sums.index_add_(1, levels, torch.cat((torch.ones_like(values[:1]), values)))
+
+    def on_validation_epoch_end(self) -> None:
+        """One sum over the ranks, which may have seen different numbers of images."""
+        counts, *rows = self._sums
+        if self.trainer.world_size > 1:
+            counts, *rows = self.trainer.strategy.reduce(self._sums.to(self.device), reduce_op="sum").cpu()
+        totals: dict[str, float] = {}
+        means: dict[str, float] = {}
+        for what, sums in zip(self._summed, rows, strict=True):
+            totals[f"val/{what}"] = (sums.sum() / counts.sum()).item()
+            names = [f"val_{what}_by_level/{name}" for name in level_names()]
+            if self._has_levels:
+                means |= {name: (s / c).item() for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+        self.log("val/loss", totals["val/loss"], logger=False, rank_zero_only=True)
+        if self.logger is not None and not self.trainer.sanity_checking:
+            self.logger.log_metrics(totals | means, step=self.global_step)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # A fused optimizer unscales by itself, which our clipping for float16 would not see.
+        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
+        optimizer = self.optimizer(self.denoiser.network, fused)
+        self._peak_lrs = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Clips by norm and keeps the norm for the log; notes the first step at which it is not finite."""
+        bound = float("inf") if gradient_clip_val is None else gradient_clip_val
+        self.grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), bound).detach()
+        if self.trainer.precision != "16-mixed":  # there the scaler skips such steps
+            first = ~self.grad_norm.isfinite() & (self.diverged_at < 0)
+            self.diverged_at = torch.where(first, self.global_step + 1, self.diverged_at)
+
+    def raise_if_diverged(self) -> None:
+        """Raises `TrainingDiverged` if a gradient was not finite; waits for the device, so not for every step."""
+        if self.diverged_at >= 0:
+            stop = TrainingDiverged(
+                f"the gradient is not finite at step {self.diverged_at.item()}: training stopped and nothing was saved "
+                f"since; try a smaller lr or trainer.gradient_clip_val=1, and resume from the last checkpoint"
+            )
+            raise_on_first_rank(self.trainer, stop)
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        factor = self.learning_rate_factor()
+        for group, peak in zip(optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.last_loss = torch.stack(self._losses).mean()
+        self._losses.clear()
+        if self.averaging is not None:
+            with torch.no_grad():
+                for average, weight in zip(self.averages, self.averaging.weights(self.global_step + 1), strict=True):
+                    torch._foreach_lerp_(list(average.parameters()), list(self.denoiser.parameters()), weight)
+
+    def learning_rate_factor(self) -> float:
+        """The factor on the peak learning rates in the step that comes next."""
+        total = self.trainer.max_steps * self.images_per_step if self.trainer.max_steps > 0 else None
+        return self.learning_rate(self.global_step * self.images_per_step, total)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.raise_if_diverged()
+        checkpoint["config"] = dict(self.config)
