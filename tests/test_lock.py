@@ -16,7 +16,7 @@ from diffusion.training.saving import Checkpoints
 HOLD = """
 import sys, time
 from pathlib import Path
-from diffusion.lock import locked
+from diffusion.runs.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

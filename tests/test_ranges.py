@@ -19,7 +19,7 @@ from diffusion.samplers import Grid, LogSNRGrid, Sampler
 from diffusion.samplers.__main__ import CONFIGS
 from diffusion.schedules import Schedule, VPSchedule
 
-MODULES = ("adaptive", "denoisers", "grids", "multistep", "objectives", "samplers", "schedules", "stochastic")
+MODULES = ("denoisers", "objectives", "samplers", "schedules")
 VALUES = (math.nan, math.inf, -math.inf, 0.0, -1.0)
 
 
@@ -34,7 +34,11 @@ NEEDED = {"weighting": SimpleWeighting, "denoiser": gaussian}
 def numbers() -> Iterator[tuple[type, str]]:
     for module in MODULES:
         for cls in vars(importlib.import_module(f"diffusion.{module}")).values():
-            if not inspect.isclass(cls) or cls.__module__ != f"diffusion.{module}" or inspect.isabstract(cls):
+            if (
+                not inspect.isclass(cls)
+                or not cls.__module__.startswith(f"diffusion.{module}")
+                or inspect.isabstract(cls)
+            ):
                 continue
             for name, hint in get_type_hints(cls.__init__).items():
                 if hint is float and cls.__name__ != "ConditionDropout":

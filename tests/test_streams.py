@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 # As a script: prints, works, prints again, and ends as its work did.
 SCRIPT = """
 import pathlib, sys
-from diffusion import streams
+from diffusion.terminal import streams
 streams.protect()
 for _ in range(200):
     print("step " + 100 * "x")

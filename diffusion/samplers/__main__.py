@@ -12,7 +12,7 @@ import yaml
 from diffusion.build import build
 from diffusion.samplers.base import Sampler
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "sampler"
+CONFIGS = Path(__file__).parent.parent.parent / "configs" / "sampler"
 
 
 def source(sampler: Sampler) -> str:
