@@ -151,7 +151,7 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
     for argument in arguments:
         name = argument.split("=")[0]
         if name in ("-m", "--multirun") and config_name != "train":
-            fail(f"{name} is of train.py, which gives each run a folder of its own: leave it out")
+            fail(f"{name} is an option of train.py alone: leave it out")
         if not name or name.startswith("~"):
             fail(f"cannot read {argument!r}: write name=value; name=null where a setting can be without a value")
         if argument.startswith("-") and name not in FLAGS:

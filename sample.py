@@ -131,7 +131,7 @@ def main(config: "DictConfig") -> None:
     if options.show in ("both", "condition"):
         processes.check_out(out, options.show)
     if options.show == "condition" and pipeline.condition is None:
-        raise ValueError("show=condition: this model is told no images; train one with dataset.condition=lowres, say")
+        raise ValueError("show=condition: this model is not conditioned on images: train with dataset.condition=lowres")
     if steering.condition is not None and isinstance(pipeline.given, Rows) and options.n is None:
         options.n = len(pipeline.given) if len(pipeline.given) > 1 else None  # one for each that was given
     check_memory(options, pipeline, out, len(places))
@@ -242,7 +242,7 @@ def settle_conditions(pipeline: "Pipeline", run: dict[str, Any], n: int) -> "Ten
         return None
     test = test_split(run)
     index = _tensor(list(range(min(n, len(test)))))
-    print("told images made from test data; condition=photo.png, or a folder, gives others", file=sys.stderr)
+    print("conditioned on images made from test data; condition=photo.png, or a folder, gives others", file=sys.stderr)
     pipeline.condition_on(test, index)
     return test.get(index)
 

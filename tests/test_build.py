@@ -110,7 +110,7 @@ def test_an_accelerator_that_is_not_there_is_refused_with_those_that_are(monkeyp
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for accelerator in ("gpu", "cuda", "mps"):
-        with pytest.raises(ValueError, match=f"accelerator={accelerator} .*: use one of auto, cpu$"):
+        with pytest.raises(ValueError, match=f"accelerator={accelerator}: .*; use one of auto, cpu$"):
             check_devices("auto", accelerator)
 
 

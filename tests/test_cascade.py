@@ -98,7 +98,7 @@ def test_what_is_given_decides_and_twice_the_same_is_the_same(folder: Path) -> N
 def test_a_model_that_was_given_nothing_is_told_test_images_and_shows_them(folder: Path) -> None:
     outcome = call(sample, folder, f"ckpt={SR}", "steps=4", "n=3", "show=condition", "out=rows.png")
     assert outcome.code == 0
-    assert "told images made from test data" in outcome.err
+    assert "conditioned on images made from test data" in outcome.err
     with Image.open(folder / "rows.png") as picture:
         assert abs(picture.width - picture.height) < 3  # three rows of three
         table = np.asarray(picture)
@@ -136,7 +136,7 @@ def test_a_cascade_draws_one_image_whatever_the_batch_and_its_noise_matters(fold
     assert (draw(folder, cascade, "n=4", "conditioning_noise=0.3") != images).any()
     outcome = call(sample, folder, cascade, "steps=4", "n=4", "show=condition", "out=cascade.gif", "frames=3")
     assert outcome.code == 0, outcome.err
-    assert "told images" not in outcome.err
+    assert "conditioned on images" not in outcome.err
     assert call(sample, folder, cascade, "steps=2", "n=2", "out=many", "conditioning_noise=0.1").code == 0
     record = json.loads((folder / "many/settings.json").read_text())
     assert len(record["checkpoint"]) == 2
@@ -160,8 +160,8 @@ def test_samples_of_conditional_models_and_of_cascades_are_scored(folder: Path) 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (f"ckpt={PLAIN} condition=photo0.png", "this model is told no images; train one with dataset.condition=lowres"),
-        (f"ckpt={PLAIN} show=condition out=a.png", "show=condition: this model is told no images"),
+        (f"ckpt={PLAIN} condition=photo0.png", "this model is not conditioned on images: train with dataset.condition"),
+        (f"ckpt={PLAIN} show=condition out=a.png", "show=condition: this model is not conditioned on images"),
         (f"ckpt={SR} condition=wide.png", "it has 9x8 pixels (width x height), and this model enlarges 4x4"),
         (f"ckpt={SR} condition=nowhere.png", "condition=nowhere.png cannot be read as an image"),
         (f"ckpt={SR} condition=empty", "condition=empty: no images there (looked for .apng"),
@@ -171,7 +171,7 @@ def test_samples_of_conditional_models_and_of_cascades_are_scored(folder: Path) 
         (f"ckpt={SR} show=condition out=a.npz", "show=condition is a picture"),
         (f"ckpt={MASKED} condition=photo0.png", "this model completes pictures: add mask=mask.png"),
         (f"ckpt={MASKED} condition=wide.png mask=mask.png", "it has 9x8 pixels (width x height), and this model draws"),
-        (f"ckpt={MASKED} condition=photo0.png mask=mask.png guidance=2", "or the image, and cannot do without"),
+        (f"ckpt={MASKED} condition=photo0.png mask=mask.png guidance=2", "never trained without its label or image"),
         (f"ckpt=[{SR},{BASE}]", "put the base model first"),
         (f"ckpt=[{BASE},{PLAIN}]", "enlarges nothing: each stage but the first"),
         (f"ckpt=[{PLAIN},{SR}]", "enlarges images of shape (1, 4, 4), and the stage before it draws (1, 8, 8)"),
@@ -212,7 +212,7 @@ def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bo
             "dataset.condition=lowres is made from images, and these data are points",
         ),
         ("dataset.condition=lowres dataset.condition.factor=3", "factor=3 does not divide images of 8x8 pixels"),
-        ("dataset.condition=lowres network=tutorial", "this network is told no images beside its input"),
+        ("dataset.condition=lowres network=tutorial", "this network cannot be conditioned on images"),
         ("dataset.source.downsample=3", "downsample=3: must divide the images' 8 rows"),
         ("dataset.condition=masked dataset.condition.largest=2", "need 0 < smallest <= largest <= 1"),
         (

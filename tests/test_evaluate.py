@@ -243,7 +243,7 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
         (f"ckpt={RUN} likelihood=ode devices=2", ["devices= does nothing for likelihood=ode"]),
         (f"ckpt={RUN} likelihood=ode extractors=random", ["extractors= does nothing for likelihood=ode"]),
         (f"ckpt={RUN} likelihood=vlb probes=2", ["probes= does nothing for likelihood=vlb"]),
-        (f"ckpt={RUN} likelihood=ode accelerator=tpu", ["accelerator=tpu is not what torch finds"]),
+        (f"ckpt={RUN} likelihood=ode accelerator=tpu", ["accelerator=tpu: PyTorch finds no such device here"]),
         ("dataset=digits samples=x.npz steps=5", ["steps= does nothing for samples="]),
         ("dataset=moons train_classifier=true out=x", ["needs images, and moons has none"]),
         (f"ckpt={RUN} devices=0", ["devices must be at least 1"]),

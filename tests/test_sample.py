@@ -197,7 +197,7 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
         ("", ["ckpt= is missing", "ckpt", "last"]),
         ("ckpt=null", ["ckpt= is missing"]),
         ("ckpt=nowhere", ["there is no checkpoint nowhere", "last", "a version number"]),
-        (f"ckpt={RUN} n=1,2 -m", ["-m is of train.py"]),
+        (f"ckpt={RUN} n=1,2 -m", ["-m is an option of train.py alone"]),
         ("ckpt=9", ["there is no run version_9"]),
         ("ckpt=https://example.org/a.ckpt", ["is an address"]),
         ("ckpt=lightning_logs/digits", ["is a folder of runs, name one", "lightning_logs/digits/version_0"]),

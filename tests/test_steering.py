@@ -165,7 +165,7 @@ def test_a_folder_remembers_how_it_was_steered(folder: Path) -> None:
         ({"guidance_rescale": 1.0, "guidance": 2.0, "classifier": "last"}, "guidance_rescale belongs to guidance of a"),
         ({"guidance": math.nan}, "guidance must be a finite number"),
         ({"mask": "mask.png"}, "mask=mask.png needs the image that it belongs to"),
-        ({"init": "photo.png"}, "init= is forgotten from t_start=1 on"),
+        ({"init": "photo.png"}, "init= has no effect at t_start=1 (pure noise)"),
         ({"t_start": 0.5}, "t_start=0.5 needs an image to begin from"),
         ({"t_end": 1.0}, "0 <= t_end < t_start <= 1"),
         ({"t_start": 1.5, "init": "photo.png"}, "0 <= t_end < t_start <= 1"),
@@ -187,7 +187,7 @@ def test_options_that_do_not_go_together_are_refused_at_once(told: dict[str, Any
         ),
         (f"ckpt={PLAIN} label=2", "label=2: this model is unconditional"),
         (f"ckpt={PLAIN} label=all", "label=all: this model has no classes"),
-        (f"ckpt={TOLD} guidance=2", "this model was always told the label, or the image, and cannot do without"),
+        (f"ckpt={TOLD} guidance=2", "this model never trained without its label or image"),
         (f"ckpt={GUIDABLE} label=10", "label must be a whole number from 0 to 9, got 10"),
         (f"ckpt={GUIDABLE} label=cat", "label must be a whole number, a list of them, or all, got 'cat'"),
         (f"ckpt={GUIDABLE} label=all n=9", "label=all draws one row for each of 10 classes"),
@@ -215,7 +215,7 @@ def test_what_cannot_be_gets_one_line_and_leaves_nothing(folder: Path, arguments
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("condition_dropout=0.1", "condition_dropout=0.1: this network is told nothing that could be kept from it"),
+        ("condition_dropout=0.1", "condition_dropout=0.1: this network is conditioned on nothing"),
         ("condition_dropout=1", "condition_dropout must be at least 0 and below 1, got 1"),
         ("denoiser=classifier", "denoiser=classifier needs a network that classifies: network=encoder"),
         ("objective=classifier", "objective=classifier trains a classifier"),

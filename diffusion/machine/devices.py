@@ -14,7 +14,7 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
     usable = {"auto", "cpu"} | ({"gpu", "cuda"} if gpus else set()) | ({"gpu", "mps"} if mps else set())
     if accelerator not in usable:
         here = ", ".join(sorted(usable))
-        raise ValueError(f"accelerator={accelerator} is not what torch finds on this machine: use one of {here}")
+        raise ValueError(f"accelerator={accelerator}: PyTorch finds no such device here; use one of {here}")
     found = gpus if accelerator not in ("cpu", "mps") else 0
     if isinstance(devices, list):
         if not found:

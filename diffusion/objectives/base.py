@@ -67,7 +67,7 @@ class ConditionDropout(Objective):
         trainable = model if isinstance(model, TrainableDenoiser) else None
         if trainable is None or not (trainable.num_classes or trainable.embedding or trainable.condition_channels):
             raise ValueError(
-                f"condition_dropout={self.share:g}: this network is told nothing that could be kept from it; set "
+                f"condition_dropout={self.share:g}: this network is conditioned on nothing that could be withheld; set "
                 f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
         if trainable.always_told:

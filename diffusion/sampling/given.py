@@ -69,7 +69,7 @@ def rows(steering: Steering, length: int, condition: ImageCondition | None, shap
 def _images(steering: Steering, condition: ImageCondition | None, shape: tuple[int, ...]) -> Condition:
     name = f"condition={steering.condition}"
     if condition is None:
-        raise ConfigError(f"{name}: this model is told no images; train one with dataset.condition=lowres, say")
+        raise ConfigError(f"{name}: this model is not conditioned on images: train with dataset.condition=lowres")
     if steering.mask is not None and steering.init is None and not condition.takes_mask:
         raise ConfigError(f"mask={steering.mask} needs the image that it belongs to: add init=photo.png")
     masked = steering.mask is not None and condition.takes_mask
@@ -138,7 +138,7 @@ def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: flo
         )
     if not config.get("condition_dropout"):
         raise ConfigError(
-            f"guidance={guidance:g}: this model was always told the label, or the image, and cannot do without; train "
+            f"guidance={guidance:g}: this model never trained without its label or image, which guidance needs; train "
             f"one with condition_dropout=0.1"
         )
 

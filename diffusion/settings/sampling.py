@@ -59,7 +59,7 @@ class Steering:
             raise ValueError(f"t_start={self.t_start:g} needs an image to begin from: add init=photo.png")
         if self.init is not None and self.mask is None and self.t_start == 1:
             raise ValueError(
-                "init= is forgotten from t_start=1 on: add t_start=0.6 to begin nearer to it, or mask= to keep parts"
+                "init= has no effect at t_start=1 (pure noise): add t_start=0.6 to begin near it, or mask= for a part"
             )
         if self.resize and self.init is None and self.condition is None:
             raise ValueError("resize=true is for the images of init=, mask= and condition=: leave it out, or add one")

@@ -28,7 +28,7 @@ def block(spec: str, n: int) -> media.Pixels:
     source: Source = build(checkpoint["config"]["dataset"]["source"])
     test, index = source.load().test, torch.arange(n)
     if not pipeline.condition_on(test, index):
-        sys.exit(f"{path} is told no images: train with dataset.condition=lowres, say")
+        sys.exit(f"{path} is not conditioned on images: train with dataset.condition=lowres, say")
     told = as_picture(pipeline.conditions(index)["image"], pipeline.shape)
     return media.picture(torch.cat((told, pipeline.sample(n, seed=0), test.get(index))), rows=3)
 
