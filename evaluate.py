@@ -11,11 +11,13 @@ Examples:
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
+from diffusion.build import check_source
+from diffusion.settings.idle import refuse
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -87,18 +89,22 @@ class Options:
         return self.batch_size or (64 if len(shape) == 3 else 2000)
 
     def refuse_idle(self, typed: Iterable[str]) -> None:
-        """Raises ValueError, one line, if something was typed that would change nothing."""
-        drawing, scoring = ["sampler", "grid"], ["devices", "extractors", "cache"]
-        if self.likelihood:
-            idle, what = [*drawing, *scoring, "conditioning_noise"], f"likelihood={self.likelihood}"
+        """Raises ConfigError, one line, if something was typed that would change nothing."""
+        drawing, scoring = ("sampler", "grid", "conditioning_noise"), ("devices", "extractors", "cache")
+        what = "a table of scores"
+        if self.train_classifier:
+            read = ("train_classifier", "out", "data_dir", "download")
+            what, idle = "train_classifier=true", (*drawing, *(f.name for f in fields(self) if f.name not in read))
+        elif self.likelihood:
+            what, idle = f"likelihood={self.likelihood}", (*drawing, *scoring, "dataset.flip")
         elif self.samples:
-            idle, what = [*drawing, "conditioning_noise", "steps", "seed", "weights", "batch_size"], "samples="
+            what, idle = "samples=", (*drawing, "steps", "seed", "weights", "batch_size", "devices")
         else:
-            idle, what = [], "a table of scores"
-        idle += [] if self.likelihood == "ode" else ["probes"]
-        for name in typed:
-            if name.partition(".")[0] in idle:
-                raise ValueError(f"{name}= does nothing for {what}: leave it out")
+            idle = ()
+        refuse(typed, idle, what)
+        refuse(typed, () if self.likelihood == "ode" else ("probes",), what)
+        refuse(typed, () if self.likelihood else ("dataset.clip",), what)
+        refuse(typed, ("dataset.shape", "dataset.num_classes", "dataset.recipe"), "an evaluation")
 
     def refuse_unnamed(self, has_dataset: bool) -> None:
         """Raises ValueError, one line, if nothing names what to evaluate, or the data that it needs."""
@@ -138,18 +144,21 @@ def main(config: "DictConfig") -> None:
 
     options.extractors = names(options.extractors)
     if options.train_classifier:
+        refuse_idle_data(dataset)
         dataset, splits = loaded(dataset, options.data_dir, options.download)
         if len(dataset["shape"]) != 3:
             raise ValueError(f"train_classifier=true needs images, and {dataset['name']} has none")
         train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
         return
     if options.ckpt in (None, "", []):
+        refuse_idle_data(dataset)
         score(dataset, options, [], {})
         return
     stages = options.ckpt if isinstance(options.ckpt, list) else [options.ckpt]
     found = [checkpoints.find(str(spec)) for spec in stages]
     path, contents = found[-1]
     dataset = contents["config"]["dataset"] if dataset is None else dataset
+    refuse_idle_data(dataset)
     if options.likelihood and contents["config"].get("autoencoder"):
         raise ValueError(
             f"likelihood={options.likelihood} is that of data, and this model's is of latents: leave it out"
@@ -158,6 +167,12 @@ def main(config: "DictConfig") -> None:
         score(dataset, options, found, {"sampler": sampler, "grid": grid})
     else:
         likelihood(dataset, options, path, contents)
+
+
+def refuse_idle_data(dataset: dict[str, Any]) -> None:
+    """Raises ConfigError if `download` was typed for data that are never fetched."""
+    check_source(dataset["source"])
+    refuse(cli.typed(), () if "download" in dataset["source"] else ("download",), f"dataset={dataset['name']}")
 
 
 def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: dict[str, Any]) -> None:
@@ -194,6 +209,8 @@ def score(dataset: dict[str, Any], options: Options, stages: list[Any], method: 
         }  # fmt: skip
     shape = None if pipeline is None else pipeline.shape
     dataset, splits = loaded(dataset, options.data_dir, options.download, shape)
+    if len(dataset["shape"]) != 3:
+        refuse(cli.typed(), ("extractors", "cache", "dataset.flip"), "points, which are scored as they are")
     if options.samples is not None:
         given = read_samples(Path(options.samples), dataset["shape"], wanted, class_count(splits.train.labels))
         wanted = len(given[0])

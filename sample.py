@@ -15,12 +15,13 @@ Examples:
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cli
+from diffusion.settings.idle import refuse
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,17 +55,18 @@ class Options:
     fps: float
     hold: int
 
-    def refuse_idle(self, typed: Iterable[str], out: Path, t_end: float = 0.0) -> None:
-        """Raises ValueError, one line, if something was typed that changes nothing of such a file."""
+    def refuse_idle(self, typed: Iterable[str], out: Path, shape: Sequence[int]) -> None:
+        """Raises ConfigError, one line, if something was typed that changes nothing of such a file of such samples."""
         moving, picture = out.suffix.lower() in (".gif", ".webp"), out.suffix.lower() == ".png"
-        idle = [] if moving else ["fps", "hold"]
-        idle += [] if moving or self.show == "both" else ["frames"]
-        idle += [] if moving or picture else ["rows"]
-        idle += [] if moving or self.show != "x0" or t_end > 0 else ["show"]  # at the end x_t is x0
-        for name in typed:
-            if name in idle:
-                where = ".gif, .webp or .png" if name == "rows" else ".gif or .webp"
-                raise ValueError(f"{name}= does nothing for out={out}: leave it out, or write {where}")
+        if not moving:
+            idle = ("fps", "hold") if self.show == "both" else ("fps", "hold", "frames")
+            refuse(typed, idle if self.show != "x0" else (*idle, "show"), f"out={out}", "write .gif or .webp")
+        if not moving and not picture:
+            refuse(typed, ("rows",), f"out={out}", "write .gif, .webp or .png")
+        if picture and self.show == "both":
+            refuse(typed, ("rows",), f"show=both out={out}", "write .gif or .webp")
+        if len(shape) == 1:
+            refuse(typed, ("rows",), "points, which share one plot")
 
     def checkpoints(self) -> list[str]:
         """What was named, one or the stages of a cascade."""
@@ -98,6 +100,8 @@ def main(config: "DictConfig") -> None:
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     sampler, grid = plain.pop("sampler", None), plain.pop("grid", None)
+    if plain["eta"] is not None and "sampler.eta" in cli.typed():
+        raise ValueError(f"eta={plain['eta']} and sampler.eta={sampler['eta']}: give one of them")
     steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})
     options: Options = construct(Options, plain)
 
@@ -127,7 +131,7 @@ def main(config: "DictConfig") -> None:
     )
     out = Path(options.out) if options.out is not None else checkpoints.run_folder(path) / "samples" / "pred.gif"
     media.check_out(out, pipeline.shape)
-    options.refuse_idle(cli.typed(), out, steering.t_end)
+    options.refuse_idle(cli.typed(), out, pipeline.shape)
     if options.show in ("both", "condition"):
         processes.check_out(out, options.show)
     if options.show == "condition" and pipeline.condition is None:
@@ -139,6 +143,7 @@ def main(config: "DictConfig") -> None:
     assert options.n is not None
     numbers = list(range(options.n))
     assert not isinstance(options.label, str)
+    pipeline.labels(_tensor(numbers), options.label)  # refused before test data are read
     truth = settle_conditions(pipeline, contents["config"], options.n)
     labels = pipeline.labels(_tensor(numbers), options.label)
     moving, replaces = out.suffix.lower() in (".gif", ".webp"), out.is_file()

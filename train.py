@@ -106,6 +106,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if begun is not None and begun.data is not None:
         changes.check(begun.data, datamodule.described, f"step {step} of {begun.folder}")
     check_conditions(datamodule, run.module.denoiser)
+    run.check_data(cli.typed())
     warn_of_likeness(datamodule)
     if codec is not None:
         into_latents(codec, datamodule, device, settings.cache_latents, begins=path is None)
@@ -183,6 +184,7 @@ def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None
     """The configuration as a plain dict; the checkpoint to go on from, if any."""
     from diffusion.build import ConfigError
     from diffusion.runs import codecs, resume
+    from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 
     typed, spec = cli.typed(), config.resume
     for name in ("dataset.shape", "network.shape"):
@@ -190,9 +192,7 @@ def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None
             raise ConfigError(f"{name} is not for setting: it follows from the data")
     if spec in (None, "auto"):
         plain = resume.limited(resolved(config), typed)
-        check_used(plain, typed)
-        if "ema_decay" in typed and "decay" not in (plain["ema"] or {}):
-            raise ConfigError(f"ema_decay={typed['ema_decay']} is of ema=exponential: leave it out, or choose that")
+        refuse_idle_training(plain, typed)
     if spec is None:
         return plain, None
     if spec == "auto":
@@ -206,25 +206,8 @@ def configuration(config: "DictConfig") -> "tuple[dict[str, Any], Resumed | None
     if typed.pop("autoencoder", None) is not None and spec != "auto":
         codecs.check_same(str(config.autoencoder), checkpoint["config"])
     plain = resume.continued(checkpoint["config"], typed, path, auto=spec == "auto")
+    refuse_idle_source(plain, typed)
     return plain, resume.resumed(path, checkpoint)
-
-
-def check_used(plain: dict[str, Any], typed: dict[str, Any]) -> None:
-    """Raises ConfigError if something was typed that no part of this run takes up."""
-    from diffusion.build import ConfigError
-
-    for name in ("data_dir", "download"):
-        if name in typed and name not in plain["dataset"]["source"]:
-            raise ConfigError(f"{name}= does nothing for dataset={plain['dataset']['name']}: leave it out")
-    if "lr" in typed and plain["optimizer"].get("lr") != plain["lr"]:
-        raise ConfigError(f"lr={plain['lr']} and optimizer.lr={plain['optimizer'].get('lr')}: give one of them")
-    classes = typed.get("dataset.num_classes")
-    network = plain["network"]
-    if classes and classes not in (network.get("num_classes"), network.get("classes")):
-        raise ConfigError(
-            f"dataset.num_classes={classes} alone trains an unconditional model: add network.num_classes={classes} "
-            f"condition_dropout=0.1 for one that draws each class, or leave it out"
-        )
 
 
 def resolved(config: "DictConfig") -> dict[str, Any]:

@@ -123,14 +123,9 @@ class Rows:
             return "trained, steered another model"
         self._call(sample, home, *drawing, *steps)
         split = "train" if any(setting.startswith("dataset=folder") for setting in data) else "val"
-        scoring = [
-            "devices=1",
-            "n=95",
-            "extractors=random",
-            f"split={split}",
-            "download=false",
-            f"cache={self.folder / 'cache'}",
-        ]
+        scoring = ["devices=1", "n=95", f"split={split}", *(item for item in data if item == "download=false")]
+        if len(config.dataset.shape or (3, 8, 8)) == 3:  # a folder's is known once it is read
+            scoring += ["extractors=random", f"cache={self.folder / 'cache'}"]
         if name == "cascade_sr":
             stages = f"ckpt=[{self.run('cascade_base')},{self.run(name)}]"
             self._call(sample, home, stages, "n=16", *steps, "out=cascade.npz", "devices=1")

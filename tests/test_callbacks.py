@@ -70,11 +70,17 @@ def trainer_of(val: Images, *others: AfterStep) -> Any:
     )
 
 
-def test_too_few_validation_data_are_one_line_and_no_scores(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_few_validation_data_for_a_score_are_refused() -> None:
     scores = Scores(1, (1, 8, 8), clip=True)
-    scores.on_train_start(trainer_of(Images(torch.zeros(84, 1, 8, 8, dtype=torch.uint8))), Any)
-    assert capsys.readouterr().out == "score_every=1: no scores, as 84 validation data are not more than 84\n"
-    assert scores.every == 0
+    with pytest.raises(ValueError, match="score_every=1 needs more than 84 validation data, and there are 84: leave"):
+        scores.judge_by(Images(torch.zeros(84, 1, 8, 8, dtype=torch.uint8)))
+    scores.judge_by(Images(torch.zeros(85, 1, 8, 8, dtype=torch.uint8)))
+
+
+def test_scores_of_data_that_are_neither_images_nor_points_in_the_plane_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"not data of shape \(3,\)"):
+        Scores(1, (3,), clip=False)
+    Scores(0, (3,), clip=False)
 
 
 def test_time_that_is_spent_on_pictures_and_scores_is_not_training_time() -> None:

@@ -82,4 +82,4 @@ def test_a_documented_command_names_what_exists_and_passes_the_checks_before_the
         options.refuse_unnamed(has_dataset="dataset" in plain)
     else:
         construct(Steering, {field.name: plain[field.name] for field in fields(Steering)})
-        options.refuse_idle(typed, Path(options.out or "pred.gif"))
+        options.refuse_idle(typed, Path(options.out or "pred.gif"), (1, 8, 8))

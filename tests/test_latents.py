@@ -239,7 +239,7 @@ def test_latents_that_cannot_be_are_refused_in_one_line(folder: Path, typed: str
         (train, f"resume={PIXELS} autoencoder=other.ckpt", "the run that is to go on has no autoencoder"),
         (sample, f"ckpt={LATENT} init=photo.png mask=photo.png", "mask=photo.png: this model draws latents"),
         (sample, f"ckpt={LATENT} classifier=last label=3", "knows noisy pixels, and this model draws latents"),
-        (sample, f"ckpt={LATENT} clip=true", "clip=true clamps pixels, and this model draws latents"),
+        (sample, f"ckpt={LATENT} clip=true", "clip= clamps the pixels of each step, and this model draws latents"),
         (sample, f"ckpt={AUTOENCODER} label=3", "this model is unconditional"),
         (evaluate, f"ckpt={LATENT} likelihood=ode", "likelihood=ode is that of data, and this model's is of latents"),
         (evaluate, f"ckpt={AUTOENCODER} likelihood=vlb", "this model is an autoencoder, whose bound is val/elbo_bpd"),

@@ -309,7 +309,7 @@ def test_settings_of_another_kind_of_file_are_refused(typed: tuple[str, ...], ou
     values = {field.name: defaults[field.name] for field in dataclasses.fields(sample.Options)} | {"ckpt": "last"}
     options = sample.Options(**values | ({"show": "x0"} if "show" in typed else {}))
     if refused is None:
-        options.refuse_idle(typed, Path(out))
+        options.refuse_idle(typed, Path(out), (1, 8, 8))
         return
     with pytest.raises(ValueError, match=refused):
-        options.refuse_idle(typed, Path(out))
+        options.refuse_idle(typed, Path(out), (1, 8, 8))

@@ -44,6 +44,7 @@ class Autoencoder(nn.Module):
 
     num_classes = 0  # it is told no labels
     embedding = 0  # and no vectors
+    always_told = False
 
     network: Any  # a module that is `EncodesAndDecodes`
     shape: tuple[int, ...]

@@ -28,6 +28,7 @@ class NoisyClassifier(nn.Module):
     """
 
     embedding = 0  # it is told no vectors
+    always_told = False
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         super().__init__()

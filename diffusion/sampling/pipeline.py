@@ -39,6 +39,7 @@ from diffusion.samplers import (
 from diffusion.samplers.trial import can_be_tried, far_off
 from diffusion.sampling import given
 from diffusion.sampling.conditions import Examples, Given, ImageCondition, Rows, condition_of, of_images
+from diffusion.settings.idle import refuse_clip
 from diffusion.settings.sampling import Steering
 
 # The grids to try where a sampler is far off, by the names of their choices.
@@ -170,11 +171,12 @@ class Pipeline:
         shape = config["dataset"].get("shape") if isinstance(config.get("dataset"), Mapping) else None
         if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
             raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
+        refuse_clip(changes.get("clip"), config["dataset"])
         model, codec = drawing(checkpoint, Path(path), weights)
         if codec is not None:
             steering.check_latents()
-            if changes.get("clip"):
-                raise ConfigError("clip=true clamps pixels, and this model draws latents: leave it out")
+            if changes.get("clip") is not None:
+                raise ConfigError("clip= clamps the pixels of each step, and this model draws latents: leave it out")
         denoiser = given.steered(model, steering, config)
         init = given.start(steering, tuple(shape))
         sampler, times = sampler_and_times(config, denoiser)

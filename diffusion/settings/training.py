@@ -70,8 +70,6 @@ def settings(config: Mapping[str, Any]) -> Settings:
 # Options of Lightning's that count something.
 SWITCHES = ("deterministic", "benchmark", "detect_anomaly")
 COUNTS = ("max_steps", "max_epochs", "accumulate_grad_batches", "num_nodes")
-# Batches of an epoch, or a part of them.
-LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches")
 NAMES = ("strategy", "profiler")
 # Options of Lightning's that have their own place, or that this project depends on.
 OURS = {
@@ -81,6 +79,9 @@ OURS = {
     "check_val_every_n_epoch": "use val_every=...",
     "log_every_n_steps": "use log_every=...",
     "overfit_batches": "use train_images=...",
+    "limit_train_batches": "training batches have no end; use trainer.max_steps=... or train_images=...",
+    **dict.fromkeys(("limit_test_batches", "limit_predict_batches"), "training neither tests nor predicts"),
+    **dict.fromkeys(("min_steps", "min_epochs"), "trainer.max_steps, max_epochs or max_time says when training ends"),
     **dict.fromkeys(
         (
             *("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing"),
@@ -105,7 +106,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         if name in COUNTS and value is not None and (not whole or value < 1):
             raise ConfigError(f"trainer.{name} must be a whole number of at least 1, got {value!r}")
         fraction = isinstance(value, float) and 0 <= value <= 1
-        if name in LIMITS and value is not None and not fraction and (not whole or value < 0):
+        if name == "limit_val_batches" and value is not None and not fraction and (not whole or value < 0):
             raise ConfigError(f"trainer.{name} must be a whole number, or a fraction from 0.0 to 1.0, got {value!r}")
         if name in NAMES and not isinstance(value, str | None):
             raise ConfigError(f"trainer.{name} must be text, got {value!r}")

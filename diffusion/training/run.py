@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from diffusion.training.compiling import compile_network
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots
+from diffusion.training.scores import Scores
 from diffusion.training.trainer import make_trainer
 from diffusion.training.watchers import watchers
 
@@ -114,6 +115,15 @@ class Run:
     def _begin_averages(self) -> None:
         for average in self.module.averages:
             average.load_state_dict(self.module.denoiser.state_dict())
+
+    def check_data(self, typed: Container[str]) -> None:
+        """Raises ValueError for settings that the data, now set up, are too few for; `typed` are names."""
+        size, limit = len(self.datamodule.splits.train), self.settings.train_images  # type: ignore[attr-defined]
+        if "train_images" in typed and limit is not None and limit > size:
+            raise ConfigError(f"train_images={limit} is more than the {size} training examples: leave it out")
+        for watcher in self.watchers:
+            if isinstance(watcher, Scores) and watcher.every:
+                watcher.judge_by(self.datamodule.splits.val)  # type: ignore[attr-defined]
 
     def limit_steps(self, train_size: int) -> None:
         """Turns `max_epochs` into `max_steps`: the training stream has no end, and the decay has to know its length."""

@@ -12,6 +12,7 @@ from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
 from diffusion.evaluation.points import sliced_wasserstein
 from diffusion.evaluation.table import judged_and_told
+from diffusion.sampling.conditions import Examples
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule
@@ -28,30 +29,37 @@ class Scores(AfterStep):
         shape: of one sample.
         clip: clamp the predicted data to [-1, 1].
         n: how many samples and validation data, fewer if there are fewer.
+
+    Raises:
+        ValueError: data of this shape have no scores.
     """
 
     def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 256) -> None:
         super().__init__()
         self.every, self.shape, self.clip, self.n = every, shape, clip, n
         self.images = 20 * n
+        if every and len(shape) != 3 and shape != (2,):
+            raise ValueError(f"score_every scores images and points in the plane, not data of shape {shape}")
         # Not a part of the Lightning module, where it would get into checkpoints.
         self._extractor = RandomConvolutions(shape[0]).eval() if len(shape) == 3 else None
         self._real, self._told = torch.empty(0), torch.empty(0, dtype=torch.int64)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        if not self.every or not trainer.is_global_zero:
-            return
-        if self._extractor is None and self.shape != (2,):
-            raise ValueError(f"score_every scores images and points in the plane, not data of shape {self.shape}")
-        # Not from the loader, whose part of the data depends on the number of devices.
-        examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
+        if self.every and trainer.is_global_zero:
+            # Not from the loader, whose part of the data depends on the number of devices.
+            self.judge_by(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
+
+    def judge_by(self, examples: Examples) -> None:
+        """Takes the validation data that samples are judged by; ValueError if they are too few for a score."""
         rows, self._told = judged_and_told(len(examples), self.n)
         data = examples.get(rows)
         self._real = data if self._extractor is None else features(self._extractor, media.quantised(data))
         if len(data) <= (width := self._real.shape[1]):
-            print(f"score_every={self.every}: no scores, as {len(data)} validation data are not more than {width}")
-            self.every = 0
+            raise ValueError(
+                f"score_every={self.every} needs more than {width} validation data, and there are {len(data)}: "
+                f"leave it out"
+            )
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
