@@ -15,7 +15,7 @@ through `beside`.
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -250,6 +250,19 @@ class CosineSchedule(DiscreteSchedule):
         u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
         alpha_bar = torch.cos(math.pi / 2 * (u + offset) / (1 + offset)) ** 2
         super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), zero_terminal_snr)
+
+
+class ListedSchedule(DiscreteSchedule):
+    """Betas as they are listed, of schedules that have no formula here.
+
+    Args:
+        betas: beta_1..beta_T, each in (0, 1); not scaled.
+        zero_terminal_snr: see `DiscreteSchedule`.
+    """
+
+    def __init__(self, betas: Sequence[float], zero_terminal_snr: bool = False) -> None:
+        _check_timesteps(len(betas))
+        super().__init__(torch.tensor(betas, dtype=torch.float64), zero_terminal_snr)
 
 
 class ContinuousCosineSchedule(Schedule):

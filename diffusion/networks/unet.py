@@ -21,9 +21,10 @@ def _zero(module: nn.Conv2d) -> nn.Conv2d:
     return module
 
 
-def normalisation(channels: int) -> nn.GroupNorm:
-    """At most 32 groups of at least 4 channels."""
-    groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
+def normalisation(channels: int, groups: int | None = None) -> nn.GroupNorm:
+    """So many groups; None is at most 32 of at least 4 channels."""
+    if groups is None:
+        groups = next(g for g in range(min(32, max(channels // 4, 1)), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels)
 
 
@@ -31,9 +32,9 @@ class ResBlock(nn.Module):
     """`x + conv(dropout(silu(norm(h) (1 + scale) + shift)))`, h = conv(silu(norm(x))), scale and shift from the
     embedding of length `emb`; 0 is a block that is told nothing, without them."""
 
-    def __init__(self, c_in: int, c_out: int, emb: int, dropout: float = 0.0) -> None:
+    def __init__(self, c_in: int, c_out: int, emb: int, dropout: float = 0.0, groups: int | None = None) -> None:
         super().__init__()
-        self.norm_in, self.norm_out = normalisation(c_in), normalisation(c_out)
+        self.norm_in, self.norm_out = normalisation(c_in, groups), normalisation(c_out, groups)
         self.conv_in = nn.Conv2d(c_in, c_out, 3, padding=1)
         self.modulation = nn.Linear(emb, 2 * c_out) if emb else None
         self.dropout = nn.Dropout(dropout)
@@ -51,12 +52,12 @@ class ResBlock(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention over positions with a residual connection (Vaswani et al. 2017, eq. 1)."""
 
-    def __init__(self, channels: int, head_channels: int = 32) -> None:
+    def __init__(self, channels: int, head_channels: int = 32, groups: int | None = None) -> None:
         super().__init__()
         self.heads = max(channels // head_channels, 1)
         if channels % self.heads:
             raise ValueError(f"attention needs widths that are multiples of {head_channels}, got {channels}")
-        self.norm = normalisation(channels)
+        self.norm = normalisation(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zero(nn.Conv2d(channels, channels, 1))
 
@@ -86,6 +87,7 @@ class UNet(nn.Module):
         out_channels: channels of its output; None is C.
         condition_channels: of cond["image"], which stands beside the input; 0 for none.
         condition_level: whether cond["level"] tells the noise in that image, from 0 to about 1.
+        groups: of every normalisation, as diffusers' U-Net has them; None is at most 32 of at least 4 channels each.
     """
 
     ends = ("conv_in", "conv_out")
@@ -105,6 +107,7 @@ class UNet(nn.Module):
         out_channels: int | None = None,
         condition_channels: int = 0,
         condition_level: bool = False,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         channels = check_levels("unet", shape, widths, blocks, attention, patch)
@@ -118,6 +121,8 @@ class UNet(nn.Module):
                 f"{head_channels=}, {in_channels=}, "
                 f"{out_channels=} and {dropout=}"
             )
+        if groups is not None and (groups < 1 or any(width % groups for width in widths)):
+            raise ValueError(f"groups must divide each of the widths {list(widths)}, got {groups}")
         self.num_classes, self.embedding, self.condition_channels = num_classes, embedding, condition_channels
         self.width_in = widths[0]
         emb = 4 * widths[0]
@@ -134,8 +139,10 @@ class UNet(nn.Module):
         self.conv_in = nn.Conv2d((c_in + condition_channels) * patch**2, widths[0], 3, padding=1)
 
         def stage(c_in: int, c_out: int, level: int) -> nn.ModuleList:
-            layers = [ResBlock(c_in, c_out, emb, dropout)]
-            return nn.ModuleList([*layers, SelfAttention(c_out, head_channels)] if level in attended else layers)
+            layers = [ResBlock(c_in, c_out, emb, dropout, groups)]
+            return nn.ModuleList(
+                [*layers, SelfAttention(c_out, head_channels, groups)] if level in attended else layers
+            )
 
         self.down = nn.ModuleList()
         skips = [widths[0]]
@@ -149,9 +156,11 @@ class UNet(nn.Module):
                 self.down.append(nn.ModuleList([nn.Conv2d(width, width, 3, stride=2, padding=1)]))
                 skips.append(width)
 
-        self.middle = nn.ModuleList([ResBlock(width, width, emb, dropout)])
+        self.middle = nn.ModuleList([ResBlock(width, width, emb, dropout, groups)])
         if len(widths) - 1 in attended:
-            self.middle.extend([SelfAttention(width, head_channels), ResBlock(width, width, emb, dropout)])
+            self.middle.extend(
+                [SelfAttention(width, head_channels, groups), ResBlock(width, width, emb, dropout, groups)]
+            )
 
         self.up = nn.ModuleList()
         for level in reversed(range(len(widths))):
@@ -163,7 +172,7 @@ class UNet(nn.Module):
                     layers.extend([upsample, nn.Conv2d(width, width, 3, padding=1)])
                 self.up.append(layers)
 
-        self.norm_out = normalisation(width)
+        self.norm_out = normalisation(width, groups)
         self.conv_out = _zero(nn.Conv2d(width, c_out * patch**2, 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
