@@ -1,0 +1,1 @@
+"""Models of this project as files that other programs load, and theirs as models of this project."""
