@@ -21,6 +21,7 @@ ROOMS = (
     "samplers likelihood",
     "objectives",
     "models",
+    "exchange",
     "runs",
     "sampling",
     "evaluation",

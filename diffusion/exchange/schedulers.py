@@ -215,7 +215,8 @@ def exported(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _betas(config: Mapping[str, Any], schedule: DiscreteSchedule) -> dict[str, Any]:
     """By name where diffusers has the schedule, else as a list."""
-    names = {kind: name for name, kind in _SCHEDULES.items()}
+    # Not all schedulers have "sigmoid".
+    names = {kind: name for name, kind in _SCHEDULES.items() if kind is not SigmoidSchedule}
     settings = {
         name: config.get(name, parameter.default) for name, parameter in signature(type(schedule)).parameters.items()
     }
@@ -227,5 +228,8 @@ def _betas(config: Mapping[str, Any], schedule: DiscreteSchedule) -> dict[str, A
         ends = {name: settings[name] * scale for name in ("beta_start", "beta_end")}
         return {"beta_schedule": names[type(schedule)], **ends, **rescaled}
     if settings["zero_terminal_snr"]:
-        raise ConfigError("diffusers does not have this cosine schedule with zero_terminal_snr=true: train another")
+        raise ConfigError(
+            "diffusers does not have this schedule with zero_terminal_snr=true: train a model with schedule=linear, "
+            "quadratic or cosine"
+        )
     return {"trained_betas": schedule.betas.tolist()}

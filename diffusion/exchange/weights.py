@@ -38,8 +38,8 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     state, metadata = safetensors.load(path)
     if "config" not in metadata:
         raise ConfigError(
-            f"{path} holds weights alone, and no configuration of this project in its metadata: give the checkpoint, or "
-            f"the folder of diffusers that it belongs to"
+            f"{path} holds weights alone, and no configuration of this project in its metadata: give the checkpoint, "
+            f"or the folder of diffusers that it belongs to"
         )
     step = metadata.get("step", "")
     if not step.isdecimal() or len(step) > 18:

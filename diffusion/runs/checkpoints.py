@@ -19,7 +19,9 @@ from diffusion.denoisers import TrainableDenoiser
 from diffusion.machine import memory
 from diffusion.models import NoisyClassifier
 from diffusion.optimizers import WIDEST, coefficients, exponent
+from diffusion.runs import exchanged
 from diffusion.runs.archive import Invalid, check_archive, check_tensors
+from diffusion.runs.exchanged import is_exchanged
 from diffusion.runs.models import build_denoiser, build_model
 from diffusion.runs.validation import check_checkpoint
 
@@ -43,6 +45,9 @@ def read(path: Path) -> dict[str, Any]:
         CheckpointError: it is missing, torn, from another program, holds anything but tensors and plain values, or is
             not what a run with its configuration writes; see `diffusion.runs.validation`.
     """
+    if is_exchanged(path):
+        config, state, step = exchanged.read(path)
+        return {"config": config, "state_dict": state, "global_step": step}
     checkpoint = _load(path)
     kinds = {"config": dict, "state_dict": dict, "global_step": int}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
@@ -153,7 +158,7 @@ def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> tuple[Path
             print(f"{spec} is the newest of {len(numbered)} runs, {numbered[0]}; also {others}", file=sys.stderr)
         return newest_good(numbered[0])
     path = Path(spec)
-    if path.is_dir():
+    if path.is_dir() and not is_exchanged(path):
         if not (path / "checkpoints").is_dir():
             inside = [run for run in runs(path.parent) + runs(path) if run.is_relative_to(path)]
             if inside:
@@ -218,6 +223,8 @@ def load_weights(denoiser: nn.Module, checkpoint: Mapping[str, Any], path: Path,
     state = checkpoint["state_dict"]
     averaged = weights != "raw" and any(key.startswith("ema.") for key in state)
     chosen = part_of(state, "ema." if averaged else "denoiser.")
+    if not chosen:
+        raise CheckpointError(f"{path} holds averaged weights alone: leave weights={weights} out")
     if isinstance(weights, float):
         chosen |= _average(checkpoint, path, weights, [name for name, _ in denoiser.named_parameters()])
     try:
@@ -244,6 +251,8 @@ def _average(checkpoint: Mapping[str, Any], path: Path, sigma_rel: float, names:
     gammas, wanted = [exponent(width) for width in widths], exponent(sigma_rel)
     prefixes = ["ema.", *(f"other_emas.{i}." for i in range(len(widths) - 1))]
     own = [part_of(checkpoint["state_dict"], prefix) for prefix in prefixes]
+    if not all([*own, part_of(checkpoint["state_dict"], "denoiser.")]):
+        raise CheckpointError(f"{path} holds one set of weights alone: leave weights={sigma_rel} out")
     folder = run_folder(path) / "averages"
     before = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal() and int(file.stem) < step)
     steps = [taken for taken in [*before, step] for _ in widths]

@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion.build import ConfigError, canonical
 from diffusion.optimizers import LearningRate
 from diffusion.runs.checkpoints import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
+from diffusion.runs.exchanged import is_exchanged
 from diffusion.terminal.commands import pasted
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
@@ -183,7 +184,7 @@ def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
         commands = " or ".join(f"resume={pasted(run)}" for run in same)
         raise ConfigError(f"resume={spec} is one of {len(same)} runs: write {commands}")
     path, checkpoint = find(spec, dataset)
-    if path.parent.name != "checkpoints":
+    if path.parent.name != "checkpoints" or is_exchanged(path):
         raise ConfigError(
             f"resume={spec} is a checkpoint outside of a run folder, where a resumed run would have to write: give the "
             f"run folder, or begin a new run from its weights with init_from={spec}"

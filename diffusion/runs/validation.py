@@ -6,7 +6,8 @@ would end in a crash deep in torch, or, worse, in a model that goes on with a pa
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from diffusion.runs.models import planned
 from diffusion.terminal.progress import counted
 
 # What the dataset's part of a configuration holds, beside what its own source checks.
+_TRAINING = ("objective", "optimizer", "learning_rate", "trainer")
 _DATASET = {"name": str, "shape": list, "source": Mapping, "flip": bool, "clip": bool}
 
 
@@ -37,28 +39,55 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
     config, step = checkpoint["config"], checkpoint["global_step"]
     if isinstance(step, bool) or step < 0:
         raise Invalid(f"its global_step is {step!r}")
-    try:
+    with _building():
         check_config(config)
         model, objective, ema = _parts(config)
-    # Constructors check ranges; what else a crafted value makes of their arithmetic is no mistake of the program's.
-    except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise Invalid(f"nothing can be built from its configuration ({type(error).__name__}: {error})") from error
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not re.match(r"\d+\.\d+", version):
         raise Invalid("it names no version of Lightning")
-    _check_state(checkpoint["state_dict"], model, objective, ema, config)
+    _check_state(checkpoint["state_dict"], _whole_state(model, objective, ema), config)
     _check_optimizer(checkpoint, model, config)
     _check_loops(checkpoint, config)
     _check_callbacks(checkpoint.get("callbacks"))
     _check_data(checkpoint.get("DataModule"))
 
 
-def check_config(config: Mapping[str, Any]) -> None:
-    """Raises ConfigError unless a configuration has the parts of a run, each of its kind."""
+def check_model(config: Mapping[str, Any], state: Mapping[str, Tensor], trained: bool) -> None:
+    """Compares one set of weights with what a configuration makes.
+
+    Args:
+        config: of a run, or, of a model that is not `trained` here, its parts that sampling needs.
+        state: named as in a checkpoint, the averaged weights or the others.
+        trained: whether it comes from a run of this project, so that the objective's state belongs to it.
+
+    Raises:
+        ConfigError: the first difference, in one line.
+    """
+    prefix = "ema." if any(name.startswith("ema.") for name in state) else "denoiser."
+    with _building():
+        check_config(config, _TRAINING if trained else ())
+        model, objective = (_parts(config)[:2]) if trained else (planned(config), nn.Module())
+    _check_state(state, model.state_dict(prefix=prefix) | objective.state_dict(prefix="objective."), config)
+
+
+@contextmanager
+def _building() -> Iterator[None]:
+    """Constructors check ranges; what else a crafted value makes of their arithmetic is no mistake of the program's."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        raise Invalid(f"nothing can be built from its configuration ({type(error).__name__}: {error})") from error
+
+
+def check_config(config: Mapping[str, Any], training: Sequence[str] = _TRAINING) -> None:
+    """Raises ConfigError unless a configuration has the parts of a run, each of its kind.
+
+    Without parts for training it needs no data either.
+    """
     for name, value in leaves(config):
         if isinstance(value, Tensor) or (isinstance(value, float) and math.isnan(value)):
             raise Invalid(f"{name} in its configuration is {'a tensor' if isinstance(value, Tensor) else 'NaN'}")
-    for name in ("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "learning_rate", "trainer"):
+    for name in ("dataset", "network", "schedule", "denoiser", *training):
         if not isinstance(config.get(name), Mapping):
             raise Invalid(f"the configuration has no {name}")
     for name in ("sampler", "grid"):
@@ -69,7 +98,7 @@ def check_config(config: Mapping[str, Any]) -> None:
     for name, kind in _DATASET.items():
         if not isinstance(dataset.get(name), kind):
             raise Invalid(f"dataset.{name} in its configuration is {dataset.get(name)!r}")
-    if not isinstance(dataset["source"].get("_target_"), str):
+    if training and not isinstance(dataset["source"].get("_target_"), str):
         raise Invalid("dataset.source in its configuration names no data")
     if not re.fullmatch(r"\w[\w.-]*", dataset["name"]):
         raise Invalid(f"dataset.name in its configuration is {dataset['name']!r}, and not a plain name")
@@ -127,21 +156,20 @@ def _codec(described: Any) -> Codec:
     return Codec(autoencoder, described["clip"])
 
 
-def _check_state(
-    state: Mapping[str, Any],
-    model: nn.Module,
-    objective: nn.Module,
-    ema: EMA | PowerEMA | None,
-    config: Mapping[str, Any],
-) -> None:
+def _whole_state(model: nn.Module, objective: nn.Module, ema: EMA | PowerEMA | None) -> dict[str, Tensor]:
+    """Weights, averages and the objective's state of a run."""
     averages = [] if ema is None else ["ema.", *(f"other_emas.{i}." for i in range(len(ema.weights(1)) - 1))]
     wanted: dict[str, Tensor] = dict(objective.state_dict(prefix="objective."))
     for prefix in ("denoiser.", *averages):
         wanted |= model.state_dict(prefix=prefix)
+    return wanted
+
+
+def _check_state(state: Mapping[str, Any], wanted: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     for name in (*wanted, *state):
         if name not in state or name not in wanted:
             raise Invalid(f"it {'has' if name in state else 'lacks'} the weights {name}, unlike its network")
-    double = str(config["trainer"].get("precision")) in ("64", "64-true")
+    double = str(config.get("trainer", {}).get("precision")) in ("64", "64-true")
     for name, value in state.items():
         _check_tensor(name, value, wanted[name], double)
         # A class without data in a cluster of the fitted mixture has the logarithm of 0 there.
