@@ -99,24 +99,29 @@ def state(network: UNet) -> Iterator[tuple[str, Tensor]]:
         layer, _, last = name.rpartition(".")
         if layer in ends:
             yield f"{ends[layer]}.{last}", value
-    levels = sum(isinstance(layers[0], nn.Conv2d) for layers in network.down) + 1
-    blocks = len(network.up) // levels - 1
-    for k, layers in enumerate(network.down):
+    downs, ups = _lists(network.down), _lists(network.up)
+    levels = sum(isinstance(layers[0], nn.Conv2d) for layers in downs) + 1
+    blocks = len(ups) // levels - 1
+    for k, layers in enumerate(downs):
         level, i = divmod(k, blocks + 1)
         if i < blocks:
             yield from _layers(layers, f"down_blocks.{level}", i)
         else:
             yield from _prefixed(layers[0], f"down_blocks.{level}.downsamplers.0.conv")
-    for k, layers in enumerate(network.up):
+    for k, layers in enumerate(ups):
         level, i = divmod(k, blocks + 1)
         yield from _layers(layers, f"up_blocks.{level}", i)
         if isinstance(layers[-1], nn.Conv2d):
             yield from _prefixed(layers[-1], f"up_blocks.{level}.upsamplers.0.conv")
-    first, last = network.middle[0], network.middle[-1]
+    first, second = network.middle[0], network.middle[-1]
     yield from _layers(network.middle[:2], "mid_block", 0)
-    for name, value in _resnet(last, "mid_block.resnets.1"):
+    for name, value in _resnet(second, "mid_block.resnets.1"):
         # Their middle has two residual blocks. The second one, with weights of zero, passes on its input.
-        yield name, value if last is not first else torch.zeros_like(value)
+        yield name, value if second is not first else torch.zeros_like(value)
+
+
+def _lists(layers: nn.ModuleList) -> list[nn.ModuleList]:
+    return [part for part in layers if isinstance(part, nn.ModuleList)]
 
 
 def _layers(layers: nn.ModuleList, place: str, i: int) -> Iterator[tuple[str, Tensor]]:
