@@ -62,7 +62,7 @@ DRAW_WORDS = {
     **dict.fromkeys(("metrics", "features"), "extractors"),
     **dict.fromkeys(("reference", "real", "ref_path", "dataset_name"), "dataset"),
 }
-WORDS = {"train": TRAIN_WORDS, "sample": DRAW_WORDS, "evaluate": DRAW_WORDS}
+WORDS = {"train": TRAIN_WORDS, "sample": DRAW_WORDS, "evaluate": DRAW_WORDS, "export": DRAW_WORDS}
 # Settings that another script has under its own name, and what serves the purpose here.
 INSTEAD = {
     ("train", "ckpt"): "to go on with a run, resume=...; to begin with its weights, init_from=...",
@@ -77,7 +77,7 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
 
     Args:
         name: what was typed before the `=`.
-        script: train, sample or evaluate.
+        script: train, sample, evaluate or export.
         settings_of: the settings and groups of a script.
     """
     own = set(settings_of(script))
@@ -96,4 +96,5 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
 
 
 def _scripts(names: Iterable[str]) -> str:
-    return " and ".join(f"{name}.py" for name in names)
+    files = [f"{name}.py" for name in names]
+    return " and ".join([", ".join(files[:-1]), files[-1]] if len(files) > 1 else files)

@@ -131,7 +131,7 @@ class TrainableDenoiser(Denoiser):
 
     def output(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         """F in x's dtype. The network may run in reduced precision under autocast; what follows never does."""
-        c_noise = c_noise.to(x.device, torch.float32).expand(len(x))
+        c_noise = c_noise.to(x.device, torch.float32).expand(x.shape[0])
         return self.network(x.to(self.dtype), c_noise, cond).to(x.dtype)
 
     @property
