@@ -35,7 +35,7 @@ def test_every_foreign_name_leads_to_a_setting_and_is_none_itself(script: str) -
         (train, "batch=8", "write batch_size=..."),
         (train, "num_train_timesteps=8", "write timesteps=..."),
         (train, "n=64", "it belongs to sample.py and evaluate.py"),
-        (train, "ckpt=last", "it belongs to sample.py, evaluate.py and export.py; here, to go on with a run, resume=..."),
+        (train, "ckpt=last", "it belongs to sample.py, evaluate.py and export.py; here, to go on with a run, resume="),
         (train, "guidance_scale=2", "write guidance=... with sample.py"),
         (train, "num_samples=2", "write n=... with sample.py"),
         (sample, "dataset=fashion", "it belongs to train.py and evaluate.py; here, ckpt=... names a model"),
