@@ -243,7 +243,7 @@ def resolved(config: "DictConfig") -> dict[str, Any]:
         told = {"condition_channels": condition.channels(source.shape), "condition_level": condition.leveled}
         if not told.keys() <= inspect.signature(resolve(plain["network"]["_target_"], "network")).parameters.keys():
             raise ConfigError(
-                "this network cannot be conditioned on images: use network=unet, or dataset.condition=null"
+                "this network cannot be conditioned on images: use network=unet or dit, or dataset.condition=null"
             )
         plain["network"] |= told
     return plain

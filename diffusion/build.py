@@ -113,13 +113,16 @@ def resolve(target: Any, where: str) -> type:
 
 def canonical(config: Any) -> Any:
     """A configuration to compare with others: each class by one name, wherever it was when the configuration was
-    written. A class that does not exist any more keeps its name."""
+    written, with the defaults of the arguments that it had not then. A class that does not exist any more keeps its
+    name."""
     if isinstance(config, Mapping):
-        found = {key: canonical(value) for key, value in config.items()}
+        found = dict(config)
         with contextlib.suppress(ConfigError):
             cls = resolve(found.get("_target_"), "config")
+            defaults = {name: parameter.default for name, parameter in inspect.signature(cls).parameters.items()}
+            found = {name: value for name, value in defaults.items() if value is not inspect.Parameter.empty} | found
             found["_target_"] = f"{cls.__module__}.{cls.__qualname__}"
-        return found
+        return {key: canonical(value) for key, value in found.items()}
     return [canonical(value) for value in config] if isinstance(config, list | tuple) else config
 
 

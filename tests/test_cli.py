@@ -72,8 +72,8 @@ def test_help_does_not_wait_for_torch_or_hydra(tmp_path: Path) -> None:
         (
             ["network=unett"],
             [
-                "network=unett does not exist (did you mean unet?); the choices are autoencoder, encoder",
-                "heads, mlp, tutorial, unet",
+                "network=unett does not exist (did you mean unet?); the choices are autoencoder, dit, ",
+                "dit_mini, dit_tiny, encoder, heads, mlp, tutorial, unet",
             ],
         ),
         (["experiment=fast_fasion"], ["did you mean fast_fashion?"]),

@@ -25,6 +25,7 @@ from diffusion.training.watchers import Reconstructions
 # network=heads sorts samples by head and denoiser=step checks times: both have to know numbers. They are for points.
 ASKING = {"swissroll"}
 COPIES = 4
+FOLDER = "dataset=folder dataset.path=x dataset.image_size=[9,14]"
 
 
 def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Tensor]]:
@@ -135,6 +136,25 @@ class _Examples:
 )
 def test_every_part_of_a_training_step_stays_on_the_device(overrides: str) -> None:
     module, _, batch = made("network.widths=[8,16]", "network.blocks=1", *overrides.split())
+    with Net():
+        train_a_step(module, batch)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "network=dit_mini denoiser=learned objective=hybrid",
+        "network=dit_mini network.num_classes=10 condition_dropout=0.5 optimizer=muon",
+        "network=dit_mini dataset/condition=augmented",
+        *(
+            f"network={name} network.pad=true dataset=folder dataset.path=x"
+            for name in ("dit_mini", "unet", "tutorial")
+        ),
+    ],
+)
+def test_other_networks_stay_on_the_device(overrides: str) -> None:
+    sizes = ["network.depth=1"] if "dit" in overrides else []
+    module, _, batch = made(*overrides.split(), *sizes)
     with Net():
         train_a_step(module, batch)
 

@@ -15,7 +15,7 @@ from diffusion.networks.unet import SelfAttention, UNet
 SMALL = {"widths": (8, 16), "blocks": 1, "attention": (-1,), "head_channels": 8}
 
 
-def _perturbed(module: nn.Module) -> nn.Module:
+def perturbed(module: nn.Module) -> nn.Module:
     """The module with every weight moved, as after training: layers that start at zero no longer hide anything."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -54,7 +54,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_unet_attention_is_the_explicit_sum(heads: int) -> None:
-    layer = _perturbed(SelfAttention(16, head_channels=16 // heads).double())
+    layer = perturbed(SelfAttention(16, head_channels=16 // heads).double())
     x = torch.randn(2, 16, 3, 5, dtype=torch.float64)
     qkv = torch.einsum("oc,bchw->bohw", layer.qkv.weight[:, :, 0, 0], layer.norm(x)) + layer.qkv.bias[:, None, None]
     q, k, v = (part.reshape(2, heads, 16 // heads, 15).transpose(2, 3) for part in qkv.split(16, dim=1))
@@ -64,7 +64,7 @@ def test_unet_attention_is_the_explicit_sum(heads: int) -> None:
 
 
 def test_tutorial_attention_is_the_explicit_sum_of_four_heads() -> None:
-    layer = _perturbed(Attention(16).double())
+    layer = perturbed(Attention(16).double())
     x = torch.randn(2, 16, 3, 5, dtype=torch.float64)
     h = x.flatten(2).transpose(1, 2)
     projected = layer.norm(h) @ layer.attention.in_proj_weight.T + layer.attention.in_proj_bias
@@ -126,9 +126,11 @@ def test_the_tutorials_network_sees_the_step_and_trains_every_parameter(tutorial
     tutorial.zero_grad()
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 36), (2,)])
-def test_the_tutorials_network_refuses_other_sizes(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="multiples of 8"):
+@pytest.mark.parametrize(
+    ("shape", "message"), [((1, 28, 28), "multiples of 8"), ((3, 32, 36), "multiples of 8"), ((2,), "needs images")]
+)
+def test_the_tutorials_network_refuses_other_sizes(shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         TutorialUNet(shape)
 
 
@@ -139,7 +141,7 @@ def test_the_tutorials_network_refuses_other_sizes(shape: tuple[int, ...]) -> No
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 8), (3, 12, 20)])
 def test_the_unet_keeps_the_shape(shape: tuple[int, int, int], patch: int) -> None:
     x = torch.randn(2, *shape)
-    network = _perturbed(UNet(shape, patch=patch, **SMALL))
+    network = perturbed(UNet(shape, patch=patch, **SMALL))
     result = network(x, torch.tensor([1.0, 500.0]), {})
     assert result.shape == x.shape
     assert result.std() > 0
@@ -170,7 +172,7 @@ def test_a_new_unet_outputs_zero_and_its_residual_branches_are_the_identity() ->
 
 
 def test_every_parameter_of_the_unet_gets_a_gradient() -> None:
-    network = _perturbed(UNet((3, 8, 8), num_classes=2, **SMALL))
+    network = perturbed(UNet((3, 8, 8), num_classes=2, **SMALL))
     result = network(
         torch.randn(4, 3, 8, 8), torch.tensor([1.0, 50.0, 300.0, 900.0]), {"label": torch.tensor([0, 1, 1, 0])}
     )
@@ -180,7 +182,7 @@ def test_every_parameter_of_the_unet_gets_a_gradient() -> None:
 
 @pytest.mark.parametrize("patch", [1, 2])
 def test_samples_in_a_batch_do_not_see_each_other(patch: int) -> None:
-    network = _perturbed(UNet((1, 8, 8), num_classes=3, patch=patch, **SMALL)).double()
+    network = perturbed(UNet((1, 8, 8), num_classes=3, patch=patch, **SMALL)).double()
     x, c_noise, label = torch.randn(4, 1, 8, 8).double(), torch.rand(4) * 1000, torch.tensor([0, 2, 1, 1])
     together = network(x, c_noise, {"label": label})
     for b in range(4):
@@ -189,7 +191,7 @@ def test_samples_in_a_batch_do_not_see_each_other(patch: int) -> None:
 
 
 def test_the_class_and_the_noise_level_change_the_output() -> None:
-    network = _perturbed(UNet((1, 8, 8), num_classes=2, **SMALL))
+    network = perturbed(UNet((1, 8, 8), num_classes=2, **SMALL))
     x = torch.randn(1, 1, 8, 8)
 
     def run(c_noise: float, label: int) -> Tensor:
@@ -200,7 +202,7 @@ def test_the_class_and_the_noise_level_change_the_output() -> None:
 
 
 def test_dropout_acts_in_training_only() -> None:
-    network = _perturbed(UNet((1, 8, 8), dropout=0.5, **SMALL))
+    network = perturbed(UNet((1, 8, 8), dropout=0.5, **SMALL))
     x, c_noise = torch.randn(1, 1, 8, 8), torch.zeros(1)
     assert torch.equal(network(x, c_noise, {}), network(x, c_noise, {}))
     network.train()
@@ -218,6 +220,9 @@ def test_dropout_acts_in_training_only() -> None:
         ((1, 8, 8), {"widths": ()}, "widths"),
         ((1, 8, 8), {"widths": (7, 8), "attention": ()}, "even first width"),
         ((1, 8, 8), {"widths": (8,), "blocks": 0, "attention": ()}, "blocks"),
+        ((1, 8, 8), {"widths": (8, 8), "blocks": (1,)}, "blocks=.* one for each of 2"),
+        ((1, 8, 8), {"widths": (8, 8), "blocks": (1, 0)}, "blocks=.* at least one in each level"),
+        ((1, 8, 8), {"widths": (8, 8), "blocks": ()}, "blocks="),
         ((1, 8, 8), {"widths": (8,), "patch": 0, "attention": ()}, "patch"),
     ],
 )
@@ -233,11 +238,11 @@ def test_the_unet_says_what_it_cannot_take(shape: tuple[int, ...], settings: dic
 def test_the_mlp_keeps_the_shape_and_starts_at_zero() -> None:
     network = MLP((2,), width=16, depth=2)
     assert torch.equal(network(torch.randn(5, 2), torch.rand(5), {}), torch.zeros(5, 2))
-    assert _perturbed(network)(torch.randn(5, 2), torch.rand(5), {}).shape == (5, 2)
+    assert perturbed(network)(torch.randn(5, 2), torch.rand(5), {}).shape == (5, 2)
 
 
 def test_the_mlp_sees_the_class_and_the_noise_level_and_trains_every_parameter() -> None:
-    network = _perturbed(MLP((2,), width=16, depth=2, num_classes=3))
+    network = perturbed(MLP((2,), width=16, depth=2, num_classes=3))
     x, label = torch.randn(1, 2), torch.tensor([0])
     result = network(x, torch.tensor([5.0]), {"label": label})
     assert not torch.allclose(result, network(x, torch.tensor([5.0]), {"label": label + 2}))
@@ -261,9 +266,9 @@ def test_the_mlp_says_what_it_cannot_take(shape: tuple[int, ...], settings: dict
 
 @pytest.mark.parametrize("out_channels", [1, 6])
 def test_the_output_can_have_other_channels_than_the_input(out_channels: int) -> None:
-    unet = _perturbed(UNet((3, 8, 8), **SMALL, patch=2, out_channels=out_channels))
+    unet = perturbed(UNet((3, 8, 8), **SMALL, patch=2, out_channels=out_channels))
     assert unet(torch.zeros(2, 3, 8, 8), torch.zeros(2), {}).shape == (2, out_channels, 8, 8)
-    mlp = _perturbed(MLP((2,), width=8, depth=1, out_channels=out_channels))
+    mlp = perturbed(MLP((2,), width=8, depth=1, out_channels=out_channels))
     assert mlp(torch.zeros(3, 2), torch.zeros(3), {}).shape == (3, out_channels)
 
 

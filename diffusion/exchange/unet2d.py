@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diffusion.build import ConfigError
 from diffusion.networks.diffusers import DiffusersUNet
-from diffusion.networks.unet import SelfAttention, UNet
+from diffusion.networks.unet import SelfAttention, UNet, blocks_by_level
 
 # Settings of UNet2DModel that are arguments of our network by the same name, and those that are not.
 SHARED = signature(DiffusersUNet).parameters.keys() - {"shape", "in_channels", "out_channels"}
@@ -55,10 +55,13 @@ def network_config(settings: Mapping[str, Any], learned: bool = False) -> dict[s
 
 def settings(config: Mapping[str, Any], network: UNet) -> dict[str, Any]:
     """Our U-Net as settings of `UNet2DModel`."""
-    for name, allowed in {"patch": 1, "embedding": 0, "condition_channels": 0}.items():
+    for name, allowed in {"patch": 1, "embedding": 0, "condition_channels": 0, "pad": False}.items():
         if config.get(name, allowed) != allowed:
             raise ConfigError(f"UNet2DModel has no counterpart of network.{name}={config[name]}: train one without it")
     widths = list(config["widths"])
+    blocks = blocks_by_level(config["blocks"], widths)
+    if len(set(blocks)) > 1:
+        raise ConfigError(f"UNet2DModel has the same number of blocks in each level, and this network has {blocks}")
     groups = sorted({part.num_groups for part in network.modules() if isinstance(part, nn.GroupNorm)})
     if len(groups) > 1:
         common = next(n for n in range(32, 0, -1) if all(width % n == 0 for width in widths))
@@ -78,7 +81,7 @@ def settings(config: Mapping[str, Any], network: UNet) -> dict[str, Any]:
         "block_out_channels": widths,
         "down_block_types": [f"{kind}DownBlock2D" for kind in kinds],
         "up_block_types": [f"{kind}UpBlock2D" for kind in reversed(kinds)],
-        "layers_per_block": config["blocks"],
+        "layers_per_block": blocks[0],
         "dropout": config["dropout"],
         "attention_head_dim": heads[0] if heads else 8,
         "norm_num_groups": groups[0],

@@ -245,7 +245,8 @@ class DiffusersUNet(nn.Module):
         out_channels: int | None = None,
     ) -> None:
         super().__init__()
-        channels = check_levels("diffusers", shape, block_out_channels, layers_per_block, (), 1)
+        check_levels("diffusers", shape, block_out_channels, layers_per_block, (), 1)
+        channels = shape[0]
         widths, levels = list(block_out_channels), len(block_out_channels)
         _check_choices(
             down_block_types=(down_block_types, _DOWN),

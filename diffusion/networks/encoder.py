@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.networks.embedding import sinusoidal
-from diffusion.networks.unet import ResBlock, SelfAttention, check_levels, normalisation
+from diffusion.networks.image import margins, padded
+from diffusion.networks.unet import ResBlock, SelfAttention, blocks_by_level, check_levels, normalisation
 
 
 class Encoder(nn.Module):
@@ -17,10 +18,11 @@ class Encoder(nn.Module):
         shape: (C, H, W) of its input.
         classes: length of its output.
         widths: channels of each level; each level but the last halves the resolution.
-        blocks: residual blocks a level.
+        blocks: residual blocks a level, or a number for each level.
         attention: levels with self-attention, counted from 0 at full resolution; -1 is the last.
         patch: side of the squares that are folded into channels first (1 for none).
         dropout: in the residual blocks.
+        pad: images whose height or width the levels do not divide are padded by zeros.
     """
 
     num_classes = 0  # it is told no labels
@@ -31,27 +33,29 @@ class Encoder(nn.Module):
         shape: Sequence[int],
         classes: int,
         widths: Sequence[int] = (32, 64),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention: Sequence[int] = (-1,),
         patch: int = 1,
         dropout: float = 0.0,
+        pad: bool = False,
     ) -> None:
         super().__init__()
         if classes < 2:
             raise ValueError(f"network=encoder tells classes apart, so the data need at least two, got {classes}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
-        channels = check_levels("encoder", shape, widths, blocks, attention, patch)
+        self.multiple = check_levels("encoder", shape, widths, blocks, attention, patch, pad)
         self.classes, self.width_in = classes, widths[0]
         emb = 4 * widths[0]
         attended = {level % len(widths) for level in attention}
         self.embed = nn.Sequential(nn.Linear(self.width_in, emb), nn.SiLU(), nn.Linear(emb, emb))
         self.fold = nn.PixelUnshuffle(patch)
-        self.conv_in = nn.Conv2d(channels * patch**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(shape[0] * patch**2, widths[0], 3, padding=1)
         self.layers = nn.ModuleList()
         before = widths[0]
+        counts = blocks_by_level(blocks, widths)
         for level, width in enumerate(widths):
-            for _ in range(blocks):
+            for _ in range(counts[level]):
                 self.layers.append(ResBlock(before, width, emb, dropout))
                 before = width
             if level in attended:
@@ -64,7 +68,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Logits, (B, classes), from x (B, C, H, W) and c_noise (B,)."""
         emb = F.silu(self.embed(sinusoidal(c_noise, self.width_in).to(x.dtype)))
-        h = self.conv_in(self.fold(x))
+        h = self.conv_in(self.fold(padded(x, margins(x.shape[-2:], self.multiple))))
         for layer in self.layers:
             h = layer(h, emb) if isinstance(layer, ResBlock) else layer(h)
         return self.out(F.silu(self.norm_out(h)).mean((2, 3)))

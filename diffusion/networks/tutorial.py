@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.networks.embedding import sinusoidal
+from diffusion.networks.image import check_size, cropped, margins, padded
 
 
 class Double(nn.Module):
@@ -76,18 +77,16 @@ class TutorialUNet(nn.Module):
     """The published network, layer for layer and parameter for parameter.
 
     Args:
-        shape: (C, H, W); H and W multiples of 8.
+        shape: (C, H, W).
+        pad: images whose height or width 8 does not divide are padded by zeros, and the output is cropped.
     """
 
     num_classes = 0
     ends = ("inc.layers.0", "outc")
 
-    def __init__(self, shape: Sequence[int]) -> None:
+    def __init__(self, shape: Sequence[int], pad: bool = False) -> None:
         super().__init__()
-        if len(shape) != 3 or shape[1] % 8 or shape[2] % 8:
-            raise ValueError(
-                f"network=tutorial needs images whose height and width are multiples of 8, got shape {tuple(shape)}"
-            )
+        self.multiple = check_size("tutorial", shape, 8, "three halvings", "use network=unet", pad)
         channels = shape[0]
         self.inc = Double(channels, 64, 64)
         self.down1, self.down2, self.down3 = Down(64, 128), Down(128, 256), Down(256, 256)
@@ -98,13 +97,14 @@ class TutorialUNet(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """F, shaped like x (B, C, H, W); c_noise (B,) is the step."""
-        x1 = self.inc(x)
+        around = margins(x.shape[-2:], self.multiple)
+        x1 = self.inc(padded(x, around))
         x2 = self.down1(x1, c_noise)
         x3 = self.sa1(self.down2(x2, c_noise))
         x4 = self.sa2(self.down3(x3, c_noise))
         h = self.sa3(self.up1(x4, x3, c_noise))
         h = self.up2(h, x2, c_noise)
-        return self.outc(self.up3(h, x1, c_noise))
+        return cropped(self.outc(self.up3(h, x1, c_noise)), around)
 
 
 def _add_step(x: Tensor, c_noise: Tensor) -> Tensor:

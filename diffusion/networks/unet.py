@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.networks.embedding import LabelEmbedding, sinusoidal
+from diffusion.networks.image import ImageNetwork, check_size
 
 
 def _zero(module: nn.Conv2d) -> nn.Conv2d:
@@ -69,25 +69,20 @@ class SelfAttention(nn.Module):
         return x + self.out(attended.transpose(-1, -2).reshape(b, c, h, w))
 
 
-class UNet(nn.Module):
+class UNet(ImageNetwork):
     """The U-Net.
 
     Args:
         shape: (C, H, W) of its input.
         widths: channels of each level; each level but the last halves the resolution.
-        blocks: residual blocks a level on the way down; one more on the way up.
+        blocks: residual blocks a level on the way down, or a number for each level; one more on the way up.
         attention: levels with self-attention, counted from 0 at full resolution; -1 is the last.
         patch: side of the squares that are folded into channels first (1 for none).
-        num_classes: labels 0..num_classes-1 in cond["label"] condition the network, -1 being none; 0 for a network
-            without classes.
+        num_classes: see `ImageNetwork`, as for all that is not described here.
         dropout: in the residual blocks.
         head_channels: channels of an attention head.
-        embedding: length of the vectors in cond["embedding"] that condition the network; 0 for none.
-        in_channels: channels of its input; None is C.
-        out_channels: channels of its output; None is C.
-        condition_channels: of cond["image"], which stands beside the input; 0 for none.
-        condition_level: whether cond["level"] tells the noise in that image, from 0 to about 1.
         groups: of every normalisation, as diffusers' U-Net has them; None is at most 32 of at least 4 channels each.
+        pad: images whose height or width the levels do not divide are padded by zeros, and the output is cropped.
     """
 
     ends = ("conv_in", "conv_out")
@@ -96,7 +91,7 @@ class UNet(nn.Module):
         self,
         shape: Sequence[int],
         widths: Sequence[int] = (64, 128, 256, 256),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention: Sequence[int] = (2,),
         patch: int = 1,
         num_classes: int = 0,
@@ -108,35 +103,31 @@ class UNet(nn.Module):
         condition_channels: int = 0,
         condition_level: bool = False,
         groups: int | None = None,
+        pad: bool = False,
     ) -> None:
-        super().__init__()
-        channels = check_levels("unet", shape, widths, blocks, attention, patch)
-        c_in = channels if in_channels is None else in_channels
-        c_out = channels if out_channels is None else out_channels
-        counts, sizes = (num_classes, embedding, condition_channels), (head_channels, c_in, c_out)
-        if min(counts) < 0 or min(sizes) < 1 or not 0 <= dropout < 1:
+        multiple = check_levels("unet", shape, widths, blocks, attention, patch, pad)
+        if head_channels < 1 or not 0 <= dropout < 1:
             raise ValueError(
-                f"unet needs num_classes, embedding and condition_channels >= 0, head_channels, in_channels and "
-                f"out_channels >= 1 and dropout in [0, 1), got {num_classes=}, {embedding=}, {condition_channels=}, "
-                f"{head_channels=}, {in_channels=}, "
-                f"{out_channels=} and {dropout=}"
+                f"unet needs head_channels >= 1 and dropout in [0, 1), got {head_channels=} and {dropout=}"
             )
         if groups is not None and (groups < 1 or any(width % groups for width in widths)):
             raise ValueError(f"groups must divide each of the widths {list(widths)}, got {groups}")
-        self.num_classes, self.embedding, self.condition_channels = num_classes, embedding, condition_channels
-        self.width_in = widths[0]
         emb = 4 * widths[0]
+        super().__init__(
+            shape,
+            multiple,
+            widths[0],
+            emb,
+            num_classes,
+            embedding,
+            in_channels,
+            out_channels,
+            condition_channels,
+            condition_level,
+        )
         attended = {level % len(widths) for level in attention}
-
-        def embed_level() -> nn.Sequential:
-            return nn.Sequential(nn.Linear(self.width_in, emb), nn.SiLU(), nn.Linear(emb, emb))
-
-        self.embed = embed_level()
-        self.embed_condition_level = embed_level() if condition_level else None
-        self.embed_label = LabelEmbedding(num_classes, emb) if num_classes else None
-        self.embed_vector = nn.Linear(embedding, emb, bias=False) if embedding else None  # zero says nothing
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)
-        self.conv_in = nn.Conv2d((c_in + condition_channels) * patch**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(self.c_in * patch**2, widths[0], 3, padding=1)
 
         def stage(c_in: int, c_out: int, level: int) -> nn.ModuleList:
             layers = [ResBlock(c_in, c_out, emb, dropout, groups)]
@@ -147,8 +138,9 @@ class UNet(nn.Module):
         self.down = nn.ModuleList()
         skips = [widths[0]]
         width = widths[0]
+        counts = blocks_by_level(blocks, widths)
         for level, level_width in enumerate(widths):
-            for _ in range(blocks):
+            for _ in range(counts[level]):
                 self.down.append(stage(width, level_width, level))
                 width = level_width
                 skips.append(width)
@@ -164,30 +156,18 @@ class UNet(nn.Module):
 
         self.up = nn.ModuleList()
         for level in reversed(range(len(widths))):
-            for i in range(blocks + 1):
+            for i in range(counts[level] + 1):
                 layers = stage(width + skips.pop(), widths[level], level)
                 width = widths[level]
-                if level and i == blocks:
+                if level and i == counts[level]:
                     upsample = nn.Upsample(scale_factor=2, mode="nearest")
                     layers.extend([upsample, nn.Conv2d(width, width, 3, padding=1)])
                 self.up.append(layers)
 
         self.norm_out = normalisation(width, groups)
-        self.conv_out = _zero(nn.Conv2d(width, c_out * patch**2, 3, padding=1))
+        self.conv_out = _zero(nn.Conv2d(width, self.c_out * patch**2, 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """F, (B, out_channels, H, W), from x (B, in_channels, H, W); c_noise (B,); cond["label"] (B,),
-        cond["embedding"] (B, d), cond["image"] (B, C', H, W) and cond["level"] (B,) if the network has them."""
-        emb = self.embed(sinusoidal(c_noise, self.width_in).to(x.dtype))
-        if self.embed_label is not None:
-            emb = emb + self.embed_label(cond["label"])
-        if self.embed_vector is not None:
-            emb = emb + self.embed_vector(cond["embedding"].to(x.dtype))
-        if self.embed_condition_level is not None:  # the sinusoids are made for numbers up to 1000
-            emb = emb + self.embed_condition_level(sinusoidal(1000 * cond["level"], self.width_in).to(x.dtype))
-        emb = F.silu(emb)
-        if self.condition_channels:
-            x = torch.cat((x, cond["image"].to(x.dtype)), dim=1)
+    def body(self, x: Tensor, emb: Tensor) -> Tensor:
         h = self.conv_in(self.fold(x))
         skips = [h]
         for layers in self.down:
@@ -205,26 +185,33 @@ def _run(layers: nn.Module, h: Tensor, emb: Tensor) -> Tensor:
     return h
 
 
+def blocks_by_level(blocks: int | Sequence[int], widths: Sequence[int]) -> list[int]:
+    """The number of residual blocks of each level, where one number stands for all."""
+    return [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
+
+
 def check_levels(
-    name: str, shape: Sequence[int], widths: Sequence[int], blocks: int, attention: Sequence[int], patch: int
+    name: str,
+    shape: Sequence[int],
+    widths: Sequence[int],
+    blocks: int | Sequence[int],
+    attention: Sequence[int],
+    patch: int,
+    pad: bool | None = None,
 ) -> int:
-    """The number of channels, if the arguments make a network that such images can pass."""
-    if len(shape) != 3:
-        raise ValueError(f"network={name} needs images of shape (channels, height, width), got shape {tuple(shape)}")
-    if not widths or min(widths) < 2 or blocks < 1 or patch < 1 or widths[0] % 2:
+    """What images are padded to multiples of, see `check_size`, if the arguments make a network that they can pass."""
+    counts = blocks_by_level(blocks, widths)
+    if not widths or min(widths) < 2 or patch < 1 or widths[0] % 2:
+        raise ValueError(f"{name} needs widths and patch of at least 1 and an even first width, got {list(widths)}")
+    if len(counts) != len(widths) or min(counts) < 1:
         raise ValueError(
-            f"{name} needs widths, blocks and patch of at least 1 and an even first width, got {list(widths)}"
+            f"blocks={blocks}: {name} needs at least one in each level, a number for all or one for each of "
+            f"{len(widths)} network.widths"
         )
     for level in attention:
         if not -len(widths) <= level < len(widths):
             raise ValueError(
                 f"attention level {level} does not exist: widths={list(widths)} makes levels 0..{len(widths) - 1}"
             )
-    channels, height, width = shape
-    divisor = patch * 2 ** (len(widths) - 1)
-    if height % divisor or width % divisor:
-        raise ValueError(
-            f"an image of {height}x{width} cannot pass network={name} with patch={patch} and widths={list(widths)}: "
-            f"height and width must be multiples of {divisor}; change the image size, or use fewer network.widths"
-        )
-    return channels
+    settings = f"patch={patch} and widths={list(widths)}"
+    return check_size(name, shape, patch * 2 ** (len(widths) - 1), settings, "use fewer network.widths", pad)

@@ -72,7 +72,7 @@ def _built(config: Mapping[str, Any], device: torch.device) -> Model:
             if name not in inspect.signature(network_class).parameters or not isinstance(shape, list):
                 what = "denoiser.variance=learned"
                 what = "denoiser=residual" if name == "in_channels" else "denoiser=step" if per_step else what
-                raise ConfigError(f"{what} needs a network with {name}, such as unet or mlp")
+                raise ConfigError(f"{what} needs a network with {name}, such as unet, dit or mlp")
             further[name] = times * shape[0]
     schedule = build(config["schedule"], "schedule")
     with device:
