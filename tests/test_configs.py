@@ -250,7 +250,7 @@ def test_every_setting_is_read_by_the_code() -> None:
     settings = set(yaml.safe_load((cli.CONFIGS / "train.yaml").read_text())) - {"defaults", "hydra"}
     parts = set(PARTS) - set(cli.groups_of("train"))
     assert settings == set(Settings.__dataclass_fields__) | parts
-    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").glob("*.py")])
+    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").rglob("*.py")])
     interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
     for name in settings:
         used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|get\("{name}"\)|config\.{name}\b""", source)
@@ -258,7 +258,7 @@ def test_every_setting_is_read_by_the_code() -> None:
 
 
 def test_every_setting_of_every_dataset_is_read() -> None:
-    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").glob("*.py")])
+    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").rglob("*.py")])
     interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
     for path in (cli.CONFIGS / "dataset").glob("*.yaml"):
         dataset = yaml.safe_load(path.read_text())
