@@ -8,7 +8,8 @@ import torch
 from test_networks import perturbed
 from torch import Tensor, nn
 
-from diffusion.build import build, canonical
+from diffusion.build import ConfigError, build, canonical
+from diffusion.exchange import unet2d
 from diffusion.models import Autoencoder
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.encoder import Encoder
@@ -128,3 +129,16 @@ def test_a_stored_configuration_without_a_later_argument_is_the_one_with_its_def
     assert canonical({"network": older}) == canonical({"network": older | {"pad": False, "blocks": 2}})
     assert canonical(older) != canonical(older | {"pad": True})
     assert build(older | {"blocks": [1, 2]}).multiple == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"blocks": [1, 2]}, r"same number of blocks in each level, and this network has \[1, 2\]"),
+        ({"pad": True}, "no counterpart of network.pad=True"),
+    ],
+)
+def test_diffusers_unet_has_one_number_of_blocks_and_pads_nothing(settings: dict[str, Any], message: str) -> None:
+    common: dict[str, Any] = {"shape": (1, 8, 8), "widths": [8, 8], "attention": [], "blocks": 1, "groups": 2}
+    with pytest.raises(ConfigError, match=message):
+        unet2d.settings(common | settings, UNet(**common | settings))
