@@ -15,6 +15,8 @@ import cli
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from diffusion.runs.checkpoints import Checkpoint
+
 
 @dataclass
 class Options:
@@ -43,24 +45,25 @@ class Options:
                 raise ValueError(f"{name}= has no effect on out={self.out}: leave it out, or write {_suffixes(owners)}")
 
 
-def write_onnx(options: Options, path: Path, contents: dict[str, Any], out: Path) -> list[Path]:
+def write_onnx(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Path]:
     """The denoiser for programs that read ONNX, and the decoder of a model of latents."""
     from diffusion.exchange import onnx
     from diffusion.runs.codecs import drawing
+    from diffusion.runs.parts import Parts
     from diffusion.sampling.pipeline import sampler_and_times
 
-    denoiser, codec = drawing(contents, path, options.weights)
+    denoiser, codec = drawing(checkpoint, options.weights)
     onnx.check_exportable(denoiser)
-    config = contents["config"]
-    _, times = sampler_and_times(config, denoiser)
-    facts = {"dataset": config["dataset"]["name"], "step": contents["global_step"], "weights": options.weights}
-    return onnx.write_onnx(out, denoiser, codec, config["dataset"]["shape"], times, facts)
+    parts = Parts(checkpoint.config)
+    _, times = sampler_and_times(parts, denoiser)
+    facts = {"dataset": parts.config["dataset"]["name"], "step": checkpoint.step, "weights": options.weights}
+    return onnx.write_onnx(out, denoiser, codec, parts.shape, times, facts)
 
 
 class Writer(NamedTuple):
     """How a kind of file is written, and the settings that it alone reads."""
 
-    write: Callable[[Options, Path, dict[str, Any], Path], list[Path]]
+    write: "Callable[[Options, Checkpoint, Path], list[Path]]"
     settings: tuple[str, ...] = ()
 
 
@@ -85,14 +88,13 @@ def main(config: "DictConfig") -> None:
     from diffusion.exchange.onnx import check_packages
     from diffusion.media.atomic import check_regular
     from diffusion.media.files import check_writable
-    from diffusion.runs import checkpoints
+    from diffusion.runs.checkpoints import find
 
     out = Path(str(options.out))
     check_packages()
     check_regular(out)
     check_writable(out.parent, out)
-    path, contents = checkpoints.find(str(options.ckpt))
-    written = WRITERS[out.suffix.lower()].write(options, path, contents, out)
+    written = WRITERS[out.suffix.lower()].write(options, find(str(options.ckpt)), out)
     for file in written:
         print(f"{file} has {file.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
     print(written[0])

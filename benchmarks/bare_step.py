@@ -6,9 +6,9 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-import train
 from diffusion.noise import TRAINING, Noise
 from diffusion.training.run import Run
+from diffusion.training.setup import resolved
 
 
 def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: float) -> float:
@@ -20,8 +20,8 @@ def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: fl
         bf16: under autocast to bfloat16.
         seconds: how long to measure, after three steps.
     """
-    config = train.resolved(composed)
-    module = Run(config, None).module.to(device).train()  # type: ignore[arg-type]
+    parts = resolved(composed)
+    config, module = parts.config, Run(parts, None).module.to(device).train()  # type: ignore[arg-type]
     optimizer = module.optimizer(module.denoiser.network, fused=True)
     count = config["batch_size"]
     batch = {"x": torch.rand(count, *config["dataset"]["shape"], device=device) * 2 - 1}

@@ -60,7 +60,24 @@ class ImageCondition(ABC):
         """
 
 
-class LowRes(ImageCondition):
+class Enlarging(ImageCondition):
+    """One whose models enlarge small images, as the later stages of a cascade do.
+
+    `noise`: the highest standard deviation of the noise in small images that they are trained with.
+    """
+
+    noise: float
+
+    @abstractmethod
+    def small(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """The shape of the small image, for images of this shape."""
+
+    @abstractmethod
+    def enlarged(self, low: Tensor, level: Tensor) -> dict[str, Tensor]:
+        """The condition that small images (b, C, h, w) make, which have noise of these levels (b,) in them."""
+
+
+class LowRes(Enlarging):
     """The image at a lower resolution (the mean of each square of pixels), enlarged again: super-resolution.
 
     With `noise` or `blur`, the conditioning augmentation of cascades (Ho et al. 2021, arXiv 2106.15282, section 4): in
@@ -88,7 +105,6 @@ class LowRes(ImageCondition):
         return self.small(shape)[0] + 1
 
     def small(self, shape: Sequence[int]) -> tuple[int, int, int]:
-        """The shape of the small image, for images of this shape."""
         channels, height, width = _image_shape("lowres", shape)
         if height % self.factor or width % self.factor:
             raise ValueError(
@@ -111,7 +127,6 @@ class LowRes(ImageCondition):
         return self.enlarged(low, level)
 
     def enlarged(self, low: Tensor, level: Tensor) -> dict[str, Tensor]:
-        """The condition that small images (b, C, h, w) make, which have noise of these levels (b,) in them."""
         told = _told(F.interpolate(low, scale_factor=self.factor, mode=self.mode, align_corners=False))
         return told | {"level": level} if self.leveled else told
 

@@ -19,16 +19,17 @@ from data.stream import Source
 from diffusion import media
 from diffusion.build import build
 from diffusion.evaluation.table import random_rows
-from diffusion.models import Codec
+from diffusion.models import Autoencoder, Codec
 from diffusion.runs.checkpoints import find
-from diffusion.runs.codecs import BATCH, draws, trained_autoencoder
+from diffusion.runs.codecs import BATCH, draws
+from diffusion.runs.trained import load_model
 
 
 def main(spec: str, out: str, n: int = 2000) -> None:
     """Writes n of them."""
-    path, checkpoint = find(spec)
-    codec = Codec(trained_autoencoder(checkpoint, path), checkpoint["config"]["dataset"]["clip"])
-    source: Source = build(checkpoint["config"]["dataset"]["source"])
+    checkpoint = find(spec)
+    codec = Codec(load_model(checkpoint, Autoencoder), checkpoint.config["dataset"]["clip"])
+    source: Source = build(checkpoint.config["dataset"]["source"])
     train = source.load().train
     x = train.get(random_rows(len(train))[:n])
     z = draws(codec, x, torch.device("cpu"), seed=0)

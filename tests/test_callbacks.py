@@ -19,7 +19,8 @@ from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neig
 from diffusion.evaluation.table import held
 from diffusion.media import quantised
 from diffusion.noise import PREVIEW, Noise
-from diffusion.runs.checkpoints import read, trained_denoiser
+from diffusion.runs.checkpoints import read
+from diffusion.runs.trained import load_model
 from diffusion.samplers import prior
 from diffusion.training.callbacks import AfterStep, Metrics
 from diffusion.training.previews import quick_method
@@ -41,7 +42,7 @@ def test_the_logged_scores_are_those_of_the_averaged_weights_against_the_first_v
     found = {}
     for weights in ("ema", "raw"):
         path = run / "checkpoints/last.ckpt"
-        denoiser = ClippedDenoiser(trained_denoiser(read(path), path, weights))
+        denoiser = ClippedDenoiser(load_model(read(path), weights=weights))
         sampler, times = quick_method(denoiser, 20)
         fake = sampler.sample(denoiser, prior(denoiser.schedule, noise, (1, 8, 8)), times, noise)
         made, target = (features(extractor, pixels) for pixels in (quantised(fake), real))

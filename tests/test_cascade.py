@@ -28,6 +28,7 @@ from diffusion.samplers import Evaluation
 from diffusion.sampling import Pipeline
 from diffusion.sampling.conditions import of_images
 from diffusion.training import previews as previews_module
+from diffusion.training.data import training_data
 from diffusion.training.previews import quick_method
 
 BASE, SR, MASKED, PLAIN, GUIDED, CLASSES = (f"lightning_logs/digits/version_{k}" for k in range(6))
@@ -71,11 +72,11 @@ def draw(folder: Path, *arguments: str) -> np.ndarray:
 
 
 def test_the_condition_sizes_the_network_and_previews_show_what_the_model_was_told(folder: Path) -> None:
-    config = read(folder / SR / "checkpoints/last.ckpt")["config"]
+    config = read(folder / SR / "checkpoints/last.ckpt").config
     assert (config["network"]["condition_channels"], config["network"]["condition_level"]) == (2, True)
     events = EventAccumulator(str(folder / SR)).Reload()
     assert set(events.Tags()["images"]) == {"samples", "samples_given", "samples_truth", "denoising"}
-    assert read(folder / BASE / "checkpoints/last.ckpt")["config"]["dataset"]["shape"] == [1, 4, 4]
+    assert read(folder / BASE / "checkpoints/last.ckpt").config["dataset"]["shape"] == [1, 4, 4]
 
 
 def test_what_is_given_decides_and_twice_the_same_is_the_same(folder: Path) -> None:
@@ -196,7 +197,7 @@ def test_weights_of_a_model_that_counts_on_other_images_are_refused(folder: Path
 def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bool) -> None:
     module = DataModule(Digits(), batch_size=8, seed=0, flip=flip, condition=LowRes(2, noise=1e-6))
     module.setup()
-    x, told = train.training_data(None, module, torch.device("cpu"), 0, most=10_000)
+    x, told = training_data(None, module, torch.device("cpu"), 0, most=10_000)
     assert len(x) == (2 if flip else 1) * module.train_size == len(told["label"])
     torch.testing.assert_close(told["image"], LowRes(2)(x, 0, torch.arange(len(x)))["image"], rtol=0, atol=1e-4)
     assert len(told["level"].unique()) > 1000  # as in training

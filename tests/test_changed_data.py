@@ -1,5 +1,6 @@
 """Data that are not those of the checkpoint, and learning rates and runs that resuming chooses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from data.changes import DataChanged, compared, identities
 from data.folder import Folder
 from data.stream import Images, Points
 from diffusion.optimizers import LearningRate
-from diffusion.runs.resume import Resumed
+from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs.resume import rate_lift
 
 
 def splits(train: list[int], val: list[int], test: list[int]) -> dict[str, Tensor]:
@@ -102,16 +104,16 @@ def test_a_resumed_run_warns_of_other_images_and_refuses_those_that_change_sides
 
 
 def test_a_lengthened_decay_says_where_the_learning_rate_goes() -> None:
-    begun = Resumed(Path("runs/version_0/checkpoints/last.ckpt"), 100, 100, None)
-    cosine = LearningRate(decay="cosine")
-    said = begun.rate_lift(cosine, 1e-3, 8, 200)
+    path, config = Path("runs/version_0/checkpoints/last.ckpt"), {"trainer": {"max_steps": 100}}
+    begun, cosine = Checkpoint(path, 100, config, {}, None), LearningRate(decay="cosine")
+    said = rate_lift(begun, cosine, 1e-3, 8, 200)
     assert said is not None
     assert "rises from 2.5e-07 to 0.0005" in said
     assert "init_from=runs/version_0 lr=0.0001" in said
-    assert begun.rate_lift(cosine, 1e-3, 8, 100) is None
-    assert begun.rate_lift(LearningRate(), 1e-3, 8, 200) is None
-    warming = Resumed(begun.path, 10, 100, None)
-    assert warming.rate_lift(LearningRate(warmup_images=1000, decay="cosine"), 1e-3, 8, 200) is None
+    assert rate_lift(begun, cosine, 1e-3, 8, 100) is None
+    assert rate_lift(begun, LearningRate(), 1e-3, 8, 200) is None
+    warming = replace(begun, step=10)
+    assert rate_lift(warming, LearningRate(warmup_images=1000, decay="cosine"), 1e-3, 8, 200) is None
 
 
 def test_auto_takes_the_run_with_these_limits_else_one_that_is_not_too_far(tmp_path: Path) -> None:

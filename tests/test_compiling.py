@@ -43,7 +43,7 @@ POINTS = (
 def state(folder: Path, version: int, dataset: str) -> dict[str, torch.Tensor]:
     """The weights that a run stored."""
     path = folder / f"lightning_logs/{dataset}/version_{version}/checkpoints/last.ckpt"
-    found: dict[str, torch.Tensor] = read(path)["state_dict"]
+    found: dict[str, torch.Tensor] = read(path).state
     return found
 
 

@@ -11,14 +11,14 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import cli
-import train
 from diffusion.build import build
 from diffusion.noise import TRAINING, Noise
-from diffusion.runs.models import build_denoiser, build_model
+from diffusion.runs.models import build_model
+from diffusion.runs.parts import Parts
 from diffusion.samplers import AnnealedLangevinSampler, prior
 from diffusion.sampling.pipeline import sampler_and_times
 from diffusion.settings.training import PARTS, Settings, settings
-from diffusion.training import run, trainer
+from diffusion.training import run, setup, trainer
 
 ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
@@ -31,9 +31,8 @@ TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 def resolved(*overrides: str) -> dict[str, Any]:
     """The configuration that `python train.py overrides` works with."""
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
-        return train.resolved(
-            compose("train", [*overrides, "dataset.path=photos"] if _is_folder(overrides) else overrides)
-        )
+        composed = compose("train", [*overrides, "dataset.path=photos"] if _is_folder(overrides) else overrides)
+        return setup.resolved(composed).config
 
 
 def _is_folder(overrides: tuple[str, ...]) -> bool:
@@ -70,7 +69,7 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
 def test_every_fast_experiment_trains_and_has_a_few_step_sampler(experiment: str) -> None:
     config = resolved(f"experiment={experiment}")
     assert loss_of_one_step(config).isfinite()
-    _, times = sampler_and_times(config, build_denoiser(config))
+    _, times = sampler_and_times(Parts(config), build_model(config))
     assert len(times) - 1 <= (20 if len(config["dataset"]["shape"]) == 3 else 40)  # points cost next to nothing
 
 
@@ -79,7 +78,7 @@ def test_a_cascades_stages_train_and_fit_together(dataset: str) -> None:
     base, sr = (resolved(f"experiment={name}", f"dataset={dataset}") for name in CASCADE)
     for config in (base, sr):
         assert loss_of_one_step(config).isfinite()
-        sampler_and_times(config, build_denoiser(config))
+        sampler_and_times(Parts(config), build_model(config))
     assert list(build(sr["dataset"]["condition"]).small(sr["dataset"]["shape"])) == base["dataset"]["shape"]
 
 
@@ -103,9 +102,9 @@ def test_every_sde_trains_on_any_dataset_and_its_sampler_goes_with_it(experiment
     assert loss_of_one_step(config).isfinite()
     if experiment == "ncsn":
         config["sampler"]["corrections"] = 1
-    denoiser = build_denoiser(config)
+    denoiser = build_model(config)
     few = {"steps": 20 if denoiser.schedule.timesteps is None else None}
-    sampler, times = sampler_and_times(config | few, denoiser)
+    sampler, times = sampler_and_times(Parts(config | few), denoiser)
     noise = Noise(0, torch.arange(2))
     x = prior(denoiser.schedule, noise, tuple(config["dataset"]["shape"]))
     with torch.no_grad():
@@ -156,7 +155,7 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
     config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
     assert loss_of_one_step(config).isfinite()
     if name not in ("classifier", "autoencoder", "elbo", "beta_elbo"):  # which draw nothing, or from their prior
-        sampler_and_times(config, build_denoiser(config))
+        sampler_and_times(Parts(config), build_model(config))
 
 
 @pytest.mark.parametrize("choice", ["exponential", "power", "none"])
@@ -180,13 +179,13 @@ def test_the_average_that_is_typed_replaces_the_experiments(experiment: str, cho
 )
 def test_a_group_that_is_typed_replaces_all_that_the_experiment_said_of_it(experiment: str, typed: str) -> None:
     config = resolved(f"experiment={experiment}", "dataset=swissroll", typed)
-    sampler_and_times(config, build_denoiser(config))
+    sampler_and_times(Parts(config), build_model(config))
     assert loss_of_one_step(config).isfinite()
 
 
 def test_ncsn_visits_each_of_the_papers_levels() -> None:
     config = resolved("experiment=ncsn", "network.widths=[8,16]")
-    sampler, times = sampler_and_times(config, denoiser := build_denoiser(config))
+    sampler, times = sampler_and_times(Parts(config), denoiser := build_model(config))
     levels = denoiser.schedule(times[:-1])[1].tolist()
     assert levels == pytest.approx([2 / 100 ** (i / 9) for i in range(10)], rel=1e-9)
     assert isinstance(sampler, AnnealedLangevinSampler)
@@ -271,15 +270,14 @@ def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next()
     for value, expected in ((True, True), (None, False)):
         config = resolved("dataset=digits", "accelerator=cpu")
         config["trainer"]["deterministic"] = value
-        trainer.check_trainer(config)
+        trainer.make_trainer(Parts(config))
         assert torch.are_deterministic_algorithms_enabled() is expected
 
 
 @pytest.mark.parametrize(("typed", "said"), [(True, 1), (False, 0)])
 def test_as_many_sampling_steps_as_noising_steps_are_explained_where_they_are_typed(typed: bool, said: int) -> None:
     config = resolved("steps=1000", "network.widths=[8,16]", "network.blocks=1")
-    denoiser = build_denoiser(config)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run.check_sampling(config, denoiser, typed)
+        run.check_sampling(Parts(config), typed)
     assert len([one for one in caught if "trainer.max_steps=... sets how long" in str(one.message)]) == said

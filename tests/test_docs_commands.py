@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ import cli
 import evaluate
 import sample
 import train
-from diffusion.build import construct
-from diffusion.settings.sampling import Steering
+from diffusion.settings import evaluation, sampling
+from diffusion.settings.training import check
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate}
@@ -51,7 +50,7 @@ def composed(script: str, arguments: list[str]) -> dict[str, Any]:
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         config = compose(script, chosen)
     if script == "train":
-        train.check_values(config)
+        check(config)
     plain: Any = OmegaConf.to_container(config, resolve=script != "train")
     return plain
 
@@ -73,13 +72,9 @@ def test_a_documented_command_names_what_exists_and_passes_the_checks_before_the
     plain = composed(name, arguments)
     if name == "train":
         return
-    options: Any = construct(
-        SCRIPTS[name].Options, {field.name: plain[field.name] for field in fields(SCRIPTS[name].Options)}
-    )
     typed = [argument.partition("=")[0] for argument in arguments]
     if name == "evaluate":
-        options.refuse_idle(typed)
-        options.refuse_unnamed(has_dataset="dataset" in plain)
+        evaluation.read(plain, typed)
     else:
-        construct(Steering, {field.name: plain[field.name] for field in fields(Steering)})
-        options.refuse_idle(typed, Path(options.out or "pred.gif"), (1, 8, 8))
+        options, *_ = sampling.read(plain)
+        options.refuse_idle(typed, Path(options.out or "pred.gif"), (1, 28, 28))

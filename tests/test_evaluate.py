@@ -17,7 +17,7 @@ import evaluate
 import sample
 import train
 from diffusion.evaluation import loading, metrics, table
-from diffusion.runs.checkpoints import read
+from diffusion.runs.checkpoints import contents, read
 
 RUN, LEARNED, CLOUD = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0"))
 
@@ -105,7 +105,7 @@ def test_the_odes_density_is_in_bits_for_pixels_and_in_nats_for_points(folder: P
 
 
 def test_the_history_of_the_bounds_terms_is_in_the_checkpoint(folder: Path) -> None:
-    state = read(folder / LEARNED / "checkpoints/last.ckpt")["state_dict"]
+    state = read(folder / LEARNED / "checkpoints/last.ckpt").state
     assert state["objective.counts"].sum().item() == 4 * 16
     assert (state["objective.losses"] != 0).sum().item() == 4 * 16 - (state["objective.counts"] - 10).clamp(min=0).sum()
 
@@ -119,7 +119,7 @@ def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -
             outcome = call(train, tmp_path / name, *resume)
             assert outcome.code == 0, outcome.err
     whole, parts = (
-        read(tmp_path / name / "lightning_logs/digits/version_0/checkpoints/last.ckpt")["state_dict"]
+        read(tmp_path / name / "lightning_logs/digits/version_0/checkpoints/last.ckpt").state
         for name in ("whole", "parts")
     )
     assert whole["objective.counts"].sum() == 8 * 16
@@ -176,7 +176,7 @@ def test_samples_are_those_of_the_seed_and_weights_that_were_asked_for(
 
 
 def test_a_model_that_diverged_is_no_black_image(folder: Path, tmp_path: Path) -> None:
-    checkpoint = read(folder / RUN / "checkpoints/last.ckpt")
+    checkpoint = contents(folder / RUN / "checkpoints/last.ckpt")
     for value in checkpoint["state_dict"].values():
         if value.is_floating_point():
             value.fill_(torch.nan)

@@ -17,7 +17,7 @@ from helpers_runs import TINY, TRAIN, Run, checkpoint, error_line, logged_steps,
 
 from diffusion.build import ConfigError
 from diffusion.runs.checkpoints import CheckpointError, find, newest_good, read
-from diffusion.runs.models import build_denoiser
+from diffusion.runs.models import build_model
 from diffusion.runs.resume import find_named
 from diffusion.training.logger import RunLogger
 from diffusion.training.saving import AtomicCheckpointIO, write_checkpoint
@@ -241,11 +241,11 @@ TARGETS = [
 @pytest.mark.parametrize("part", ["network", "schedule", "denoiser"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_only_classes_of_this_project_are_built(target: Any, part: str, trained: Path) -> None:
-    config = read(trained / "checkpoints" / "last.ckpt")["config"]
+    config = read(trained / "checkpoints" / "last.ckpt").config
     with pytest.raises(ConfigError, match="is not a class of this project"):
-        build_denoiser(config | {part: config[part] | {"_target_": target}})
+        build_model(config | {part: config[part] | {"_target_": target}})
     with pytest.raises(ConfigError, match="is not a class of this project"):
-        build_denoiser(config | {part: config[part] | {"variance": {"_target_": target}}})
+        build_model(config | {part: config[part] | {"variance": {"_target_": target}}})
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_number_of_several_runs_is_the_newest_and_lists_are_in_the_order_of_nu
         file.parent.mkdir(parents=True)
         torch.save({"config": {"of": run}, "state_dict": {}, "global_step": 1}, file)
         os.utime(file, (1000 + age, 1000 + age))
-    assert find("0")[1]["config"]["of"] == "digits/version_0"
+    assert find("0").config["of"] == "digits/version_0"
     assert "0 is the newest of 2 runs, lightning_logs/digits/version_0; also" in capsys.readouterr().err
     with pytest.raises(CheckpointError, match=r"digits/version_0, \S*digits/version_2, \S*digits/version_10"):
         find("lightning_logs/digits")

@@ -15,7 +15,7 @@ LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics
 ROOMS = (
     "ranges build",
     "schedules noise networks terminal machine settings media optimizers",
-    "forward",
+    "forward trainable",
     "denoisers",
     "ode guidance",
     "samplers likelihood",
@@ -88,12 +88,10 @@ def test_data_knows_nothing_of_diffusion(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)
-def test_diffusion_knows_nothing_of_data_or_of_hydra(path: Path) -> None:
-    # What reads images that a person gives, for sampling and evaluation, reads them as data sets are read.
-    readers = ("diffusion/sampling/given.py", "diffusion/evaluation/files.py")
-    allowed = {"data.pictures"} if _name(path) in readers else set()
-    found = imports(path) - allowed
-    assert not {"data", "hydra", "train", "sample", "evaluate", "export"} & {name.split(".")[0] for name in found}
+def test_only_what_runs_are_made_of_knows_data_and_nothing_the_scripts_or_hydra(path: Path) -> None:
+    assert not {"hydra", "cli", "hints", "train", "sample", "evaluate", "export"} & _tops(path)
+    own = path.relative_to(ROOT / "diffusion").parts[0]
+    assert "data" not in _tops(path) or own in ("runs", "sampling", "evaluation", "training")
 
 
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)

@@ -17,10 +17,10 @@ import train
 from data.images import Digits
 from diffusion.denoisers import ClippedDenoiser, Conditioned
 from diffusion.evaluation.table import random_rows
-from diffusion.models import Codec
+from diffusion.models import Autoencoder, Codec
 from diffusion.noise import SAMPLING, Noise
-from diffusion.runs.checkpoints import read
-from diffusion.runs.codecs import trained_autoencoder
+from diffusion.runs.checkpoints import contents, read
+from diffusion.runs.trained import load_model
 from diffusion.samplers import prior
 from diffusion.sampling import Pipeline
 
@@ -54,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def codec(folder: Path) -> Codec:
     """The autoencoder, measured by hand."""
     path = folder / AUTOENCODER / WEIGHTS
-    codec = Codec(trained_autoencoder(read(path), path), clip=True)
+    codec = Codec(load_model(read(path), Autoencoder), clip=True)
     train_images = Digits().load().train
     codec.measure(codec.moments(train_images.get(torch.arange(len(train_images)))))
     return codec
@@ -71,7 +71,7 @@ def test_an_autoencoders_run_logs_its_bound_and_draws(folder: Path) -> None:
 
 
 def test_the_checkpoint_has_the_codec_once_and_no_average_or_optimizer_has_it(folder: Path, codec: Codec) -> None:
-    checkpoint = read(folder / LATENT / WEIGHTS)
+    checkpoint = contents(folder / LATENT / WEIGHTS)
     state = checkpoint["state_dict"]
     ours = {name.removeprefix("objective.codec."): value for name, value in state.items() if ".codec." in name}
     assert same(dict(codec.state_dict()), ours)  # the averaged weights of the autoencoder, untouched by training
@@ -172,21 +172,21 @@ def test_a_run_that_is_resumed_ends_as_one_that_was_not_and_kept_latents_are_tho
         return run
 
     quiet = ("preview_every=0", *CLASSES)
-    whole = read(trained(3, *quiet, "trainer.max_steps=6") / WEIGHTS)
+    whole = contents(trained(3, *quiet, "trainer.max_steps=6") / WEIGHTS)
     part = trained(4, *quiet)
     shutil.copytree(part, copy := part.with_name("version_5"))
     for run, again in ((part, ()), (copy, (f"autoencoder={AUTOENCODER}",))):
         ok(call(train, folder, f"resume={run}", "trainer.max_steps=6", *again))
-        resumed = read(run / WEIGHTS)
+        resumed = contents(run / WEIGHTS)
         for key in ("state_dict", "optimizer_states"):
             assert same(whole[key], resumed[key]), key
-    in_each_step = read(trained(6, *quiet, "trainer.max_steps=6", "cache_latents=false") / WEIGHTS)["state_dict"]
+    in_each_step = read(trained(6, *quiet, "trainer.max_steps=6", "cache_latents=false") / WEIGHTS).state
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(value, in_each_step[name], rtol=1e-3, atol=1e-4)
 
 
 def test_a_codec_that_was_swapped_is_noticed(folder: Path) -> None:
-    checkpoint = read(folder / LATENT / WEIGHTS)
+    checkpoint = contents(folder / LATENT / WEIGHTS)
     checkpoint["state_dict"]["objective.codec.autoencoder.network.tenth_of_log_var"] += 1e-3
     torch.save(checkpoint, folder / "swapped.ckpt")
     assert_refused(call(sample, folder, "ckpt=swapped.ckpt"), "the autoencoder in swapped.ckpt is another")
@@ -199,7 +199,7 @@ def test_a_codec_that_was_swapped_is_noticed(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def others(folder: Path) -> None:
     """Autoencoders that say to be of other data, and one of other weights."""
-    checkpoint = read(folder / AUTOENCODER / WEIGHTS)
+    checkpoint = contents(folder / AUTOENCODER / WEIGHTS)
     config, dataset = checkpoint["config"], checkpoint["config"]["dataset"]
     for name, changed in (("mnist", {"name": "mnist"}), ("larger", {"shape": [1, 16, 16]})):
         torch.save(checkpoint | {"config": config | {"dataset": dataset | changed}}, folder / f"{name}.ckpt")

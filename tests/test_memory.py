@@ -119,7 +119,7 @@ def test_a_run_that_has_begun_keeps_its_last_checkpoint(
     assert outcome.err.count("\n") == 1
     folder = "lightning_logs/digits/version_0"
     assert outcome.err.endswith(f"the last checkpoint is kept: python train.py resume={folder}\n")
-    assert read(tmp_path / folder / "checkpoints/last.ckpt")["global_step"] == 2
+    assert read(tmp_path / folder / "checkpoints/last.ckpt").step == 2
     assert call(train, tmp_path, f"resume={folder}").code == 0
 
 
@@ -132,7 +132,7 @@ def test_a_shortage_in_a_save_or_a_read_is_no_fault_of_the_disk_or_the_file(
     assert outcome.err.startswith("error: out of memory (tried to allocate 4096 bytes): lower batch_size=16;")
     kept = tmp_path / "lightning_logs/digits/version_0/checkpoints"
     assert sorted(file.name for file in kept.iterdir()) == ["best.ckpt", "last.ckpt"]
-    assert read(kept / "last.ckpt")["global_step"] == 2
+    assert read(kept / "last.ckpt").step == 2
     monkeypatch.setattr(torch, "load", failing(RuntimeError(CPU)))
     refused(call(sample, tmp_path, f"ckpt={trained / 'lightning_logs/digits/version_0'}", "out=x.png"), "lower batch")
 

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 import cli
 from diffusion.build import build
 from diffusion.denoisers import EpsPreconditioner, NetworkDenoiser
-from diffusion.models import Autoencoder, Codec, NoisyClassifier, accuracy_by_level
+from diffusion.models import Autoencoder, Codec
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.mlp import MLP
 from diffusion.noise import PREVIEW, Noise
+from diffusion.runs.parts import Parts
 from diffusion.schedules import LinearSchedule
 from diffusion.training.module import DiffusionModule
 from diffusion.training.previews import drawn, shown
 from diffusion.training.run import Run
-from diffusion.training.watchers import Reconstructions
 
 # network=heads sorts samples by head and denoiser=step checks times: both have to know numbers. They are for points.
 ASKING = {"swissroll"}
@@ -43,7 +43,7 @@ def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Te
         config["network"]["patch"] = 1
         config["denoiser"]["shape"] = list(codec.latent_shape)
         config["autoencoder"] = {"digest": "0"}
-    module = Run(config, None, codec).module  # type: ignore[arg-type]
+    module = Run(Parts(config, codec), None).module  # type: ignore[arg-type]
     module.to("meta")
     batch = {"x": torch.zeros(COPIES, *shape), "label": torch.zeros(COPIES, dtype=torch.int64)}
     batch["serial"] = torch.arange(COPIES)
@@ -90,12 +90,8 @@ def test_every_experiment_trains_validates_and_previews(experiment: str) -> None
 
 def _preview(module: DiffusionModule, config: dict[str, Any], batch: dict[str, Tensor]) -> None:
     model = module.evaluated
-    if isinstance(model, Autoencoder):
-        examples: Any = _Examples(tuple(config["dataset"]["shape"]))
-        assert Reconstructions(1, clip=True)._pictures(examples, module).keys() == {"reconstructions", "prior"}
-        return
-    if isinstance(model, NoisyClassifier):
-        accuracy_by_level(model, batch["x"], batch["label"], Noise(0, batch["serial"], PREVIEW), levels=3)
+    if not model.draws:
+        assert model.shown(batch["x"], batch["label"], Noise(0, batch["serial"], PREVIEW))
         return
     splits = SimpleNamespace(val=_Examples(tuple(config["dataset"]["shape"])))
     condition = config["dataset"].get("condition")

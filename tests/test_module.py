@@ -65,7 +65,6 @@ def make(lr: float, accumulate: int, decay: float = 0.5) -> DiffusionModule:
         ema=EMA(decay),
         images_per_step=IMAGES * accumulate,
         seed=0,
-        config={},
     )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import train
 from diffusion.optimizers import PowerEMA, coefficients, exponent, spacing
-from diffusion.runs.checkpoints import CheckpointError, find, trained_denoiser
+from diffusion.runs.checkpoints import CheckpointError, find
+from diffusion.runs.trained import load_model
 
 STEPS, MOST = 700, 16
 
@@ -78,13 +79,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(run: Path, which: str | float) -> Tensor:
-    path, checkpoint = find(str(run))
-    return torch.cat([p.flatten() for p in trained_denoiser(checkpoint, path, which).parameters()])
+    return torch.cat([p.flatten() for p in load_model(find(str(run)), weights=which).parameters()])
 
 
 def test_a_runs_snapshots_give_averages_of_any_width(run: Path) -> None:
     assert len(list((run / "averages").iterdir())) == 12
-    state = find(str(run))[1]["state_dict"]
+    state = find(str(run)).state
     first, second = (
         torch.cat([value.flatten() for name, value in state.items() if name.startswith(prefix)])
         for prefix in ("ema.network.", "other_emas.0.network.")

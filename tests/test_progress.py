@@ -70,16 +70,14 @@ def running(*callbacks_: AfterStep) -> tuple[Any, Any]:
         callbacks=list(callbacks_),
         datamodule=SimpleNamespace(splits=SimpleNamespace(val=range(720))),
     )
-    module = SimpleNamespace(
-        images_per_step=4, last_loss=torch.tensor(0.5), config={"val_every": 50}, device=torch.device("cpu")
-    )
+    module = SimpleNamespace(images_per_step=4, last_loss=torch.tensor(0.5), device=torch.device("cpu"))
     return trainer, module
 
 
 def test_a_bar_of_training_shows_the_time_left_with_validation(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock, shown = Clock(monkeypatch), Progress()
+    clock, shown = Clock(monkeypatch), Progress(50)
     trainer, module = running(shown)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     shown.on_train_start(trainer, module)
@@ -95,7 +93,7 @@ def test_the_time_left_counts_validation_and_previews(
 ) -> None:
     """Steps take 1 s, validations 60 s and then 90 s, and a preview every 20 steps 8 s and then 10 s."""
     clock = Clock(monkeypatch)
-    watcher, shown = AfterStep(), Progress(line_every_s=0.5)
+    watcher, shown = AfterStep(), Progress(50, line_every_s=0.5)
     watcher.every, watcher.images = 20, 96
     trainer, module = running(watcher, shown)
     shown.on_train_start(trainer, module)

@@ -19,6 +19,7 @@ import train
 from diffusion.media import evenly
 from diffusion.sampling import Pipeline
 from diffusion.sampling.parallel import frames_on
+from diffusion.settings.sampling import Options
 
 RUN, CONDITIONAL, CLOUD = (
     f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0")
@@ -306,8 +307,8 @@ def test_the_record_of_a_folder_says_how_its_images_were_made(folder: Path) -> N
 )
 def test_settings_of_another_kind_of_file_are_refused(typed: tuple[str, ...], out: str, refused: str | None) -> None:
     defaults = yaml.safe_load((cli.CONFIGS / "sample.yaml").read_text())
-    values = {field.name: defaults[field.name] for field in dataclasses.fields(sample.Options)} | {"ckpt": "last"}
-    options = sample.Options(**values | ({"show": "x0"} if "show" in typed else {}))
+    values = {field.name: defaults[field.name] for field in dataclasses.fields(Options)} | {"ckpt": "last"}
+    options = Options(**values | ({"show": "x0"} if "show" in typed else {}))
     if refused is None:
         options.refuse_idle(typed, Path(out), (1, 8, 8))
         return

@@ -51,7 +51,7 @@ def signalled(
 
 
 def saved_step(folder: Path) -> int:
-    step: int = read(folder / FOLDER / "checkpoints/last.ckpt")["global_step"]
+    step: int = read(folder / FOLDER / "checkpoints/last.ckpt").step
     return step
 
 

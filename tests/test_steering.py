@@ -13,7 +13,7 @@ from PIL import Image
 
 import sample
 import train
-from diffusion.runs.checkpoints import read
+from diffusion.runs.checkpoints import contents
 from diffusion.samplers import KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
 from diffusion.sampling import Pipeline
 from diffusion.schedules import LinearSchedule, VarianceExplodingSchedule
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         outcome = call(train, folder, *arguments)
         assert outcome.code == 0, outcome.err
     # The one that knows its classes, and says that it was always told them.
-    checkpoint = read(folder / GUIDABLE / "checkpoints" / "last.ckpt")
+    checkpoint = contents(folder / GUIDABLE / "checkpoints" / "last.ckpt")
     checkpoint["config"]["condition_dropout"] = 0.0
     torch.save(checkpoint, folder / TOLD)
     generator = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-import train
+from diffusion.training.sweep import Result, table
 
 
 @pytest.mark.parametrize(
@@ -10,16 +10,16 @@ import train
 )
 def test_the_table_of_a_sweep_ranks_no_losses_that_measure_different_things(name: str) -> None:
     losses = {("a", 1): 0.9, ("b", 1): 0.2, ("a", 2): 0.5, ("b", 2): None}
-    runs: list[train.Result] = [
-        ({name: kind, "lr": lr}, f"run_{kind}{lr}", loss, "") for (kind, lr), loss in losses.items()
+    runs: list[Result] = [
+        Result({name: kind, "lr": lr}, f"run_{kind}{lr}", loss, "") for (kind, lr), loss in losses.items()
     ]
-    _, *rows, last = train.table(runs).splitlines()
+    _, *rows, last = table(runs).splitlines()
     assert [row.split()[1] for row in rows] == ["run_a2", "run_a1", "run_b1", "run_b2"]
     assert f"does not compare runs that differ in {name}: compare the scores" in last
     assert "python evaluate.py ckpt=" in last
 
 
 def test_the_table_of_a_sweep_ranks_losses_that_compare() -> None:
-    runs: list[train.Result] = [({"lr": lr}, f"run_{lr}", loss, "") for lr, loss in ((1, 0.9), (2, 0.2), (3, 0.5))]
-    _, *rows = train.table(runs).splitlines()
+    runs: list[Result] = [Result({"lr": lr}, f"run_{lr}", loss, "") for lr, loss in ((1, 0.9), (2, 0.2), (3, 0.5))]
+    _, *rows = table(runs).splitlines()
     assert [row.split()[1] for row in rows] == ["run_2", "run_3", "run_1"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from diffusion.training import estimate
+from diffusion.training.limits import Limit
 
 
 @pytest.mark.parametrize(("fixed", "each"), [(0.04, 1e-6), (0.001, 0.02), (0.01, 1.0)])
@@ -24,8 +25,9 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
 
     monkeypatch.setattr(estimate, "step_seconds", step_seconds)
     monkeypatch.setattr(estimate, "device_batch", lambda run, trainer: {"x": torch.zeros(size, 2)})
-    run: Any = SimpleNamespace(module=None, config={"trainer": {"accumulate_grad_batches": 2}})
-    assert estimate.estimate(run, None) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
+    parts = SimpleNamespace(settings=SimpleNamespace(compile=False), accumulated=2)
+    run: Any = SimpleNamespace(module=None, parts=parts)
+    assert estimate.estimate(run, None, Limit(None)) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
     assert max(spent) < 64 * each + 1  # and nothing is tried that takes long by itself
 
 
@@ -50,7 +52,6 @@ def test_a_short_run_is_measured_on_no_more_batches_than_it_has(
         objective=Counted(),
         optimizer=lambda network, fused: torch.optim.SGD(network.parameters()),
         seed=0,
-        config={},
     )
     trainer: Any = SimpleNamespace(
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
@@ -59,8 +60,7 @@ def test_a_short_run_is_measured_on_no_more_batches_than_it_has(
     batch = {"x": torch.zeros(4, 2), "serial": torch.arange(4)}
     monkeypatch.setattr(estimate, "device_batch", lambda run, trainer: batch)
     monkeypatch.setattr(Counted, "batches", 0)
-    run: Any = SimpleNamespace(
-        module=module, config={"trainer": {"max_steps": max_steps, "accumulate_grad_batches": 2}}
-    )
-    assert estimate.estimate(run, trainer) > 0
+    parts = SimpleNamespace(settings=SimpleNamespace(compile=False), accumulated=2)
+    run: Any = SimpleNamespace(module=module, parts=parts)
+    assert estimate.estimate(run, trainer, Limit(max_steps)) > 0
     assert Counted.batches == 1 + batches

@@ -165,7 +165,7 @@ def test_the_short_words_reach_what_they_stand_for(trained: tuple[Path, Outcome]
     assert config["schedule"]["timesteps"] == config["timesteps"] == 50
     assert config["optimizer"]["lr"] == config["lr"]
     assert config["network"]["shape"] == [1, 8, 8]
-    assert read(folder / "lightning_logs/digits/version_0/checkpoints/last.ckpt")["config"] == config
+    assert read(folder / "lightning_logs/digits/version_0/checkpoints/last.ckpt").config == config
 
 
 def copied(trained: tuple[Path, Outcome], tmp_path: Path) -> Path:
@@ -182,7 +182,7 @@ def test_resume_goes_on_in_the_same_folder(trained: tuple[Path, Outcome], tmp_pa
     outcome = run(folder, f"resume={spec}", "trainer.max_steps=5")
     assert "at step 4" in outcome.out
     assert [path.name for path in (folder / "lightning_logs/digits").iterdir()] == ["version_0"]
-    assert newest_good(folder / "lightning_logs/digits/version_0")[1]["global_step"] == 5
+    assert newest_good(folder / "lightning_logs/digits/version_0").step == 5
     assert config_of(folder, 0)["trainer"]["max_steps"] == 5
 
 
@@ -243,8 +243,8 @@ def test_data_that_were_moved_are_found_by_a_resumed_run(tmp_path: Path) -> None
 def test_init_from_begins_with_the_averaged_weights(trained: tuple[Path, Outcome], tmp_path: Path) -> None:
     folder = copied(trained, tmp_path)
     run(folder, *TINY, "init_from=0", "lr=1e-30", "trainer.max_steps=1")
-    before = read(folder / "lightning_logs/digits/version_0/checkpoints/last.ckpt")["state_dict"]
-    after = read(folder / "lightning_logs/digits/version_1/checkpoints/last.ckpt")["state_dict"]
+    before = read(folder / "lightning_logs/digits/version_0/checkpoints/last.ckpt").state
+    after = read(folder / "lightning_logs/digits/version_1/checkpoints/last.ckpt").state
     for name, value in after.items():
         if name.startswith("denoiser."):
             assert torch.equal(value, before["ema." + name.removeprefix("denoiser.")])
@@ -296,7 +296,7 @@ def test_time_can_be_the_limit(tmp_path: Path) -> None:
     outcome = run(tmp_path, *TINY, "trainer.max_steps=null", "trainer.max_time=00:00:00:01", "val_every=10000")
     assert "stops after trainer.max_time=00:00:00:01" in outcome.out
     assert time.monotonic() - begun < 60
-    assert newest_good(tmp_path / "lightning_logs/digits/version_0")[1]["global_step"] > 0
+    assert newest_good(tmp_path / "lightning_logs/digits/version_0").step > 0
 
 
 def test_debug_one_batch_is_one_step(tmp_path: Path) -> None:

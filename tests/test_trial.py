@@ -12,6 +12,7 @@ from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.forward import eps_from
 from diffusion.models import PriorDenoiser
 from diffusion.noise import Noise
+from diffusion.runs.parts import Parts
 from diffusion.samplers import (
     AdaptiveSampler,
     AnnealedLangevinSampler,
@@ -154,7 +155,7 @@ def method(sampler: str, grid: str, steps: int) -> dict[str, Any]:
 def test_a_sampler_that_is_far_off_is_warned_of_with_what_is_near() -> None:
     denoiser = GaussianMixtureDenoiser(VPSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
     with pytest.warns(UserWarning, match="EulerMaruyamaSampler is far off in these 20 steps") as caught:
-        sampler_and_times(method("euler_maruyama", "uniform", 20), denoiser)
+        sampler_and_times(Parts(method("euler_maruyama", "uniform", 20)), denoiser)
     text = str(caught[0].message)
     found, ddim = (
         trial.distances(sampler, VPSchedule(), UniformGrid()(VPSchedule(), 20))[0].item()
@@ -174,8 +175,8 @@ def test_a_sampler_that_is_near_is_not_warned_of(sampler: str, steps: int) -> No
     denoiser = GaussianMixtureDenoiser(VPSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sampler_and_times(method(sampler, "uniform", steps), denoiser)
-        sampler_and_times(method("euler_maruyama", "uniform", 20), PriorDenoiser(VPSchedule()))
+        sampler_and_times(Parts(method(sampler, "uniform", steps)), denoiser)
+        sampler_and_times(Parts(method("euler_maruyama", "uniform", 20)), PriorDenoiser(VPSchedule()))
 
 
 def test_the_grids_that_are_tried_are_all_that_are_offered() -> None:
@@ -232,7 +233,7 @@ def test_a_way_that_was_not_tried_is_not_offered() -> None:
         "steps": 25,
     }
     with pytest.warns(UserWarning, match="AnnealedLangevinSampler is far off in these 25 steps") as caught:
-        sampler_and_times(config, denoiser)
+        sampler_and_times(Parts(config), denoiser)
     assert "steps=50" not in str(caught[0].message)
 
 

@@ -18,7 +18,8 @@ from diffusion.build import ConfigError, build
 from diffusion.evaluation.extractors import imported
 from diffusion.evaluation.files import read_samples
 from diffusion.machine import memory
-from diffusion.runs.checkpoints import CheckpointError, read
+from diffusion.runs import checkpoints
+from diffusion.runs.checkpoints import CheckpointError
 from diffusion.runs.models import build_model
 
 FIT = "fit_loop"
@@ -45,7 +46,7 @@ def changed(contents: dict[str, Any], keys: tuple[Any, ...], value: Any) -> dict
 def refusal(contents: dict[str, Any], file: Path) -> str:
     torch.save(contents, file)
     with pytest.raises(CheckpointError) as error:
-        read(file)
+        checkpoints.contents(file)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -80,23 +81,23 @@ def refusal(contents: dict[str, Any], file: Path) -> str:
 def test_what_no_run_would_have_written_is_named(
     keys: tuple[Any, ...], value: Any, said: str, path: Path, tmp_path: Path
 ) -> None:
-    assert said in refusal(changed(read(path), keys, value), tmp_path / "crafted.ckpt")
+    assert said in refusal(changed(checkpoints.contents(path), keys, value), tmp_path / "crafted.ckpt")
 
 
 def test_weights_that_are_not_finite_are_named(path: Path, tmp_path: Path) -> None:
-    contents = read(path)
-    name = next(iter(contents["state_dict"]))
-    contents["state_dict"][name].view(-1)[0] = torch.nan
-    assert f"{name} has numbers that are not finite" in refusal(contents, tmp_path / "crafted.ckpt")
+    crafted = checkpoints.contents(path)
+    name = next(iter(crafted["state_dict"]))
+    crafted["state_dict"][name].view(-1)[0] = torch.nan
+    assert f"{name} has numbers that are not finite" in refusal(crafted, tmp_path / "crafted.ckpt")
 
 
 @pytest.mark.parametrize(
     "tensor", [torch.zeros(1).expand(9), torch.eye(3).to_sparse(), torch.zeros(3, dtype=torch.cfloat)]
 )
 def test_a_tensor_that_is_not_plain_is_refused(tensor: torch.Tensor, path: Path, tmp_path: Path) -> None:
-    contents = read(path)
-    contents["state_dict"][next(iter(contents["state_dict"]))] = tensor
-    assert "no plain dense tensor" in refusal(contents, tmp_path / "crafted.ckpt")
+    crafted = checkpoints.contents(path)
+    crafted["state_dict"][next(iter(crafted["state_dict"]))] = tensor
+    assert "no plain dense tensor" in refusal(crafted, tmp_path / "crafted.ckpt")
 
 
 def test_an_archive_that_unpacks_to_more_than_itself_is_not_unpacked(path: Path, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_an_archive_that_unpacks_to_more_than_itself_is_not_unpacked(path: Path,
             target.writestr(entry, source.read(entry))
         target.writestr("last/data/999", bytes(10**7), zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="compressed archive"):
-        read(file)
+        checkpoints.contents(file)
 
 
 def test_an_archive_whose_parts_lie_over_each_other_is_not_read(path: Path, tmp_path: Path) -> None:
@@ -116,11 +117,11 @@ def test_an_archive_whose_parts_lie_over_each_other_is_not_read(path: Path, tmp_
         target.writestr("last/data/999", b"")  # so that the directory is written anew
         target.filelist *= 2
     with pytest.raises(CheckpointError, match="its parts are larger than the file"):
-        read(file)
+        checkpoints.contents(file)
 
 
 def test_a_model_is_bounded_where_it_is_typed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = read(path)["config"]
+    config = checkpoints.contents(path)["config"]
     monkeypatch.setattr(memory, "total", lambda: 1000)
     with pytest.raises(ConfigError, match=r"takes .* GiB of memory"):
         build_model(config)
@@ -141,7 +142,7 @@ def test_any_entry_of_another_kind_is_accepted_or_one_line(
     torch.save(changed(contents, keys, data.draw(st.sampled_from(BAD))), file)
     said = str(file)
     try:
-        read(file)
+        checkpoints.contents(file)
     except CheckpointError as error:
         said = str(error)
     assert said.startswith(str(file))

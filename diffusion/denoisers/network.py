@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffusion.denoisers.base import Condition, Denoiser, Prediction
 from diffusion.ranges import check_positive
 from diffusion.schedules import Schedule, expand, float64
+from diffusion.trainable import Trainable
 
 
 class Coefficients(NamedTuple):
@@ -105,7 +106,7 @@ class EDMPreconditioner(Preconditioner):
         return -125 * schedule.log_snr(t)
 
 
-class TrainableDenoiser(Denoiser):
+class TrainableDenoiser(Denoiser, Trainable):
     """A denoiser whose weights are those of one network, `network(x, c_noise, cond) -> F`; c_noise is (B,).
 
     Its `num_classes` says which labels it knows, its `steps` how many noising steps have weights of their own, or 0.
@@ -114,9 +115,8 @@ class TrainableDenoiser(Denoiser):
         ValueError: the schedule has other steps than the network.
     """
 
-    always_told: bool = False  # whether it counts on its image condition, so that none can be kept from it
-    inputs: int = 1  # of the network for each number of x
-    outputs: int = 1  # of the network for each number of x, a learned variance's not counted
+    kind = "denoiser"
+    draws = True
 
     def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
         super().__init__(schedule, variance)

@@ -37,6 +37,7 @@ class ResidualDenoiser(RegressionDenoiser):
     """
 
     inputs = 2
+    learns_from_data = True
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from data.conditions import ImageCondition
 from diffusion.denoisers import Conditioned, Denoiser
 from diffusion.evaluation.extractors import random_rows
 from diffusion.evaluation.pictures import bound_picture
@@ -24,7 +25,7 @@ from diffusion.likelihood import (
 from diffusion.media import Pixels
 from diffusion.noise import EVALUATION, Noise
 from diffusion.samplers import TrailingGrid
-from diffusion.sampling.conditions import ImageCondition, of_examples
+from diffusion.sampling.conditions import of_examples
 from diffusion.terminal.progress import counted, progress
 
 # A batch's figures in nats per dimension: x (B, *S), its numbers (B,), its condition -> (B, terms).

@@ -7,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.stream import Examples, Splits
 from diffusion.build import build, check_source
 from diffusion.evaluation.classifiers import class_count
-from diffusion.evaluation.table import Splits
 from diffusion.media import quantised
 from diffusion.sampling import Pipeline
-from diffusion.sampling.conditions import Examples
 from diffusion.sampling.parallel import frames_on
 from diffusion.terminal.progress import counted, progress
 

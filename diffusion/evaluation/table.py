@@ -7,11 +7,11 @@ points float32 (n, 2). A score's name says by which features and from how many s
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from data.stream import Examples, Splits
 from diffusion.evaluation import metrics
 from diffusion.evaluation.cache import Cache, fingerprint
 from diffusion.evaluation.extractors import (
@@ -27,23 +27,11 @@ from diffusion.evaluation.metrics import Score
 from diffusion.evaluation.points import sliced_wasserstein, two_sample_test
 from diffusion.media import quantised
 from diffusion.noise import EVALUATION, Noise
-from diffusion.sampling.conditions import Examples
 
 NOISE = 0.1
 DISTANCES = ("frechet_", "fid_", "kernel_", "kid_", "sliced_wasserstein_")  # the lower, the nearer to real data
 CLASSIFIER_STEPS = 600  # of the classification accuracy score
 _MOST_BYTES = 2**30  # of images held at a time
-
-
-class Splits(Protocol):
-    """The three parts of a data set."""
-
-    @property
-    def train(self) -> Examples: ...
-    @property
-    def val(self) -> Examples: ...
-    @property
-    def test(self) -> Examples: ...
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion.likelihood import bits, discretised_nll, gaussian_kl, gaussian_nll
-from diffusion.noise import Noise
+from diffusion.noise import PREVIEW, Noise
 from diffusion.objectives import NOISE, Objective
+from diffusion.trainable import Curve, Trainable
 
 
 class EncodesAndDecodes(Protocol):
@@ -31,7 +32,7 @@ class EncodesAndDecodes(Protocol):
     def decode(self, z: Tensor) -> Tensor: ...
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Trainable):
     """`q(z | x) = N(mu(x), diag s^2(x))` and `p(x | z) = N(mean(z), v I)` with one learned variance v for all values
     (Kingma & Welling 2014, arXiv 1312.6114; v as in Rybkin et al. 2021, arXiv 2006.13202).
 
@@ -42,9 +43,8 @@ class Autoencoder(nn.Module):
         ValueError: the network is another kind.
     """
 
-    num_classes = 0  # it is told no labels
-    embedding = 0  # and no vectors
-    always_told = False
+    kind = "autoencoder"
+    forwards = ("encode", "decode")
 
     network: Any  # a module that is `EncodesAndDecodes`
     shape: tuple[int, ...]
@@ -67,6 +67,17 @@ class Autoencoder(nn.Module):
         """The mean of x given z, (B, *shape)."""
         return self.network.decode(z.to(self.network.log_var.dtype)).to(z)
 
+    @torch.no_grad()
+    def shown(self, x: Tensor, label: Tensor, noise: Noise) -> dict[str, Tensor | Curve]:
+        """The first eight data above what is decoded of their latents' means; and what is decoded of N(0, I)."""
+        x = x[:8]
+        mean = self.moments(x).chunk(2, dim=1)[0]
+        z = Noise(0, torch.arange(64, device=x.device), PREVIEW).normal(self.latent_shape)
+        return {
+            "reconstructions": torch.stack((x, self.decode(mean))),
+            "prior": self.decode(z).unflatten(0, (8, 8)),
+        }
+
 
 class ELBOObjective(Objective):
     """Minus the evidence lower bound, `KL(q(z | x) || N(0, I)) - E_q log p(x | z)`, in bits per dimension of x.
@@ -79,6 +90,8 @@ class ELBOObjective(Objective):
         beta: weight of the KL in the loss; 1 is the bound. Below, z keeps more of x, and looks less like N(0, I).
         eight_bit: whether the data are pixels, see `diffusion.likelihood`.
     """
+
+    trains = Autoencoder
 
     def __init__(self, samples: int = 1, beta: float = 1.0, eight_bit: bool = True) -> None:
         super().__init__()
@@ -101,10 +114,6 @@ class ELBOObjective(Objective):
         kl = bits(gaussian_kl(mean, log_var, nothing, nothing).flatten(1).sum(1)) / x[0].numel()
         terms = {"elbo_bpd": reconstruction + kl, "reconstruction_bpd": reconstruction, "kl_bpd": kl}
         return {"loss": reconstruction + self.beta * kl, **terms}
-
-    def check(self, model: nn.Module) -> None:
-        if not isinstance(model, Autoencoder):
-            raise ValueError("objective=elbo trains an autoencoder: add denoiser=autoencoder network=autoencoder")
 
 
 def drawn(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from diffusion.forward import noised
 from diffusion.noise import Noise
 from diffusion.objectives import NOISE, TIME, Objective, Times
 from diffusion.schedules import Schedule, expand, float64
+from diffusion.trainable import Curve, Trainable
 
 
-class NoisyClassifier(nn.Module):
+class NoisyClassifier(Trainable):
     """`classifier(x_t, t) -> logits`, (B, K) (Dhariwal & Nichol 2021, arXiv 2105.05233, section 4).
 
     The network sees `x_t / (alpha_t^2 + sigma_t^2)^(1/2)` and the log-SNR, so that it is a function of the noise level
@@ -27,8 +28,7 @@ class NoisyClassifier(nn.Module):
         schedule: the noise levels that it is trained at.
     """
 
-    embedding = 0  # it is told no vectors
-    always_told = False
+    kind = "classifier"
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         super().__init__()
@@ -45,6 +45,13 @@ class NoisyClassifier(nn.Module):
         logits: Tensor = self.network(x.to(self.dtype), c_noise, {}).to(x_t.dtype)
         return logits
 
+    def shown(self, x: Tensor, label: Tensor, noise: Noise) -> dict[str, Tensor | Curve]:
+        """Its accuracy over noise levels."""
+        levels, shares = accuracy_by_level(self, x, label, noise)
+        return {
+            "accuracy": Curve(levels, shares, "log-SNR, from noise to data", "accuracy", guess=1 / self.num_classes)
+        }
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the network's weights."""
@@ -57,6 +64,8 @@ class ClassifierObjective(Objective):
     Args:
         times: distribution of the training times.
     """
+
+    trains = NoisyClassifier
 
     def __init__(self, times: Times) -> None:
         super().__init__()
@@ -72,10 +81,6 @@ class ClassifierObjective(Objective):
         loss = F.cross_entropy(logits, batch["label"], reduction="none")
         accuracy = (logits.argmax(1) == batch["label"]).float()
         return {"loss": loss, "accuracy": accuracy, "log_snr": model.schedule.log_snr(t)}
-
-    def check(self, model: nn.Module) -> None:
-        if not isinstance(model, NoisyClassifier):
-            raise ValueError("objective=classifier trains a classifier: add denoiser=classifier network=encoder")
 
 
 class LabelLogProb(nn.Module):

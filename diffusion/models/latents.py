@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, Denoiser, Prediction
+from diffusion.denoisers import Condition, Denoiser, Prediction, TrainableDenoiser
 from diffusion.models.autoencoder import Autoencoder, drawn
 from diffusion.noise import Noise
 from diffusion.objectives import ENCODE, Objective
@@ -97,6 +97,8 @@ class LatentObjective(Objective):
         codec: makes the latents; a part of the objective, so that checkpoints hold it, and no average or optimizer.
     """
 
+    trains = TrainableDenoiser
+
     def __init__(self, objective: Objective, codec: Codec) -> None:
         super().__init__()
         self.objective, self.codec = objective, codec
@@ -108,8 +110,7 @@ class LatentObjective(Objective):
         return out
 
     def check(self, model: nn.Module) -> None:
-        if not isinstance(model, Denoiser):
-            raise ValueError("autoencoder= is for models that draw: leave it out for a classifier or an autoencoder")
+        super().check(model)
         self.objective.check(model)
 
 

@@ -6,37 +6,42 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from diffusion.denoisers import Condition, RegressionDenoiser, TrainableDenoiser, dropped
+from diffusion.denoisers import Condition, TrainableDenoiser, dropped
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule
+from diffusion.trainable import Trainable
 
 # Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
 TIME, NOISE, DROP, ENCODE = range(4)
 
 
-def _condition(batch: Mapping[str, Tensor]) -> Condition:
+def conditions(batch: Mapping[str, Tensor]) -> Condition:
+    """What a batch says of its data."""
     return {name: value for name, value in batch.items() if name not in ("x", "serial")}
 
 
 class Objective(nn.Module, ABC):
     """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and more to be logged, (B,) each."""
 
+    trains: type[nn.Module] = Trainable  # the models that it is a loss of
+
     @abstractmethod
-    def check(self, model: Any) -> None:
+    def forward(self, model: Any, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample.
+
+        Args:
+            model: in training.
+            batch: "x", the data (B, *S); all but "serial" of the rest conditions the model.
+            noise: the batch's random numbers.
+        """
+
+    def check(self, model: nn.Module) -> None:
         """Raises ValueError if this objective cannot train that model."""
-
-
-def _denoiser(model: nn.Module) -> None:
-    if not isinstance(model, TrainableDenoiser):
-        raise ValueError(
-            "denoiser=classifier is trained by objective=classifier, denoiser=autoencoder by objective=elbo"
-        )
-
-
-def _behind_preconditioner(model: nn.Module) -> None:
-    _denoiser(model)
-    if not isinstance(model, RegressionDenoiser):
-        raise ValueError("denoiser=step is trained by what each step costs in the bound: use objective=vlb")
+        if not isinstance(model, self.trains):
+            raise ValueError(
+                f"{type(self).__name__} is a loss of a {self.trains.__name__}, and this model is a "
+                f"{type(model).__name__}"
+            )
 
 
 class ConditionDropout(Objective):
@@ -49,6 +54,8 @@ class ConditionDropout(Objective):
         share: of the samples, in (0, 1).
     """
 
+    trains = TrainableDenoiser
+
     def __init__(self, objective: Objective, share: float) -> None:
         super().__init__()
         if not 0 < share < 1:
@@ -59,23 +66,25 @@ class ConditionDropout(Objective):
         """The loss of each sample; see `DenoisingObjective`."""
         self.check(model)
         if self.training:
-            batch = dict(batch) | dropped(_condition(batch), noise.uniform(draw=DROP) < self.share)
+            batch = dict(batch) | dropped(conditions(batch), noise.uniform(draw=DROP) < self.share)
         out: dict[str, Tensor] = self.objective(model, batch, noise)
         return out
 
     def check(self, model: nn.Module) -> None:
-        trainable = model if isinstance(model, TrainableDenoiser) else None
-        if trainable is None or not (trainable.num_classes or trainable.embedding or trainable.condition_channels):
+        super().check(model)
+        assert isinstance(model, TrainableDenoiser)
+        if not (model.num_classes or model.embedding or model.condition_channels):
             raise ValueError(
                 f"condition_dropout={self.share:g}: this network is conditioned on nothing that could be withheld; set "
                 f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
             )
-        if trainable.always_told:
+        if model.always_told:
             raise ValueError(f"condition_dropout={self.share:g}: denoiser=residual needs its image; add denoiser=edm")
         self.objective.check(model)
 
 
-def _steps(schedule: Schedule) -> int:
+def noising_steps(schedule: Schedule) -> int:
+    """T of a discrete schedule; raises ValueError for another."""
     if schedule.timesteps is None:
         raise ValueError("a variational bound needs noising steps: choose a discrete schedule, such as schedule=cosine")
     return schedule.timesteps

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.forward import noised
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
-from diffusion.objectives.base import NOISE, TIME, Objective, _condition, _denoiser, _steps
+from diffusion.objectives.base import NOISE, TIME, Objective, conditions, noising_steps
 from diffusion.schedules import float64
 
 
@@ -25,6 +25,8 @@ class VLBObjective(Objective):
         eight_bit: whether the data are pixels, see `diffusion.likelihood`.
         history: terms kept of each step; 0 draws all steps alike.
     """
+
+    trains = TrainableDenoiser
 
     losses: Tensor
     counts: Tensor
@@ -48,16 +50,17 @@ class VLBObjective(Objective):
         row = torch.searchsorted(probabilities.cumsum(0), u.to(probabilities)).clamp(max=steps - 1)
         t, s = (row + 1).to(u) / steps, row.to(u) / steps
         x_t = noised(model.schedule, x0, t, noise.normal(x0.shape[1:], draw=NOISE))
-        mean, log_var, _ = model.transition(x_t, t, s, _condition(batch))
+        mean, log_var, _ = model.transition(x_t, t, s, conditions(batch))
         term = bits(bound_term(model, x0, x_t, t, s, mean, log_var, self.eight_bit))
         if self.training:
             self.remember(row, term.detach())
         loss = term / probabilities[row] + bits(prior_term(model.schedule, x0))
         return {"loss": loss.to(x0.dtype), "log_snr": model.schedule.log_snr(t)}
 
-    def check(self, model: TrainableDenoiser) -> None:
-        _denoiser(model)
-        if _steps(model.schedule) != len(self.counts):
+    def check(self, model: nn.Module) -> None:
+        super().check(model)
+        assert isinstance(model, TrainableDenoiser)
+        if noising_steps(model.schedule) != len(self.counts):
             raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
 
     def probabilities(self) -> Tensor:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from diffusion.denoisers import Prediction, RegressionDenoiser, TrainableDenoiser
+from diffusion.denoisers import Prediction, RegressionDenoiser
 from diffusion.forward import noised
 from diffusion.likelihood import bits, bound_term
 from diffusion.noise import Noise
-from diffusion.objectives.base import NOISE, TIME, Objective, _behind_preconditioner, _condition, _steps
+from diffusion.objectives.base import NOISE, TIME, Objective, conditions, noising_steps
 from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, float64
 
@@ -148,6 +148,8 @@ class DenoisingObjective(Objective):
         distance: "l2", "l1" or "huber" (quadratic below an error of 1), on the raw output's scale.
     """
 
+    trains = RegressionDenoiser
+
     def __init__(self, times: Times, weighting: Weighting, distance: str = "l2") -> None:
         super().__init__()
         if distance not in DISTANCES:
@@ -172,15 +174,16 @@ class DenoisingObjective(Objective):
         t = self.times(model.schedule, noise.uniform(draw=TIME))
         eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
         x_t = noised(model.schedule, x0, t, eps)
-        prediction = model.predict(x_t, t, _condition(batch))
+        prediction = model.predict(x_t, t, conditions(batch))
         target, c_out = model.target(x0, eps, t, prediction)
         error = self.distance(prediction.raw, target).flatten(1).mean(1)
         log_snr = model.schedule.log_snr(t)
         loss = self.weighting(model.schedule, float64(t), c_out**2).to(error.dtype) * error
         return {"loss": loss + self.further(model, x0, x_t, t, prediction).to(loss.dtype), "log_snr": log_snr}
 
-    def check(self, model: TrainableDenoiser) -> None:
-        _behind_preconditioner(model)
+    def check(self, model: nn.Module) -> None:
+        super().check(model)
+        assert isinstance(model, RegressionDenoiser)
         if model.variance == "learned":
             raise ValueError(
                 "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
@@ -213,15 +216,16 @@ class HybridObjective(DenoisingObjective):
         check_positive(vlb_weight=vlb_weight)  # without it there is objective=simple
         self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
 
-    def check(self, model: TrainableDenoiser) -> None:
-        _behind_preconditioner(model)
+    def check(self, model: nn.Module) -> None:
+        Objective.check(self, model)
+        assert isinstance(model, RegressionDenoiser)
         if model.variance != "learned":
             raise ValueError("objective=hybrid trains the variance beside the mean: add denoiser.variance=learned")
-        _steps(model.schedule)
+        noising_steps(model.schedule)
         self.weighting.check(model.schedule)
 
     def further(self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        steps = _steps(model.schedule)
+        steps = noising_steps(model.schedule)
         s = ((t * steps).round() - 1) / steps
         mean, log_var = model.step(x_t, t, s, prediction._replace(x0=prediction.x0.detach()))
         term = bound_term(model, x0, x_t, t, s, mean, log_var, self.eight_bit)

@@ -1,7 +1,6 @@
 """Training and sampling in an autoencoder's latents: what a configuration says of it, and where its weights are."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from diffusion.denoisers import Denoiser
 from diffusion.models import Autoencoder, Codec, PriorDenoiser
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import ENCODE
-from diffusion.runs.checkpoints import CheckpointError, find, load_weights, part_of, read, trained_denoiser
+from diffusion.runs.checkpoints import Checkpoint, CheckpointError, find
 from diffusion.runs.digests import digest
-from diffusion.runs.models import build_model
+from diffusion.runs.trained import load_model
 from diffusion.schedules import Schedule
 
 # Data that are encoded at a time.
@@ -25,40 +24,28 @@ _PREFIX = "objective.codec."
 _NAME = "diffusion.autoencoder.Autoencoder"
 
 
-def trained_autoencoder(checkpoint: Mapping[str, Any], path: Path, weights: str | float = "ema") -> Autoencoder:
-    """The autoencoder of a checkpoint, in evaluation mode, on the CPU.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    autoencoder = build_model(checkpoint["config"])
-    if not isinstance(autoencoder, Autoencoder):
-        raise ConfigError(f"{path} is no autoencoder: train one with python train.py experiment=autoencoder_fashion")
-    load_weights(autoencoder, checkpoint, path, weights)
-    return autoencoder.eval()
-
-
-def described(spec: str, dataset: str, shape: list[int]) -> dict[str, Any]:
-    """What the configuration of a run in latents says of its autoencoder: all that it takes to build it, and a digest.
+def codec_of(spec: str, dataset: str, shape: list[int]) -> tuple[Codec, dict[str, Any]]:
+    """The codec of a run in latents that begins, which have not been measured yet, and what the run's configuration
+    says of it: all that it takes to build it, and a digest.
 
     Args:
-        spec: the autoencoder's checkpoint, as `checkpoint.find` takes it.
+        spec: the autoencoder's checkpoint, as `checkpoints.find` takes it.
         dataset: name of the data that the run is to learn.
         shape: of these.
 
     Raises:
         ConfigError: it is no autoencoder, or one of other data.
     """
-    path, checkpoint = find(spec)
-    autoencoder, theirs = trained_autoencoder(checkpoint, path), checkpoint["config"]["dataset"]
+    checkpoint = find(spec)
+    autoencoder, theirs = load_model(checkpoint, Autoencoder), checkpoint.config["dataset"]
     if (theirs["name"], list(theirs["shape"])) != (dataset, shape):
         raise ConfigError(
             f"autoencoder={spec} was trained on {theirs['name']} of shape {tuple(theirs['shape'])}, not on {dataset} "
             f"of shape {tuple(shape)}: train one with python train.py experiment=autoencoder_fashion dataset={dataset}"
         )
-    return {
-        "network": checkpoint["config"]["network"],
-        "denoiser": checkpoint["config"]["denoiser"],
+    return Codec(autoencoder, theirs["clip"]), {
+        "network": checkpoint.config["network"],
+        "denoiser": checkpoint.config["denoiser"],
         "clip": theirs["clip"],
         "latent_shape": list(autoencoder.latent_shape),
         "digest": digest(autoencoder, _NAME),
@@ -68,72 +55,60 @@ def described(spec: str, dataset: str, shape: list[int]) -> dict[str, Any]:
 def check_same(spec: str, config: Mapping[str, Any]) -> None:
     """Raises ConfigError if the run with this configuration is not one in the latents of the autoencoder `spec`."""
     told = config.get("autoencoder")
-    path, checkpoint = find(spec)
-    if told is None or digest(trained_autoencoder(checkpoint, path), _NAME) != told["digest"]:
+    if told is None or digest(load_model(find(spec), Autoencoder), _NAME) != told["digest"]:
         has = "no autoencoder" if told is None else "another autoencoder"
         raise ConfigError(f"autoencoder={spec}: the run that is to go on has {has}, which cannot change: leave it out")
 
 
-def codec_of_run(config: Mapping[str, Any], spec: str, resumed: Path | None) -> Codec | None:
-    """The codec of a run that begins, its latents not measured yet, or of one that goes on; None for one of data.
-
-    Args:
-        config: the run's.
-        spec: where a run that begins has its autoencoder.
-        resumed: the checkpoint of a run that goes on.
-
-    Raises:
-        ConfigError: settings that do not go with latents, or need them.
-    """
+def check(config: Mapping[str, Any]) -> None:
+    """Raises ConfigError for settings that do not go with latents, or need them."""
     if config.get("autoencoder") is None:
         if config.get("cache_latents"):
             raise ConfigError(
                 "cache_latents=true is for training in latents: add autoencoder=..., a checkpoint of python train.py "
                 "experiment=autoencoder_fashion"
             )
-        return None
+        return
     if config["clip"]:
         raise ConfigError("clip=true clamps pixels, and latents have no bounds: leave it out")
     if config["cache_latents"] and config["dataset"]["flip"]:
         raise ConfigError(
             "cache_latents=true encodes each image once, as it is: add dataset.flip=false or cache_latents=false"
         )
-    if resumed is not None:
-        return stored_codec(read(resumed), resumed)
-    path, checkpoint = find(spec)
-    return Codec(trained_autoencoder(checkpoint, path), config["autoencoder"]["clip"])
 
 
-def stored_codec(checkpoint: Mapping[str, Any], path: Path) -> Codec | None:
+def stored_codec(checkpoint: Checkpoint) -> Codec | None:
     """The codec in a checkpoint of a model of latents; None if it is a model of data.
 
     Raises:
         CheckpointError: its weights are missing, or are not those that the model was trained with.
     """
-    told = checkpoint["config"].get("autoencoder")
+    told = checkpoint.config.get("autoencoder")
     if told is None:
         return None
     autoencoder = build(told["denoiser"], "autoencoder", network=build(told["network"], "autoencoder.network"))
     if not isinstance(autoencoder, Autoencoder):
-        raise CheckpointError(f"the configuration in {path} names an autoencoder that is none")
+        raise CheckpointError(f"the configuration in {checkpoint.path} names an autoencoder that is none")
     codec = Codec(autoencoder, told["clip"])
     try:
-        codec.load_state_dict(part_of(checkpoint["state_dict"], _PREFIX))
+        codec.load_state_dict(checkpoint.part(_PREFIX))
     except RuntimeError as error:
-        raise CheckpointError(f"the autoencoder in {path} does not fit its configuration") from error
+        raise CheckpointError(f"the autoencoder in {checkpoint.path} does not fit its configuration") from error
     if digest(autoencoder, _NAME) != told["digest"]:
-        raise CheckpointError(f"the autoencoder in {path} is another than the one that the model was trained with")
+        raise CheckpointError(
+            f"the autoencoder in {checkpoint.path} is another than the one that the model was trained with"
+        )
     return codec
 
 
-def drawing(checkpoint: Mapping[str, Any], path: Path, weights: str | float) -> tuple[Denoiser, Codec | None]:
+def drawing(checkpoint: Checkpoint, weights: str | float) -> tuple[Denoiser, Codec | None]:
     """What draws samples: a checkpoint's denoiser, and its codec if it draws latents; an autoencoder draws them from
     its prior."""
-    config = checkpoint["config"]
+    config = checkpoint.config
     if resolve(config["denoiser"]["_target_"], "denoiser") is not Autoencoder:
-        return trained_denoiser(checkpoint, path, weights), stored_codec(checkpoint, path)
+        return load_model(checkpoint, weights=weights), stored_codec(checkpoint)
     schedule: Schedule = build(config["schedule"], "schedule")
-    return PriorDenoiser(schedule), Codec(trained_autoencoder(checkpoint, path, weights), config["dataset"]["clip"])
+    return PriorDenoiser(schedule), Codec(load_model(checkpoint, Autoencoder, weights), config["dataset"]["clip"])
 
 
 def moments(codec: Codec, batches: Iterable[Tensor], device: torch.device) -> Tensor:

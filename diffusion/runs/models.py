@@ -8,32 +8,13 @@ import torch
 from torch import nn
 
 from diffusion.build import ConfigError, build, resolve
-from diffusion.denoisers import TrainableDenoiser
 from diffusion.machine import memory
-from diffusion.models import Autoencoder, NoisyClassifier
 from diffusion.schedules import Schedule
-
-# What a run can train.
-Model = TrainableDenoiser | NoisyClassifier | Autoencoder
+from diffusion.trainable import Trainable
 
 
-def build_denoiser(config: Mapping[str, Any]) -> TrainableDenoiser:
-    """The denoiser, untrained, that a run's configuration describes."""
-    model = build_model(config)
-    if isinstance(model, NoisyClassifier):
-        raise ConfigError(
-            "this model is a classifier and draws nothing: name a model as ckpt=, and this as classifier="
-        )
-    if isinstance(model, Autoencoder):
-        raise ConfigError(
-            "this model is an autoencoder, whose bound is val/elbo_bpd in its run's metrics.csv: train a model in its "
-            "latents with python train.py experiment=latent_fashion autoencoder=..."
-        )
-    return model
-
-
-def build_model(config: Mapping[str, Any]) -> Model:
-    """What a run's configuration describes, untrained: a denoiser, a classifier of noisy data or an autoencoder.
+def build_model(config: Mapping[str, Any]) -> Trainable:
+    """The model that a run's configuration describes, untrained.
 
     Raises:
         ConfigError: its parts are missing, do not go together, or take more memory than there is.
@@ -42,7 +23,7 @@ def build_model(config: Mapping[str, Any]) -> Model:
     return _built(config, torch.device("cpu"))
 
 
-def planned(config: Mapping[str, Any]) -> Model:
+def planned(config: Mapping[str, Any]) -> Trainable:
     """The same model on torch's `meta` device: names, shapes and types of its weights, without the weights.
 
     Raises:
@@ -52,17 +33,16 @@ def planned(config: Mapping[str, Any]) -> Model:
         return _built(config, torch.device("meta"))
 
 
-def _built(config: Mapping[str, Any], device: torch.device) -> Model:
+def _built(config: Mapping[str, Any], device: torch.device) -> Trainable:
     for key in ("network", "schedule", "denoiser"):
         if not isinstance(config.get(key), Mapping) or "_target_" not in config[key]:
             raise ConfigError(f"the configuration has no {key}")
     # A learned variance is a second output beside the first; the network need not know what for. Likewise inputs.
-    denoiser_class = resolve(config["denoiser"]["_target_"], "denoiser")
-    per_step = getattr(denoiser_class, "outputs", 1) == 2
-    channels = {
-        "in_channels": getattr(denoiser_class, "inputs", 1),
-        "out_channels": 2 if per_step or config["denoiser"].get("variance") == "learned" else 1,
-    }
+    model_class = resolve(config["denoiser"]["_target_"], "denoiser")
+    if not issubclass(model_class, Trainable):
+        raise ConfigError(f"denoiser names {model_class.__name__}, which is no model with a network to train")
+    learned = config["denoiser"].get("variance") == "learned"
+    channels = {"in_channels": model_class.inputs, "out_channels": 2 if learned else model_class.outputs}
     further = {}
     for name, times in channels.items():
         if config["network"].get(name) is not None:
@@ -70,8 +50,7 @@ def _built(config: Mapping[str, Any], device: torch.device) -> Model:
         if times > 1:
             network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
             if name not in inspect.signature(network_class).parameters or not isinstance(shape, list):
-                what = "denoiser.variance=learned"
-                what = "denoiser=residual" if name == "in_channels" else "denoiser=step" if per_step else what
+                what = "denoiser.variance=learned" if learned else model_class.__name__
                 raise ConfigError(f"{what} needs a network with {name}, such as unet, dit or mlp")
             further[name] = times * shape[0]
     schedule = build(config["schedule"], "schedule")
@@ -81,10 +60,8 @@ def _built(config: Mapping[str, Any], device: torch.device) -> Model:
         raise ConfigError("network must name a network and schedule a schedule of this project")
     # Channels last: convolutions train up to 1.3 times as fast so (docs/performance.md), and none slower.
     network.to(memory_format=torch.channels_last)
-    # Autoencoders have no noise levels; their runs' schedule is for drawing from the prior.
-    noisy = {} if resolve(config["denoiser"]["_target_"], "denoiser") is Autoencoder else {"schedule": schedule}
+    # An autoencoder has no noise levels; its run's schedule is for drawing from the prior.
+    noisy = {"schedule": schedule} if "schedule" in inspect.signature(model_class).parameters else {}
     with device:
-        denoiser = build(config["denoiser"], "denoiser", network=network, **noisy)
-    if not isinstance(denoiser, Model):
-        raise ConfigError(f"denoiser names a {type(denoiser).__name__}, which is no denoiser with a network")
-    return denoiser
+        model: Trainable = build(config["denoiser"], "denoiser", network=network, **noisy)
+    return model

@@ -3,16 +3,14 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from diffusion.build import ConfigError, canonical
 from diffusion.optimizers import LearningRate
-from diffusion.runs.checkpoints import ROOT, CheckpointError, find, newest_good, read, run_folder, runs
+from diffusion.runs.checkpoints import ROOT, Checkpoint, CheckpointError, find, newest_good, read, runs
 from diffusion.runs.exchanged import is_exchanged
+from diffusion.runs.parts import Parts
 from diffusion.terminal.commands import pasted
 
 # How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
@@ -26,90 +24,18 @@ _OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "p
 _LIMITS = ("max_steps", "max_epochs", "max_time")
 # How the first process tells those that it starts which checkpoint it goes on from; empty: none.
 _AGREED = "DIFFUSION_RESUME"
-Found = tuple[Path, dict[str, Any]] | None
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """The checkpoint that a run goes on from, without its weights.
-
-    Args:
-        path: of the file.
-        step: that it was written after.
-        max_steps: where the run was to end; None without such a limit.
-        data: identities of the examples by split, see `data.changes`; None in checkpoints that do not have them yet.
-    """
-
-    path: Path
-    step: int
-    max_steps: int | None
-    data: Mapping[str, Tensor] | None
-
-    @property
-    def folder(self) -> Path:
-        return run_folder(self.path)
-
-    def goes_on(self, learning_rate: LearningRate, images_per_step: int, config: Mapping[str, Any]) -> bool:
-        """Whether the run has steps left; if not, says how to train on. Says too what becomes of a decaying rate."""
-        max_steps = config["trainer"]["max_steps"]
-        finished = max_steps is not None and self.step >= max_steps
-        if finished:
-            max_steps = 2 * self.step
-            print(f"{self.path} is finished at step {self.step}; raise trainer.max_steps to train on:")
-            print(f"  python train.py resume={pasted(self.folder)} trainer.max_steps={max_steps}")
-        peak = config["optimizer"].get("lr", config["lr"])
-        lift = self.rate_lift(learning_rate, peak, images_per_step, max_steps)
-        if lift is not None and finished:
-            print(f"  then {lift}")
-        elif lift is not None:
-            warnings.warn(lift, stacklevel=2)
-        return not finished
-
-    def rate_lift(
-        self, learning_rate: LearningRate, peak: float, images_per_step: int, max_steps: int | None
-    ) -> str | None:
-        """What happens to a decaying learning rate if the run now ends at `max_steps`, and what avoids it.
-
-        Returns:
-            None if the rate is not above what it would have been.
-        """
-
-        def rate(step: int, last: int) -> float:
-            return peak * learning_rate(step * images_per_step, last * images_per_step)
-
-        if learning_rate.decay == "none" or self.max_steps is None or max_steps is None or self.step == 0:
-            return None
-        last, planned, lifted = (
-            rate(self.step - 1, self.max_steps),
-            rate(self.step, self.max_steps),
-            rate(self.step, max_steps),
-        )
-        if lifted <= planned:
-            return None
-        return (
-            f"learning_rate.decay={learning_rate.decay} ends at step {max_steps} in the place of {self.max_steps}, so "
-            f"the learning rate rises from {last:.2g} to {lifted:.2g}; to train on at a low rate, begin a new run: the "
-            f"settings of this one, without resume=, and init_from={pasted(self.folder)} lr={peak / 10:.2g} "
-            f"learning_rate.warmup_images=0"
-        )
-
-
-def resumed(path: Path, checkpoint: Mapping[str, Any]) -> Resumed:
-    """What a run needs to know of the checkpoint that it goes on from."""
-    limit = checkpoint["config"]["trainer"].get("max_steps")
-    return Resumed(path, checkpoint["global_step"], limit, checkpoint.get("DataModule"))
-
-
-def agreed(search: Callable[[], Found]) -> Found:
+def agreed(search: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     """The checkpoint that `search` finds; in a process that another one started, the one that this found.
 
     "The newest" may be another file a moment later, and all processes have to begin with the same.
     """
     if int(os.environ.get("LOCAL_RANK", "0")) > 0 and _AGREED in os.environ:
         told = os.environ[_AGREED]
-        return (Path(told), read(Path(told))) if told else None
+        return read(Path(told)) if told else None
     found = search()
-    os.environ[_AGREED] = "" if found is None else str(found[0].resolve())
+    os.environ[_AGREED] = "" if found is None else str(found.path.resolve())
     return found
 
 
@@ -129,8 +55,8 @@ def limited(config: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"trainer": config["trainer"] | trainer} | ({} if budget else {"budget_minutes": None})
 
 
-def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Found:
-    """The checkpoint, with its contents, of the run with this very configuration that `resume=auto` goes on with.
+def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Checkpoint | None:
+    """The checkpoint of the run with this very configuration that `resume=auto` goes on with.
 
     The newest run with the same limits; else the newest that has not come further than `trainer.max_steps`. A line says
     which one and why.
@@ -144,33 +70,32 @@ def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Found:
         if folder.parent.name != config["dataset"]["name"]:
             continue
         try:
-            path, checkpoint = newest_good(folder)
+            checkpoint = newest_good(folder)
         except CheckpointError:  # another run's; this one's own would be read
             continue
-        stored, step = checkpoint["config"], checkpoint["global_step"]
+        stored, step = checkpoint.config, checkpoint.step
         if essence(stored) != essence(config):
             continue
         if all(wanted[name] in (None, stored["trainer"].get(name)) for name in _LIMITS):
             print(f"resume=auto goes on with {folder}, step {step}: the newest run with these settings")
-            return path, checkpoint
+            return checkpoint
         if step > (wanted["max_steps"] or step):
             further.append(f"{folder} has come further, to step {step}")
         else:
-            others.append((path, checkpoint))
+            others.append(checkpoint)
     limits = ", ".join(f"trainer.{name}={wanted[name]}" for name in _LIMITS if wanted[name] is not None)
     if others:
-        path, checkpoint = others[0]
         print(
-            f"resume=auto goes on with {run_folder(path)}, step {checkpoint['global_step']}: the newest run with these "
-            f"settings, now with {limits}"
+            f"resume=auto goes on with {others[0].folder}, step {others[0].step}: the newest run with these settings, "
+            f"now with {limits}"
         )
         return others[0]
     print(f"resume=auto begins a new run: {further[0] if further else 'none was begun with these settings'}")
     return None
 
 
-def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that `resume=` names, with its contents.
+def find_named(spec: str, dataset: str | None) -> Checkpoint:
+    """The checkpoint that `resume=` names.
 
     Args:
         spec: as in `diffusion.runs.checkpoints.find`.
@@ -183,34 +108,34 @@ def find_named(spec: str, dataset: str | None) -> tuple[Path, dict[str, Any]]:
     if len(same) > 1:  # going on with the wrong run would change it
         commands = " or ".join(f"resume={pasted(run)}" for run in same)
         raise ConfigError(f"resume={spec} is one of {len(same)} runs: write {commands}")
-    path, checkpoint = find(spec, dataset)
-    if path.parent.name != "checkpoints" or is_exchanged(path):
+    checkpoint = find(spec, dataset)
+    if checkpoint.path.parent.name != "checkpoints" or is_exchanged(checkpoint.path):
         raise ConfigError(
             f"resume={spec} is a checkpoint outside of a run folder, where a resumed run would have to write: give the "
             f"run folder, or begin a new run from its weights with init_from={spec}"
         )
-    found = checkpoint["config"].get("dataset", {}).get("name")
+    found = checkpoint.config.get("dataset", {}).get("name")
     if dataset not in (None, found):
         raise ConfigError(f"resume={spec} is a run on {found}, not on {dataset}: leave dataset={dataset} out")
-    return path, checkpoint
+    return checkpoint
 
 
-def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, auto: bool = False) -> dict[str, Any]:
-    """A stored configuration with what was typed beside `resume=`.
+def continued(checkpoint: Checkpoint, typed: Mapping[str, Any], auto: bool = False) -> dict[str, Any]:
+    """A checkpoint's configuration with what was typed beside `resume=`.
 
     Args:
-        stored: the checkpoint's.
+        checkpoint: to go on from.
         typed: name -> value.
-        path: of the checkpoint, for messages.
         auto: the typed configuration is the stored one's, so that only its changeable part matters.
 
     Raises:
         ConfigError: something was typed that a run cannot change on its way.
     """
+    stored = checkpoint.config
     if not all(isinstance(stored.get(name), Mapping) for name in ("trainer", "dataset", "learning_rate")):
-        raise ConfigError(f"{path} has no whole configuration of a run")
+        raise ConfigError(f"{checkpoint.path} has no whole configuration of a run")
     if not stored["trainer"].keys() >= set(_LIMITS):
-        raise ConfigError(f"{path} does not say when its run ends: trainer lacks {', '.join(_LIMITS)}")
+        raise ConfigError(f"{checkpoint.path} does not say when its run ends: trainer lacks {', '.join(_LIMITS)}")
     config = _copy(stored)
     for name, value in typed.items():
         if name in CHANGEABLE:
@@ -221,7 +146,7 @@ def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, a
             again = f"{name}={value}".replace(" ", "")
             raise ConfigError(
                 f"a resumed run keeps its settings, so {name} cannot change (only {', '.join(CHANGEABLE)} can); a new "
-                f"run that begins with its weights: init_from={run_folder(path)} {again}; to repeat a run's whole "
+                f"run that begins with its weights: init_from={checkpoint.folder} {again}; to repeat a run's whole "
                 f"command: resume=auto"
             )
     # Epochs were turned into steps when the run began, so only the limit that was typed counts now.
@@ -229,6 +154,52 @@ def continued(stored: Mapping[str, Any], typed: Mapping[str, Any], path: Path, a
     if steps != epochs:
         config["trainer"]["max_epochs" if steps else "max_steps"] = None
     return config
+
+
+def goes_on(checkpoint: Checkpoint, parts: Parts, max_steps: int | None) -> bool:
+    """Whether the run has steps left; if not, says how to train on. Says too what becomes of a decaying rate."""
+    finished = max_steps is not None and checkpoint.step >= max_steps
+    if finished:
+        max_steps = 2 * checkpoint.step
+        print(f"{checkpoint.path} is finished at step {checkpoint.step}; raise trainer.max_steps to train on:")
+        print(f"  python train.py resume={pasted(checkpoint.folder)} trainer.max_steps={max_steps}")
+    peak = parts.config["optimizer"].get("lr", parts.settings.lr)
+    lift = rate_lift(checkpoint, parts.learning_rate, peak, parts.images_per_step, max_steps)
+    if lift is not None and finished:
+        print(f"  then {lift}")
+    elif lift is not None:
+        warnings.warn(lift, stacklevel=2)
+    return not finished
+
+
+def rate_lift(
+    checkpoint: Checkpoint, learning_rate: LearningRate, peak: float, images_per_step: int, max_steps: int | None
+) -> str | None:
+    """What happens to a decaying learning rate if the run now ends at `max_steps`, and what avoids it.
+
+    Returns:
+        None if the rate is not above what it would have been.
+    """
+
+    def rate(step: int, last: int) -> float:
+        return peak * learning_rate(step * images_per_step, last * images_per_step)
+
+    planned_steps = checkpoint.config["trainer"].get("max_steps")
+    if learning_rate.decay == "none" or planned_steps is None or max_steps is None or checkpoint.step == 0:
+        return None
+    last, planned, lifted = (
+        rate(checkpoint.step - 1, planned_steps),
+        rate(checkpoint.step, planned_steps),
+        rate(checkpoint.step, max_steps),
+    )
+    if lifted <= planned:
+        return None
+    return (
+        f"learning_rate.decay={learning_rate.decay} ends at step {max_steps} in the place of {planned_steps}, so "
+        f"the learning rate rises from {last:.2g} to {lifted:.2g}; to train on at a low rate, begin a new run: the "
+        f"settings of this one, without resume=, and init_from={pasted(checkpoint.folder)} lr={peak / 10:.2g} "
+        f"learning_rate.warmup_images=0"
+    )
 
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:

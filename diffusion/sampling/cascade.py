@@ -5,18 +5,18 @@ Told them with noise (`conditioning_noise`) a stage trusts their details less, a
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.conditions import Enlarging
 from diffusion.build import ConfigError
 from diffusion.denoisers import Condition
 from diffusion.noise import CASCADE, Noise
-from diffusion.sampling.conditions import Enlarging, enlarges
+from diffusion.runs.checkpoints import Checkpoint
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.settings.sampling import Steering
 
@@ -46,7 +46,7 @@ class Enlarged:
 
 
 def from_checkpoints(
-    found: Sequence[tuple[Path, Mapping[str, Any]]],
+    found: Sequence[Checkpoint],
     weights: str | float = "ema",
     steering: Steering | None = None,
     conditioning_noise: float | None = None,
@@ -55,7 +55,7 @@ def from_checkpoints(
     """One pipeline from the checkpoints of a cascade's stages, or from one.
 
     Args:
-        found: paths and contents, see `diffusion.runs.checkpoints.find`.
+        found: the checkpoints, see `diffusion.runs.checkpoints.find`.
         weights: see `Pipeline.from_checkpoint`, for each stage.
         steering: guidance steers the stages that were trained with `condition_dropout`.
         conditioning_noise: see `joined`.
@@ -66,14 +66,14 @@ def from_checkpoints(
         for name in steering.given():
             if not name.startswith("guidance"):
                 raise ConfigError(f"{name}= belongs to a single model, and these are the stages of a cascade")
-    guidable = [bool(contents["config"].get("condition_dropout")) for _, contents in found]
+    guidable = [bool(checkpoint.config.get("condition_dropout")) for checkpoint in found]
     if not any(guidable):
         guidable[0] = True  # so that it is said
     stages = [
-        Pipeline.from_checkpoint(contents, str(path), weights, steering if guided else Steering(), **changes)
-        for (path, contents), guided in zip(found, guidable, strict=True)
+        Pipeline.from_checkpoint(checkpoint, weights, steering if guided else Steering(), **changes)
+        for checkpoint, guided in zip(found, guidable, strict=True)
     ]
-    return joined(stages, [str(path) for path, _ in found], conditioning_noise)
+    return joined(stages, [str(checkpoint.path) for checkpoint in found], conditioning_noise)
 
 
 def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise: float | None = None) -> Pipeline:
@@ -104,7 +104,7 @@ def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise:
     known = max(classes, default=0)
     pipeline, level = dataclasses.replace(stages[0], num_classes=known), conditioning_noise or 0.0
     for k, (stage, name) in enumerate(zip(stages[1:], names[1:], strict=True)):
-        if not enlarges(stage.condition):
+        if not isinstance(stage.condition, Enlarging):
             raise ConfigError(
                 f"{name} enlarges nothing: each stage but the first has to be a model of experiment=cascade_sr, say"
             )

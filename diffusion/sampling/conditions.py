@@ -1,66 +1,14 @@
 """What conditions the images that are drawn, beside labels: vectors, and images that the project's data sets define."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeGuard
+from typing import Protocol
 
 from torch import Tensor
 
-from diffusion.build import ConfigError, build
+from data.conditions import ImageCondition
+from data.stream import Examples
 from diffusion.denoisers import Condition, Denoiser
-
-
-class ImageCondition(Protocol):
-    """How a model's image conditions are made; see `data.conditions.ImageCondition`."""
-
-    leveled: bool
-    takes_mask: bool
-
-    def __call__(self, x: Tensor, seed: int, serials: Tensor) -> Condition: ...
-    def takes(self, size: Sequence[int], shape: Sequence[int]) -> bool: ...
-    def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> Condition: ...
-
-
-class Enlarging(ImageCondition, Protocol):
-    """One that enlarges small images; see `data.conditions.LowRes`."""
-
-    noise: float
-
-    def small(self, shape: Sequence[int]) -> tuple[int, int, int]: ...
-    def enlarged(self, low: Tensor, level: Tensor) -> Condition: ...
-
-
-def is_image_condition(part: object) -> TypeGuard[ImageCondition]:
-    """Whether it has all that an `ImageCondition` has, wherever it keeps that."""
-    names = ("leveled", "takes_mask", "takes", "of_picture", "__call__")
-    return all(getattr(part, name, None) is not None for name in names)
-
-
-def enlarges(part: object) -> TypeGuard[Enlarging]:
-    """Whether it has all that `Enlarging` has, wherever it keeps that."""
-    names = ("noise", "small", "enlarged")
-    return is_image_condition(part) and all(getattr(part, name, None) is not None for name in names)
-
-
-def condition_of(config: Mapping[str, Any]) -> ImageCondition | None:
-    """What the model of this configuration is told of images; None if it is told nothing."""
-    described = config["dataset"].get("condition")
-    if described is None:
-        return None
-    condition = build(described, "dataset.condition")
-    if not is_image_condition(condition):
-        raise ConfigError("dataset.condition must name an image condition of this project")
-    return condition
-
-
-class Examples(Protocol):
-    """A finite set of data: `labels` (N,), `embeddings` (N, d) if there are any, `get(indices)` -> float32 (b, *S)."""
-
-    labels: Tensor
-    embeddings: Tensor | None
-
-    def __len__(self) -> int: ...
-    def get(self, indices: Tensor) -> Tensor: ...
 
 
 def of_images(condition: ImageCondition, examples: Examples, index: Tensor) -> Condition:

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.conditions import ImageCondition
 from data.pictures import UnreadableImage, images_in, read_pixels
 from diffusion.build import ConfigError
 from diffusion.denoisers import Condition, Denoiser
 from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
-from diffusion.models import LabelLogProb
-from diffusion.runs.checkpoints import find, trained_classifier
-from diffusion.sampling.conditions import ImageCondition
+from diffusion.models import LabelLogProb, NoisyClassifier
+from diffusion.runs.checkpoints import find
+from diffusion.runs.trained import load_model
 from diffusion.settings.sampling import Steering
 
 
@@ -119,9 +120,9 @@ def _vectors(steering: Steering, length: int) -> Tensor | None:
 def _by_classifier(denoiser: Denoiser, steering: Steering, shape: tuple[int, ...]) -> Denoiser:
     if denoiser.num_classes:
         raise ConfigError("this model knows its classes: classifier= steers models without; use guidance= alone")
-    path, checkpoint = find(str(steering.classifier))
-    classifier = trained_classifier(checkpoint, path)
-    theirs = tuple(checkpoint["config"]["dataset"]["shape"])
+    checkpoint = find(str(steering.classifier))
+    classifier = load_model(checkpoint, NoisyClassifier)
+    theirs = tuple(checkpoint.config["dataset"]["shape"])
     if theirs != shape:
         raise ConfigError(f"classifier={steering.classifier} is for data of shape {theirs}, the model draws {shape}")
     log_prob = LabelLogProb(classifier, denoiser.schedule)

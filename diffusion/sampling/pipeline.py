@@ -8,21 +8,23 @@ gives (16, 1, 8, 8) in [-1, 1].
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion.build import ConfigError, build
+from data.conditions import ImageCondition
+from data.stream import Examples
+from diffusion.build import ConfigError
 from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
 from diffusion.machine.memory import MOST_STEPS
 from diffusion.models import Codec, PriorDenoiser, decoded, encoded
 from diffusion.noise import SAMPLING, Noise
-from diffusion.runs.checkpoints import find
+from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.codecs import drawing
+from diffusion.runs.parts import Parts
 from diffusion.samplers import (
     Evaluation,
     Grid,
@@ -38,7 +40,7 @@ from diffusion.samplers import (
 )
 from diffusion.samplers.trial import can_be_tried, far_off
 from diffusion.sampling import given
-from diffusion.sampling.conditions import Examples, Given, ImageCondition, Rows, condition_of, of_images
+from diffusion.sampling.conditions import Given, Rows, of_images
 from diffusion.settings.idle import refuse_clip
 from diffusion.settings.sampling import Steering
 
@@ -52,28 +54,22 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def sampler_and_times(config: Mapping[str, Any], denoiser: Denoiser) -> tuple[Sampler, Tensor]:
-    """The sampler and the times that a configuration asks for, `steps: null` being every timestep.
-
-    They fall from 1 to 0, or from `t_start` to `t_end` where it has these.
+def sampler_and_times(
+    parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0
+) -> tuple[Sampler, Tensor]:
+    """The sampler and the times that a configuration asks for, from `t_start` to `t_end`; `steps: null` is all of a
+    table's.
 
     Raises:
         ConfigError: they do not exist, or do not go with the denoiser.
     """
-    schedule = denoiser.schedule
-    for key in ("sampler", "grid"):
-        if not isinstance(config.get(key), Mapping):
-            raise ConfigError(f"the configuration has no {key}")
-    sampler, grid = build(config["sampler"], "sampler"), build(config["grid"], "grid")
-    if not isinstance(sampler, Sampler) or not isinstance(grid, Grid):
-        raise ConfigError("sampler must name a sampler and grid a grid of this project")
-    steps = config.get("steps")
+    sampler, grid, steps = parts.sampler, parts.grid, parts.config.get("steps")
     if steps is not None and (not isinstance(steps, int) or isinstance(steps, bool)):
         raise ConfigError(f"steps must be a whole number, got {steps!r}")
     if steps is not None and steps > MOST_STEPS:
         raise ConfigError(f"steps must be at most {MOST_STEPS}, got {steps}")
     try:
-        times = between(grid, schedule, steps, config.get("t_start", 1.0), config.get("t_end", 0.0))
+        times = between(grid, denoiser.schedule, steps, t_start, t_end)
         sampler.check(denoiser, times)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -144,52 +140,44 @@ class Pipeline:
         cls, spec: str, weights: str | float = "ema", steering: Steering | None = None, **changes: Any
     ) -> "Pipeline":
         """From a checkpoint: `last`, a version number, a run folder or a file; see `from_checkpoint`."""
-        path, checkpoint = find(spec)
-        return cls.from_checkpoint(checkpoint, str(path), weights, steering, **changes)
+        return cls.from_checkpoint(find(spec), weights, steering, **changes)
 
     @classmethod
     def from_checkpoint(
         cls,
-        checkpoint: Mapping[str, Any],
-        path: str,
+        checkpoint: Checkpoint,
         weights: str | float = "ema",
         steering: Steering | None = None,
         **changes: Any,
     ) -> "Pipeline":
-        """From a checkpoint's contents.
+        """From a checkpoint.
 
         Args:
-            checkpoint: see `diffusion.runs.checkpoints.read`.
-            path: where it is, for messages.
-            weights: "ema", "raw" or a width; see `diffusion.runs.checkpoints.trained_denoiser`.
+            checkpoint: see `diffusion.runs.checkpoints`.
+            weights: "ema", "raw" or a width; see `diffusion.runs.trained.load_model`.
             steering: guidance, masks and starts.
             changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
         """
         steering = steering or Steering()
-        changes |= {"t_start": steering.t_start, "t_end": steering.t_end}
-        config = checkpoint["config"] | {key: value for key, value in changes.items() if value is not None}
-        shape = config["dataset"].get("shape") if isinstance(config.get("dataset"), Mapping) else None
-        if not isinstance(config.get("clip"), bool) or not isinstance(shape, list | tuple):
-            raise ConfigError(f"the configuration in {path} lacks clip or dataset.shape")
-        refuse_clip(changes.get("clip"), config["dataset"])
-        model, codec = drawing(checkpoint, Path(path), weights)
+        parts = Parts(checkpoint.config | {key: value for key, value in changes.items() if value is not None})
+        refuse_clip(changes.get("clip"), parts.config["dataset"])
+        model, codec = drawing(checkpoint, weights)
         if codec is not None:
             steering.check_latents()
             if changes.get("clip") is not None:
                 raise ConfigError("clip= clamps the pixels of each step, and this model draws latents: leave it out")
-        denoiser = given.steered(model, steering, config)
-        init = given.start(steering, tuple(shape))
-        sampler, times = sampler_and_times(config, denoiser)
-        condition = condition_of(config)
-        rows = given.rows(steering, denoiser.embedding, condition, tuple(shape))
+        denoiser = given.steered(model, steering, parts.config)
+        init = given.start(steering, parts.shape)
+        sampler, times = sampler_and_times(parts, denoiser, steering.t_start, steering.t_end)
+        rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)
         return cls(
-            denoiser=ClippedDenoiser(denoiser) if config["clip"] and codec is None else denoiser,
+            denoiser=ClippedDenoiser(denoiser) if parts.config["clip"] and codec is None else denoiser,
             sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
             times=times,
-            shape=tuple(shape),
+            shape=parts.shape,
             num_classes=denoiser.num_classes,
             init=None if init is None else encoded(codec, init[None])[0],
-            condition=condition,
+            condition=parts.condition,
             given=Rows(rows) if rows else None,
             codec=codec,
         )

@@ -1,10 +1,13 @@
-"""What sampling can be told beside a model: labels' guidance, an image to begin from or to complete."""
+"""What sampling takes beside a model: how many, in which way and where to; guidance, an image to begin from."""
 
 import math
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-from diffusion.build import ConfigError
+from diffusion.build import ConfigError, construct
+from diffusion.settings.idle import refuse
 
 
 @dataclass(frozen=True)
@@ -81,3 +84,74 @@ class Steering:
             )
         if self.classifier is not None:
             raise ConfigError(f"classifier={self.classifier} knows noisy pixels, and this model draws latents")
+
+
+@dataclass
+class Options:
+    """The plain values of configs/sample.yaml with their types and ranges."""
+
+    ckpt: str | int | list[str | int] | None
+    out: str | None
+    n: int | None
+    rows: int | None
+    steps: int | None
+    eta: float | None
+    seed: int
+    label: int | str | list[int] | None
+    conditioning_noise: float | None
+    weights: str | float
+    clip: bool | None
+    batch_size: int
+    devices: int | str | list[int]
+    accelerator: str
+    show: str
+    frames: int
+    fps: float
+    hold: int
+
+    def refuse_idle(self, typed: Iterable[str], out: Path, shape: Sequence[int]) -> None:
+        """Raises ConfigError, one line, if something was typed that changes nothing of such a file of such samples."""
+        moving, picture = out.suffix.lower() in (".gif", ".webp"), out.suffix.lower() == ".png"
+        if not moving:
+            idle = ("fps", "hold") if self.show == "both" else ("fps", "hold", "frames")
+            refuse(typed, idle if self.show != "x0" else (*idle, "show"), f"out={out}", "write .gif or .webp")
+        if not moving and not picture:
+            refuse(typed, ("rows",), f"out={out}", "write .gif, .webp or .png")
+        if picture and self.show == "both":
+            refuse(typed, ("rows",), f"show=both out={out}", "write .gif or .webp")
+        if len(shape) == 1:
+            refuse(typed, ("rows",), "points, which share one plot")
+
+    def checkpoints(self) -> list[str]:
+        """What was named, one or the stages of a cascade."""
+        return [str(spec) for spec in (self.ckpt if isinstance(self.ckpt, list) else [self.ckpt])]
+
+    def __post_init__(self) -> None:
+        if self.ckpt in (None, "", []):
+            raise ValueError("ckpt= is missing: give last (the newest run), a version number, a run folder or a file")
+        for name in ("n", "rows", "steps", "batch_size", "frames", "hold"):
+            value = vars(self)[name]
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if not 0 < self.fps <= 50:
+            raise ValueError(f"fps must be above 0 and at most 50, the most that viewers show, got {self.fps}")
+        if self.show not in ("x_t", "x0", "both", "condition"):
+            raise ValueError(f"show must be x_t or x0 or both or condition, got {self.show!r}")
+        if self.show == "condition" and self.rows is not None:
+            raise ValueError(f"rows={self.rows}: with show=condition a column is an image")
+        if isinstance(self.label, str) and self.label != "all":
+            raise ValueError(f"label must be a whole number, a list of them, or all, got {self.label!r}")
+
+
+def read(config: Mapping[str, Any], typed: Container[str] = ()) -> tuple[Options, Steering, dict[str, Any]]:
+    """The checked values of a composed configuration, as a plain dict; with the sampler and the grid that were asked
+    for, by these names, each None where the model's own is to be used."""
+    plain = dict(config)
+    method = {name: plain.pop(name, None) for name in ("sampler", "grid")}
+    if plain["eta"] is not None and "sampler.eta" in typed:
+        raise ConfigError(f"eta={plain['eta']} and sampler.eta={method['sampler']['eta']}: give one of them")
+    steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})
+    options: Options = construct(Options, plain)
+    return options, steering, method

@@ -6,9 +6,12 @@ Nothing here imports torch, which takes seconds: a wrong value is refused before
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffusion.build import ConfigError, construct
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 @dataclass
@@ -121,3 +124,13 @@ def check_options(options: Mapping[str, Any]) -> None:
             f"trainer.precision must be 32-true, bf16-mixed, 16-mixed or 64-true, got {precision!r}: the average of "
             f"the weights cannot be kept in less than 32 bits"
         )
+
+
+def check(config: "DictConfig") -> None:
+    """Raises ConfigError for a value at the composed configuration's top, or in `trainer`, that cannot be."""
+    from omegaconf import OmegaConf
+
+    values = {str(name): config[name] for name in config if name not in PARTS}
+    settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
+    options: Any = OmegaConf.to_container(config.trainer, resolve=True)
+    check_options(options)

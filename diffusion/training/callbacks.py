@@ -107,12 +107,13 @@ class Progress(AfterStep):
     an image's share of a training step for each image, as a forward pass takes.
 
     Args:
+        val_every: optimizer steps between validations.
         line_every_s: seconds between lines where no bar can be drawn.
     """
 
-    def __init__(self, line_every_s: float = LINE_EVERY_S) -> None:
+    def __init__(self, val_every: int, line_every_s: float = LINE_EVERY_S) -> None:
         super().__init__()
-        self.line_every_s = line_every_s
+        self.val_every, self.line_every_s = val_every, line_every_s
         self._bar: Any = None
         self._began = self._line_at = 0.0
         self._first = 0
@@ -163,7 +164,7 @@ class Progress(AfterStep):
             if val_s is None:
                 val_s = image_s * len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
             # The validation after this step is still to come, and what watchers do after it is done.
-            seconds += times_left(step - 1, last, module.config["val_every"]) * val_s
+            seconds += times_left(step - 1, last, self.val_every) * val_s
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AfterStep):
                 each = callback.aside_s / callback.asides if callback.asides else image_s * callback.images

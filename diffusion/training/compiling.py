@@ -8,11 +8,10 @@ import torch
 from torch import nn
 
 from diffusion.build import ConfigError
-from diffusion.models import Autoencoder
-from diffusion.runs.models import Model
+from diffusion.trainable import Trainable
 
 
-def compile_network(model: Model) -> None:
+def compile_network(model: Trainable) -> None:
     """Compiles, in place, what the model's network computes in training.
 
     Training calls a network in one way only: with gradients, in training mode, on batches of one size. That is one
@@ -27,7 +26,7 @@ def compile_network(model: Model) -> None:
     # Graphs of earlier runs in this process, a sweep's, would count towards torch's limit of recompilations.
     torch.compiler.reset()
     network: nn.Module = model.network
-    for name in ("encode", "decode") if isinstance(model, Autoencoder) else ("forward",):
+    for name in model.forwards:
         # Bound as a method, so that a deep copy of the network calls itself.
         method = types.MethodType(_compiled_in_training(getattr(type(network), name)), network)
         setattr(network, name, method)

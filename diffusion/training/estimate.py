@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import pytorch_lightning as pl
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion.noise import TRAINING, Noise
 from diffusion.terminal.progress import counted, duration, times_left
+from diffusion.training.limits import Limit
 from diffusion.training.module import DiffusionModule
 from diffusion.training.run import Run
 
@@ -51,55 +52,52 @@ def step_seconds(
         return (time.perf_counter() - begun) / count
 
 
-def estimate(run: Run, trainer: pl.Trainer) -> float:
+def estimate(run: Run, trainer: pl.Trainer, limit: Limit) -> float:
     """Seconds of one optimizer step: from a whole batch where that is quick, else from a part large enough to tell.
 
     A compiled network is measured on whole batches alone: any other size would be compiled too.
     """
     batch = device_batch(run, trainer)
     size = len(batch["x"])
-    count = size if run.config.get("compile") else 16
+    count = size if run.parts.settings.compile else 16
     seconds = 0.0
-    accumulated = run.config["trainer"].get("accumulate_grad_batches") or 1
     # A run of a few steps is not measured for longer than it takes.
-    most = (run.config["trainer"].get("max_steps") or math.inf) * accumulated
+    most = (limit.max_steps or math.inf) * run.parts.accumulated
     while seconds < 0.25 and count < size:  # what a step costs whatever its size must not be multiplied
         seconds = step_seconds(run.module, {name: value[:count] for name, value in batch.items()}, trainer, 0.0)
         measured, count = count, 4 * count
     if seconds < 0.25:
         seconds, measured = step_seconds(run.module, batch, trainer, seconds=0.5, most=most), size
-    return seconds * size / measured * accumulated
+    return seconds * size / measured * run.parts.accumulated
 
 
 def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
     """One device's share of the first training batch."""
-    batch = next(iter(run.datamodule.train_dataloader()))
+    batch = next(iter(run.data.train_dataloader()))
     return {name: value[: max(len(value) // trainer.world_size, 1)] for name, value in batch.items()}
 
 
-def spend_budget(run: Run, trainer: pl.Trainer, begun: float) -> None:
-    """Sets `max_steps` to what fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
+def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> Limit:
+    """The limit that fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
 
     Ten seconds of training tell the speed; a twentieth of the budget is kept for checkpoints, and what validation,
     previews and scores take is estimated.
     """
-    minutes = run.settings.budget_minutes
+    minutes = run.parts.settings.budget_minutes
     assert minutes is not None
+    max_time = run.parts.trainer["max_time"]
     if not trainer.is_global_zero:  # the first process measures and tells the others when training begins
-        run.config["trainer"]["max_steps"] = 1
-        return
+        return Limit(1, max_time)
     batch = device_batch(run, trainer)
-    seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20))
-    seconds *= run.config["trainer"].get("accumulate_grad_batches") or 1
+    seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20)) * run.parts.accumulated
     left = 0.95 * minutes * 60 - (time.monotonic() - begun)
     steps = max(int(left / seconds), 1)
     # What goes on beside so many steps is in proportion to them, so that both shrink together to what is left.
     beside = sum(seconds_beside(run, seconds, 0, steps))
     steps = max(int(steps * left / (steps * seconds + beside)), 1)
-    run.config["trainer"]["max_steps"] = steps
-    run.config["trainer"]["max_epochs"] = None
-    images = counted(run.module.images_per_step, "image")
+    images = counted(run.parts.images_per_step, "image")
     print(f"budget of {minutes:g} minutes: {counted(steps, 'step')} of {images} at {seconds:.3f} s each")
+    return Limit(steps, max_time)
 
 
 def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float, float]:
@@ -107,41 +105,43 @@ def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float
 
     An image's forward pass takes about a third of its share of a training step of `step_s` seconds.
     """
-    image_s = step_s / run.module.images_per_step / 3
-    validations = times_left(done, last, run.settings.val_every)
-    validated = validations * run.datamodule.val_size  # type: ignore[attr-defined]
-    if run.config["trainer"].get("limit_val_batches") == 0:
+    image_s = step_s / run.parts.images_per_step / 3
+    validations = times_left(done, last, run.parts.settings.val_every)
+    validated = validations * run.data.val_size
+    if run.parts.trainer.get("limit_val_batches") == 0:
         validated = 0
     drawn = sum(times_left(done, last, watcher.every) * watcher.images for watcher in run.watchers)
     return image_s * validated, image_s * drawn
 
 
-def announce(run: Run, seconds: float, world_size: int, device: str, preset: str | None, done: int = 0) -> None:
+def announce(
+    run: Run, limit: Limit, seconds: float, trainer: pl.Trainer, presets: Collection[str], done: int = 0
+) -> None:
     """Prints what is about to happen, how long it will take, and which preset suits a CPU if that is long.
 
     Args:
         run: what is about to begin.
+        limit: where it ends.
         seconds: of a step.
-        world_size: how many devices there are.
-        device: their kind.
-        preset: an experiment for a CPU, if there is one.
+        trainer: tells the devices.
+        presets: experiments that there are.
         done: steps that a resumed run has taken.
     """
-    steps = run.config["trainer"]["max_steps"]
+    steps, world_size, device = limit.max_steps, trainer.world_size, trainer.strategy.root_device.type
     network = run.module.denoiser.network
     millions = sum(p.numel() for p in network.parameters()) / 1e6
-    batch = run.settings.batch_size
+    batch = run.parts.settings.batch_size
     share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
     images = counted(batch, "image")
     print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {images}{share}")
     if steps is None:
-        limit = run.config["trainer"]["max_time"]
-        print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit}")
+        print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit.max_time}")
         return
     beside = dict(zip(("validation", "previews"), seconds_beside(run, seconds, done, steps), strict=True))
     total = seconds * (steps - done) + sum(beside.values())
     named = " and ".join(name for name, taken in beside.items() if taken)
     included = f", {named} included" if named else ""
     print(f"estimated time: {duration(total)} for {counted(steps - done, 'step')} ({seconds:.3g} s each){included}")
-    if total > 3600 and device == "cpu" and preset is not None:
+    preset = f"fast_{run.parts.config['dataset']['name']}"
+    if total > 3600 and device == "cpu" and preset in presets:
         print(f"that is long for a CPU: python train.py experiment={preset} is made for one")

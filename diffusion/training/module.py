@@ -13,7 +13,7 @@ from diffusion.models import Codec, LatentObjective
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
-from diffusion.runs.models import Model
+from diffusion.trainable import Trainable
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
 LEVELS = (-4.0, 0.0, 4.0)
@@ -37,7 +37,7 @@ def level_names() -> list[str]:
 
 
 class DiffusionModule(pl.LightningModule):
-    """Trains a denoiser, a classifier of noisy data or an autoencoder.
+    """Trains a model: a denoiser, a classifier of noisy data, an autoencoder.
 
     Args:
         denoiser: what is trained.
@@ -48,29 +48,27 @@ class DiffusionModule(pl.LightningModule):
         ema: averages the weights, or None.
         images_per_step: of one optimizer step, over all devices and accumulated batches.
         seed: of all randomness in training.
-        config: the resolved configuration as a plain dict; every checkpoint carries it.
     """
 
     diverged_at: Tensor
 
     def __init__(
         self,
-        denoiser: Model,
+        denoiser: Trainable,
         objective: Objective,
         optimizer: AdamW | Muon,
         learning_rate: LearningRate,
         ema: EMA | PowerEMA | None,
         images_per_step: int,
         seed: int,
-        config: Mapping[str, Any],
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
-        self.images_per_step, self.seed, self.config = images_per_step, seed, config
+        self.images_per_step, self.seed = images_per_step, seed
         self.averaging = ema
         copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
-        self.ema: Model | None = copies[0] if copies else None
+        self.ema: Trainable | None = copies[0] if copies else None
         self.other_emas = nn.ModuleList(copies[1:])
         self.register_buffer("diverged_at", torch.tensor(-1), persistent=False)
         self.grad_norm = torch.zeros(())
@@ -83,7 +81,7 @@ class DiffusionModule(pl.LightningModule):
         return [] if self.ema is None else [self.ema, *self.other_emas]
 
     @property
-    def evaluated(self) -> Model:
+    def evaluated(self) -> Trainable:
         """The model that is validated and sampled: the averaged one if there is one."""
         return self.denoiser if self.ema is None else self.ema
 
@@ -191,4 +189,3 @@ class DiffusionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.raise_if_diverged()
-        checkpoint["config"] = dict(self.config)

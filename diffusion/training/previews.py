@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from data.stream import Examples
 from diffusion import media
 from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
 from diffusion.models import decoded
@@ -26,7 +27,7 @@ from diffusion.samplers import (
     TrailingGrid,
     prior,
 )
-from diffusion.sampling.conditions import Examples, as_picture, of_examples
+from diffusion.sampling.conditions import as_picture, of_examples
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from diffusion.machine import memory
 from diffusion.media.atomic import WriteError, atomic, reason, remove_parts
 from diffusion.optimizers import spacing
-from diffusion.runs.checkpoints import CheckpointError, read
+from diffusion.runs.checkpoints import CheckpointError, contents
 from diffusion.terminal.commands import pasted
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
@@ -77,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        return read(Path(path))
+        return contents(Path(path))
 
 
 class StepTimer(Timer):
@@ -135,15 +135,16 @@ class Checkpoints(AfterStep):
 
     Args:
         folder: the run's, on rank 0; None on the others until they are told.
+        config: the run's whole configuration, which every checkpoint carries.
         every: optimizer steps between saves. None saves after a hundred times what a save takes, at least half a minute
             and at most ten: under 1 % of the time.
     """
 
-    def __init__(self, folder: Path | None, every: int | None = None) -> None:
+    def __init__(self, folder: Path | None, config: Mapping[str, Any], every: int | None = None) -> None:
         super().__init__()
         if every is not None and every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {every}")
-        self.folder, self._every = folder, every
+        self.folder, self._config, self._every = folder, config, every
         self.best = float("inf")
         self._cost_s, self._saved_at = 0.0, time.monotonic()
         self._saved_step = -1
@@ -158,6 +159,11 @@ class Checkpoints(AfterStep):
         if self._first and self.folder is not None:
             for name in ("checkpoints", "averages"):
                 remove_parts(self.folder / name)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["config"] = dict(self._config)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

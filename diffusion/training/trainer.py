@@ -3,16 +3,14 @@
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from diffusion.build import ConfigError, nearest
 from diffusion.machine.devices import check_devices
-from diffusion.settings.training import check_options, settings
-from diffusion.training.logger import RunLogger
+from diffusion.runs.parts import Parts
+from diffusion.settings.training import check_options
 from diffusion.training.saving import AtomicCheckpointIO, StepTimer
 
 
@@ -24,34 +22,34 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
 
 
-def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks: list[pl.Callback]) -> pl.Trainer:
+def make_trainer(parts: Parts) -> pl.Trainer:
     """Lightning's trainer with the options of the configuration's `trainer` and what this project relies on.
+
+    `Run.fit` gives it the logger, the callbacks and the last step, when these are known.
 
     Raises:
         ConfigError: an option that Lightning does not have, or refuses.
     """
-    settings_ = settings(config)
-    check_devices(settings_.devices, settings_.accelerator)
-    options = dict(config["trainer"])
+    settings = parts.settings
+    check_devices(settings.devices, settings.accelerator)
+    options = dict(parts.trainer)
     check_options(options)
     known = inspect.signature(pl.Trainer).parameters
     for name in options:
         if name not in known:
             raise ConfigError(f"trainer.{name} does not exist{nearest(name, known)}; Lightning has {', '.join(known)}")
-    accumulate = options.get("accumulate_grad_batches") or 1
     # Lightning's own timer would stop in the middle of an accumulation.
     limit = options.pop("max_time", None)
     options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
     options["max_epochs"] = -1
     torch.use_deterministic_algorithms(False)  # Lightning leaves them on after a run of this process that wanted them
     try:
-        timer = [] if limit is None else [StepTimer(limit)]
         trainer = pl.Trainer(
             **options,
-            devices=settings_.devices if settings_.devices != "auto" or torch.cuda.is_available() else 1,
-            accelerator=settings_.accelerator,
+            devices=settings.devices if settings.devices != "auto" or torch.cuda.is_available() else 1,
+            accelerator=settings.accelerator,
             # The stream of training batches never ends; counted in batches, validation falls between optimizer steps.
-            val_check_interval=settings_.val_every * accumulate,
+            val_check_interval=settings.val_every * parts.accumulated,
             check_val_every_n_epoch=None,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
@@ -59,24 +57,19 @@ def make_trainer(config: Mapping[str, Any], logger: RunLogger | bool, callbacks:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            logger=logger,
-            callbacks=[*timer, *callbacks],
+            logger=False,
+            callbacks=[] if limit is None else [StepTimer(limit)],
             plugins=[AtomicCheckpointIO()],
         )
     except (
         *(TypeError, ValueError, LookupError, AttributeError, RuntimeError),
         pl.utilities.exceptions.MisconfigurationException,
     ) as error:
-        given = ", ".join(f"trainer.{name}={value}" for name, value in config["trainer"].items() if value is not None)
+        given = ", ".join(f"trainer.{name}={value}" for name, value in parts.trainer.items() if value is not None)
         raise ConfigError(f"Lightning refuses one of {given}: {' '.join(str(error).split())}") from error
-    if settings_.batch_size % trainer.world_size:
+    if settings.batch_size % trainer.world_size:
         raise ConfigError(
-            f"batch_size={settings_.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "
+            f"batch_size={settings.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "
             f"{trainer.world_size}"
         )
     return trainer
-
-
-def check_trainer(config: Mapping[str, Any]) -> pl.Trainer:
-    """A trainer that only tells device and precision, so that its options are known to be good before anything slow."""
-    return make_trainer(config, logger=False, callbacks=[])

@@ -39,7 +39,7 @@ def main(base: str, plain: str, augmented: str, out: str) -> None:
         cascade.sample(n),
         *(from_checkpoints([first, third], conditioning_noise=level).sample(n) for level in LEVELS),
     ]
-    source: Source = build(second[1]["config"]["dataset"]["source"])
+    source: Source = build(second.config["dataset"]["source"])
     rows.append(source.load().test.get(index))
     media.save_picture(out, media.picture(torch.cat(rows), rows=len(rows)))
 

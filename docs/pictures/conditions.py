@@ -23,12 +23,12 @@ from diffusion.sampling.conditions import as_picture
 
 def block(spec: str, n: int) -> media.Pixels:
     """Of one run: n conditions, the samples, the test images."""
-    path, checkpoint = find(spec)
-    pipeline = Pipeline.from_checkpoint(checkpoint, str(path))
-    source: Source = build(checkpoint["config"]["dataset"]["source"])
+    checkpoint = find(spec)
+    pipeline = Pipeline.from_checkpoint(checkpoint)
+    source: Source = build(checkpoint.config["dataset"]["source"])
     test, index = source.load().test, torch.arange(n)
     if not pipeline.condition_on(test, index):
-        sys.exit(f"{path} is not conditioned on images: train with dataset.condition=lowres, say")
+        sys.exit(f"{checkpoint.path} is not conditioned on images: train with dataset.condition=lowres, say")
     told = as_picture(pipeline.conditions(index)["image"], pipeline.shape)
     return media.picture(torch.cat((told, pipeline.sample(n, seed=0), test.get(index))), rows=3)
 

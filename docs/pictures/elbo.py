@@ -21,7 +21,8 @@ from diffusion.denoisers import Denoiser
 from diffusion.likelihood import bits, variational_bound
 from diffusion.noise import EVALUATION, Noise
 from diffusion.objectives import MinSNRWeighting
-from diffusion.runs.checkpoints import find, trained_denoiser
+from diffusion.runs.checkpoints import find
+from diffusion.runs.trained import load_model
 from diffusion.samplers import TrailingGrid
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule
 
@@ -79,10 +80,10 @@ def picture(denoiser: Denoiser, x0: Tensor) -> Figure:
 
 
 def main(spec: str, folder: Path, n: int = 60) -> None:
-    path, checkpoint = find(spec)
-    source: Source = build(checkpoint["config"]["dataset"]["source"])
+    checkpoint = find(spec)
+    source: Source = build(checkpoint.config["dataset"]["source"])
     x0 = source.load().test.get(torch.arange(n))
-    style.save(picture(trained_denoiser(checkpoint, path, "ema"), x0), folder, "elbo_terms.png")
+    style.save(picture(load_model(checkpoint), x0), folder, "elbo_terms.png")
 
 
 if __name__ == "__main__":

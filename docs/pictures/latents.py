@@ -29,8 +29,8 @@ def panels(autoencoder: str, latent: str, n: int) -> dict[str, Tensor]:
     Raises:
         ValueError: the second model is one of pixels.
     """
-    path, checkpoint = find(autoencoder)
-    source: Source = build(checkpoint["config"]["dataset"]["source"])
+    checkpoint = find(autoencoder)
+    source: Source = build(checkpoint.config["dataset"]["source"])
     x = source.load().test.get(torch.arange(n))
     trained = Pipeline.load(latent)
     if trained.codec is None:
@@ -38,7 +38,7 @@ def panels(autoencoder: str, latent: str, n: int) -> dict[str, Tensor]:
     return {
         "test images": x,
         "encoded and decoded": trained.codec.decode(trained.codec.latents(x)),
-        "the autoencoder's prior": Pipeline.from_checkpoint(checkpoint, str(path)).sample(n),
+        "the autoencoder's prior": Pipeline.from_checkpoint(checkpoint).sample(n),
         "diffusion in its latents": trained.sample(n),
     }
 

@@ -24,9 +24,9 @@ from diffusion.sampling import Pipeline
 
 def beside(spec: str, out: str, n: int = 64) -> None:
     """n samples beside n test images, under the same seed."""
-    path, checkpoint = find(spec)
-    pipeline = Pipeline.from_checkpoint(checkpoint, str(path))
-    source: Source = build(checkpoint["config"]["dataset"]["source"])
+    checkpoint = find(spec)
+    pipeline = Pipeline.from_checkpoint(checkpoint)
+    source: Source = build(checkpoint.config["dataset"]["source"])
     real = source.load().test.get(torch.arange(n))
     left, right = media.picture(pipeline.sample(n, seed=0)), media.picture(real)
     gap = np.full((left.shape[0], 24, *left.shape[2:]), 255, np.uint8)

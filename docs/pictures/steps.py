@@ -34,7 +34,7 @@ from diffusion.evaluation.metrics import frechet_distance
 from diffusion.evaluation.table import everything, reference
 from diffusion.machine.devices import devices
 from diffusion.media.atomic import atomic
-from diffusion.runs import checkpoints
+from diffusion.runs.checkpoints import find
 from diffusion.sampling import Pipeline
 
 # Below so many calls these are not worth drawing: they add noise that few steps cannot undo.
@@ -133,16 +133,16 @@ class Scorer:
 
 def measured(options: Options) -> tuple[Path, dict[str, Any]]:
     """Scores each pair of a method and a number of calls that steps.json lacks; its folder and contents."""
-    path, contents = checkpoints.find(str(options.ckpt))
-    folder = Path(options.out) if options.out is not None else checkpoints.run_folder(path) / "steps"
+    checkpoint = find(str(options.ckpt))
+    folder = Path(options.out) if options.out is not None else checkpoint.folder / "steps"
     places = devices(options.devices)
     settings = {name: asdict(options)[name] for name in ("n", "split", "seed", "weights")}
-    settings |= {"checkpoint": str(path), "step": contents["global_step"]}
+    settings |= {"checkpoint": str(checkpoint.path), "step": checkpoint.step}
     file = folder / "steps.json"
     record = json.loads(file.read_text()) if file.exists() else {"settings": settings, "scores": {}}
     if record["settings"] != settings:
         raise ValueError(f"{file} holds scores of {record['settings']}, not of {settings}: choose another out=")
-    scorer = Scorer(contents["config"]["dataset"], options, places[0])
+    scorer = Scorer(checkpoint.config["dataset"], options, places[0])
     record["yardsticks"], record["found_n"] = scorer.yardsticks, scorer.n
     for calls, (grid_name, grid), name in product(sorted(options.calls), list(grids(options)), options.samplers):
         if calls < FEWEST.get(name, 1):
@@ -154,9 +154,7 @@ def measured(options: Options) -> tuple[Path, dict[str, Any]]:
             continue
         try:
             steps = steps_for(calls, each)
-            pipeline = Pipeline.from_checkpoint(
-                contents, str(path), options.weights, sampler=sampler, grid=grid, steps=steps
-            )
+            pipeline = Pipeline.from_checkpoint(checkpoint, options.weights, sampler=sampler, grid=grid, steps=steps)
             pixels, _ = drawn(pipeline, scorer.data, scorer.told, options.seed, places, options.batch_size)
         except ValueError as error:  # this sampler cannot go there, or did not arrive: the others can
             print(f"{name}, {grid_name}, {calls} calls: left out ({cli.one_line(error)})")

@@ -37,9 +37,9 @@ FRAMES = (40, 30, 20, 14, 10, 8, 6, 5, 4, 3, 2, 1, 0)
 
 def model(spec: str, n: int) -> tuple[Pipeline, Tensor]:
     """A trained model and n points of its test split."""
-    path, checkpoint = find(spec)
-    source: Source = build(checkpoint["config"]["dataset"]["source"])
-    return Pipeline.from_checkpoint(checkpoint, str(path)), source.load().test.get(torch.arange(n))
+    checkpoint = find(spec)
+    source: Source = build(checkpoint.config["dataset"]["source"])
+    return Pipeline.from_checkpoint(checkpoint), source.load().test.get(torch.arange(n))
 
 
 def _axes(axis: Axes) -> Axes:

@@ -1,0 +1,120 @@
+"""The parts of a run, from its configuration."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from data.conditions import ImageCondition
+from data.stream import Source
+from diffusion.build import ConfigError, build
+from diffusion.models import Codec, LatentObjective
+from diffusion.objectives import ConditionDropout, Objective
+from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
+from diffusion.runs.models import build_model
+from diffusion.samplers import Grid, Sampler
+from diffusion.settings.training import Settings, settings
+from diffusion.trainable import Trainable
+
+
+class Parts:
+    """What a resolved configuration describes, each part built when it is first asked for, and once.
+
+    Asking for a part raises ConfigError where its settings cannot be.
+
+    Args:
+        config: a plain dict, which nothing changes any more.
+        codec: makes the latents that the model learns; None where it learns the data themselves.
+        built: parts that are there already, by name.
+    """
+
+    def __init__(self, config: dict[str, Any], codec: Codec | None = None, **built: Any) -> None:
+        self.config, self.codec = config, codec
+        vars(self).update(built)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The plain values at the configuration's top."""
+        return settings(self.config)
+
+    @property
+    def trainer(self) -> Mapping[str, Any]:
+        """Options of Lightning's trainer."""
+        options: Mapping[str, Any] = self.config["trainer"]
+        return options
+
+    @property
+    def images_per_step(self) -> int:
+        """Of one optimizer step, over all devices and accumulated batches."""
+        return self.settings.batch_size * self.accumulated
+
+    @property
+    def accumulated(self) -> int:
+        """Batches of one optimizer step."""
+        return self.trainer.get("accumulate_grad_batches") or 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return tuple(self.config["dataset"]["shape"])
+
+    @cached_property
+    def source(self) -> Source:
+        """Where the data come from."""
+        found: Source = build(self.config["dataset"]["source"], "dataset.source")
+        return found
+
+    @cached_property
+    def condition(self) -> ImageCondition | None:
+        """How image conditions are made; None for a model without."""
+        described = self.config["dataset"].get("condition")
+        return None if described is None else self._built(described, "dataset.condition", ImageCondition)
+
+    @cached_property
+    def model(self) -> Trainable:
+        """Untrained; its weights follow from the seed."""
+        torch.manual_seed(self.settings.seed)
+        return build_model(self.config)
+
+    @cached_property
+    def objective(self) -> Objective:
+        """The loss, of latents if the model learns these."""
+        objective = self._part("objective", Objective)
+        if self.settings.condition_dropout != 0:
+            objective = ConditionDropout(objective, self.settings.condition_dropout)
+        return objective if self.codec is None else LatentObjective(objective, self.codec)
+
+    @cached_property
+    def optimizer(self) -> AdamW | Muon:
+        return self._part("optimizer", AdamW, Muon)
+
+    @cached_property
+    def learning_rate(self) -> LearningRate:
+        return self._part("learning_rate", LearningRate)
+
+    @cached_property
+    def ema(self) -> EMA | PowerEMA | None:
+        return None if self.config["ema"] is None else self._part("ema", EMA, PowerEMA)
+
+    @cached_property
+    def sampler(self) -> Sampler:
+        return self._part("sampler", Sampler)
+
+    @cached_property
+    def grid(self) -> Grid:
+        return self._part("grid", Grid)
+
+    def _part(self, name: str, *classes: type) -> Any:
+        described = self.config.get(name)
+        if not isinstance(described, Mapping):  # a value in the place of its settings, `learning_rate=0.001`
+            raise ConfigError(
+                f"{name}={described}: {name} has settings of its own, {name}.name=value; --help lists them"
+            )
+        return self._built(described, name, *classes)
+
+    def _built(self, described: Any, name: str, *classes: type) -> Any:
+        part = build(described, name)
+        if not isinstance(part, classes):
+            raise ConfigError(f"{name} names a {type(part).__name__}, which is no {name.rpartition('.')[2]}")
+        return part

@@ -1,0 +1,135 @@
+"""Trained models out of checkpoints, with the weights as training left them, or averaged, over a width chosen now."""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from diffusion.build import ConfigError
+from diffusion.denoisers import TrainableDenoiser
+from diffusion.optimizers import WIDEST, coefficients, exponent
+from diffusion.runs.checkpoints import Checkpoint, CheckpointError, load
+from diffusion.runs.models import build_model
+from diffusion.trainable import Trainable
+
+# How far, at most, an average that is put together may be from the one that was asked for.
+FARTHEST = 0.15
+# The root mean square of what rounding a snapshot to half precision changes, as a share of each weight.
+HALF_PRECISION = 2e-4
+
+
+class Kind(NamedTuple):
+    """A kind of model: the command that trains one, and what a trained one is good for."""
+
+    train: str
+    use: str
+
+
+KINDS = {
+    "denoiser": Kind("python train.py", "sample:               python sample.py ckpt={}"),
+    "classifier": Kind(
+        "python train.py experiment=classifier_digits",
+        "steer a model by it:  python sample.py ckpt=... classifier={} label=3 guidance=2",
+    ),
+    "autoencoder": Kind(
+        "python train.py experiment=autoencoder_fashion",
+        "train in its latents: python train.py experiment=latent_fashion autoencoder={}",
+    ),
+}
+
+Model = TypeVar("Model", bound=Trainable)
+
+
+def load_model(
+    checkpoint: Checkpoint,
+    kind: type[Model] = TrainableDenoiser,  # type: ignore[assignment]
+    weights: str | float = "ema",
+) -> Model:
+    """The model of a checkpoint: frozen, in evaluation mode, on the CPU.
+
+    Args:
+        checkpoint: of its run.
+        kind: the class that it has to be of.
+        weights: "ema" or "raw"; a model trained without EMA has raw weights only, which then serve for both. Or a
+            number, sigma_rel of the average to make from the snapshots of a run with `ema=power`.
+
+    Raises:
+        ConfigError: it is of another kind.
+        CheckpointError: its weights do not fit, or are not to be had.
+    """
+    if weights not in ("ema", "raw") and not (isinstance(weights, float) and 0 < weights <= WIDEST):
+        raise ConfigError(
+            f"weights must be ema or raw, or the width of an average, above 0 and at most {WIDEST}, got {weights!r}"
+        )
+    model = build_model(checkpoint.config)
+    if not isinstance(model, kind):
+        use = KINDS[model.kind].use.format(checkpoint.folder) if model.kind in KINDS else ""
+        raise ConfigError(
+            f"{checkpoint.path} holds a model of another kind, {model.kind}, and not a {kind.kind}, as "
+            f"{KINDS[kind.kind].train} makes one" + (f"; {' '.join(use.split())}" if use else "")
+        )
+    load_weights(model, checkpoint, weights)
+    return model.eval().requires_grad_(False)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | float = "ema") -> None:
+    """Puts a checkpoint's weights into a model.
+
+    Raises:
+        CheckpointError: they have other names or shapes.
+    """
+    averaged = weights != "raw" and any(key.startswith("ema.") for key in checkpoint.state)
+    chosen = checkpoint.part("ema." if averaged else "denoiser.")
+    if not chosen:
+        raise CheckpointError(f"{checkpoint.path} holds averaged weights alone: leave weights={weights} out")
+    if isinstance(weights, float):
+        chosen |= _average(checkpoint, weights, [name for name, _ in model.named_parameters()])
+    try:
+        model.load_state_dict(chosen)
+    except RuntimeError as error:
+        reason = textwrap.shorten(" ".join(str(error).splitlines()[1:2]), 160, placeholder=" ...")
+        raise CheckpointError(f"the weights in {checkpoint.path} do not fit this network: {reason}") from error
+
+
+def _average(checkpoint: Checkpoint, sigma_rel: float, names: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters averaged over this width, from the checkpoint's own averages and the snapshots taken before it."""
+    config, step = checkpoint.config.get("ema"), checkpoint.step
+    widths = config.get("sigma_rels") if isinstance(config, Mapping) else None
+    if not isinstance(widths, list):
+        raise CheckpointError(
+            f"weights={sigma_rel} is an average whose width is chosen after training, which needs a run with "
+            f"ema=power; {checkpoint.path} has weights=ema and weights=raw alone"
+        )
+    gammas, wanted = [exponent(width) for width in widths], exponent(sigma_rel)
+    own = [checkpoint.part(prefix) for prefix in ("ema.", *(f"other_emas.{i}." for i in range(len(widths) - 1)))]
+    if not all([*own, checkpoint.part("denoiser.")]):
+        raise CheckpointError(f"{checkpoint.path} holds one set of weights alone: leave weights={sigma_rel} out")
+    folder = checkpoint.folder / "averages"
+    before = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal() and int(file.stem) < step)
+    steps = [taken for taken in [*before, step] for _ in widths]
+    c, error = coefficients(steps, gammas * (len(before) + 1), step, wanted)
+    error += HALF_PRECISION * c[: len(before) * len(widths)].norm().item()
+    if error > FARTHEST:
+        raise CheckpointError(
+            f"weights={sigma_rel} is out of reach: the averages {widths} in the checkpoint and the {len(before)} "
+            f"snapshots of them in {folder} miss it by {100 * error:.0f} %, more than {100 * FARTHEST:.0f} %"
+        )
+    parts = [part for taken in before for part in _snapshot(folder / f"{taken}.pt", own, names)] + own
+    sums = {name: sum(c_i * part[name].double() for c_i, part in zip(c, parts, strict=True)) for name in names}
+    return {name: value.to(own[0][name].dtype) for name, value in sums.items()}
+
+
+def _snapshot(file: Path, own: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The averages in a snapshot, which have to be those of the checkpoint's network."""
+    found = load(file)
+    averages = found.get("averages") if isinstance(found, dict) else None
+    shapes = [{name: part[name].shape for name in names} for part in own]
+    if not isinstance(averages, list) or shapes != [
+        {name: value.shape for name, value in part.items() if isinstance(value, Tensor)}
+        for part in averages
+        if isinstance(part, dict)
+    ]:
+        raise CheckpointError(f"{file} holds no averages of this checkpoint's weights")
+    return averages

@@ -1,0 +1,229 @@
+"""What `sample.py` draws: everything checked first, then drawn and written."""
+
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.stream import Examples, Splits
+from diffusion import media
+from diffusion.build import ConfigError, build
+from diffusion.denoisers import Condition
+from diffusion.forward import trajectory
+from diffusion.machine import memory
+from diffusion.machine.devices import devices
+from diffusion.media import processes
+from diffusion.models import encoded
+from diffusion.noise import EVALUATION, Noise
+from diffusion.runs.checkpoints import find
+from diffusion.samplers import Sampler
+from diffusion.sampling.cascade import from_checkpoints
+from diffusion.sampling.conditions import Rows, as_picture
+from diffusion.sampling.parallel import frames_on
+from diffusion.settings.sampling import Options, Steering
+from diffusion.terminal.progress import counted, progress
+
+
+class Drawing:
+    """Samples that are to be drawn and written.
+
+    Args:
+        options: how many, how and where to.
+        steering: guidance, masks and starts.
+        method: "sampler" and "grid", each a configuration or None for the model's own.
+        typed: names of the settings that a person wrote.
+
+    Raises:
+        ConfigError: what does not go together, or does not fit into memory. Nothing is written yet.
+    """
+
+    def __init__(
+        self, options: Options, steering: Steering, method: Mapping[str, Any], typed: Iterable[str] = ()
+    ) -> None:
+        self.options, self.steering = options, steering
+        self.places = devices(options.devices, options.accelerator)
+        if options.out is not None:
+            media.check_out(options.out)
+        self.stages = [find(spec) for spec in options.checkpoints()]
+        self.model = self.stages[-1]
+        own = self.model.config.get("sampler") if len(self.stages) == 1 else None
+        self.pipeline = from_checkpoints(
+            self.stages,
+            options.weights,
+            steering,
+            options.conditioning_noise,
+            sampler=with_eta(method.get("sampler"), own, options.eta),
+            grid=method.get("grid"),
+            steps=options.steps,
+            clip=options.clip,
+        )
+        self.out = self.model.folder / "samples" / "pred.gif" if options.out is None else Path(options.out)
+        media.check_out(self.out, self.pipeline.shape)
+        options.refuse_idle(typed, self.out, self.pipeline.shape)
+        if options.show in ("both", "condition"):
+            processes.check_out(self.out, options.show)
+        if options.show == "condition" and self.pipeline.condition is None:
+            raise ConfigError(
+                "show=condition: this model is not conditioned on images: train with dataset.condition=lowres"
+            )
+        n, given = options.n, self.pipeline.given
+        if steering.condition is not None and isinstance(given, Rows) and n is None:
+            n = len(given) if len(given) > 1 else None  # one for each that was given
+        self._check_memory(n or 1)
+        self.n, self.label, self.rows = settled(n, options, self.pipeline.num_classes)
+        self.pipeline.labels(torch.arange(self.n), self.label)  # refused before test data are read
+        self.truth = self._told_test_data()
+
+    @property
+    def moving(self) -> bool:
+        """Whether what is written shows the way from noise to samples."""
+        return self.out.suffix.lower() in (".gif", ".webp")
+
+    def write(self) -> None:
+        """Draws and writes."""
+        options, numbers = self.options, range(self.n)
+        frames = options.frames if self.moving else 1
+        if options.show == "condition":
+            told = self.pipeline.conditions(torch.arange(self.n), options.seed, self.label)
+            tables = [beside(told, state, self.truth) for state in self._states(numbers, frames)]
+            rows = len(tables[-1]) // self.n
+            media.save(self.out, tables[-1], tables, rows, fps=options.fps, hold=options.hold)
+        elif options.show == "both":
+            above, below = self._noised(), self._states(numbers, options.frames)
+            processes.save(self.out, above, below, self.rows, options.fps, options.hold)
+        elif self.out.suffix:
+            states = list(self._states(numbers, frames))
+            labels = self.pipeline.labels(torch.arange(self.n), self.label)
+            media.save(self.out, states[-1], states, self.rows, fps=options.fps, hold=options.hold, labels=labels)
+        else:
+            self._write_folder()
+
+    def summary(self) -> str:
+        """What is drawn and how, in one line."""
+        models = ", ".join(f"{stage.path} at step {stage.step}" for stage in self.stages)
+        return (
+            f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
+            f"{described(self.pipeline.sampler)['sampler']}, {counted(len(self.pipeline.times) - 1, 'step')}"
+        )
+
+    def _write_folder(self) -> None:
+        """A batch at a time, so that a run that is cut off can go on where it stopped."""
+        options, steering = self.options, self.steering
+        settings = {
+            "checkpoint": str(self.model.path) if len(self.stages) == 1 else [str(stage.path) for stage in self.stages],
+            "step": self.model.step, "weights": options.weights, "seed": options.seed,
+            "label": self.label, "clip": options.clip, **described(self.pipeline.sampler),
+            "times": self.pipeline.times.tolist(), **steering.given(),
+            **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
+        }  # fmt: skip
+        numbers = media.missing(media.claim(self.out, settings), self.n)
+        # Other processes take seconds to begin, so they get many batches at once.
+        share = options.batch_size * len(self.places) * (1 if len(self.places) == 1 else 32)
+        with progress(len(numbers), "sample", "writing") as advance:
+            for begin in range(0, len(numbers), share):
+                batch = numbers[begin : begin + share]
+                media.save_folder(self.out, self._states(batch)[-1], batch)
+                advance(len(batch))
+        if len(numbers) < self.n:
+            print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already")
+
+    def _states(self, numbers: "range | list[int]", frames: int = 1) -> Tensor:
+        """So many states of the samples with these numbers, evenly spaced, with the samples last: (frames, n, *S)."""
+        options, times = self.options, self.pipeline.times
+        batches = math.ceil(math.ceil(len(numbers) / len(self.places)) / options.batch_size)
+        show = "x0" if options.show == "x0" else "x_t"
+        keep = media.evenly(len(times), frames)
+        with progress(batches * len(times), "step", "sampling") as advance:
+            return frames_on(
+                *(self.places, self.pipeline, numbers, options.seed, self.label, options.batch_size, keep, show),
+                after_step=lambda: advance(1),
+            )
+
+    def _noised(self) -> Tensor:
+        """Real data of the test split at the times of the states that are drawn: (frames, n, *S)."""
+        test, pipeline = self._test_split(), self.pipeline
+        if self.n > len(test):
+            raise ConfigError(f"n={self.n}: show=both draws as many real samples, and the test split has {len(test)}")
+        index = torch.arange(self.n)
+        times = pipeline.times[media.evenly(len(pipeline.times), self.options.frames)]
+        x0 = encoded(pipeline.codec, test.get(index))
+        noise = Noise(self.options.seed, index, EVALUATION)
+        states = trajectory(pipeline.denoiser.schedule, x0, times, noise)
+        return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
+
+    def _test_split(self) -> Examples:
+        source = self.model.config["dataset"]["source"]
+        # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
+        here = source | ({"download": False} if "download" in source else {})
+        splits: Splits = build(here, "dataset.source").load()
+        return splits.test
+
+    def _told_test_data(self) -> Tensor | None:
+        """Gives a model that has to be told images, and was told none, those made from test data, with their labels.
+
+        Returns:
+            The test images that they were made from, at most n; None if they were not needed.
+        """
+        if self.pipeline.condition is None or self.pipeline.given is not None:
+            return None
+        test = self._test_split()
+        index = torch.arange(min(self.n, len(test)))
+        print(
+            "conditioned on images made from test data; condition=photo.png, or a folder, gives others", file=sys.stderr
+        )
+        self.pipeline.condition_on(test, index)
+        return test.get(index)
+
+    def _check_memory(self, n: int) -> None:
+        """Raises ConfigError, one line, if so many samples do not fit into memory."""
+        options, shape = self.options, self.pipeline.shape
+        # A folder is written a batch at a time; all else is in memory at once, with each frame.
+        kept = n if self.out.suffix else min(n, options.batch_size * len(self.places))
+        frames = min(options.frames, len(self.pipeline.times)) if self.moving else 1
+        memory.check_samples(f"n={n}", kept * frames, shape)
+        memory.check(f"n={n}", 32 * n)  # the samples' numbers
+        memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)
+
+
+def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int | list[int] | None, int | None]:
+    """How many there are to draw, n if that is known, of which label, and in how many rows; of all labels one each."""
+    classes = num_classes if options.label == "all" else 1
+    if classes == 0:
+        raise ConfigError("label=all: this model has no classes; train one with experiment=fast_digits_cond, say")
+    n, label, rows = n or (8 * classes if options.label == "all" else 9), options.label, options.rows
+    if label == "all":
+        if n % classes:
+            raise ConfigError(f"label=all draws one row for each of {classes} classes: n={n} is no multiple")
+        label, rows = [k * classes // n for k in range(n)], rows or classes
+    if rows is not None and rows > n:
+        raise ConfigError(f"rows={rows} is more than n={n}")
+    assert not isinstance(label, str)
+    return n, label, rows
+
+
+def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
+    """The configuration of the sampler that was asked for, or else of the model's own, with this eta."""
+    if eta is None:
+        return sampler
+    chosen = sampler or own
+    if not isinstance(chosen, dict) or "eta" not in chosen:
+        raise ConfigError(f"eta={eta} belongs to the ddim sampler: add sampler=ddim")
+    return chosen | {"eta": eta}
+
+
+def described(sampler: Sampler) -> dict[str, Any]:
+    """What a folder of images remembers of the sampler; of a sampler in a sampler, what is inside."""
+    inner = vars(sampler).get("sampler", sampler)
+    return {"sampler": type(inner).__name__, **vars(inner)}
+
+
+def beside(told: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
+    """Three rows of images in one batch: what the model was told, its samples, and what they should be if known."""
+    rows = [as_picture(told["image"], samples.shape[1:]), samples]
+    if truth is not None:
+        rows.append(truth[torch.arange(len(samples)) % len(truth)])
+    return torch.cat(rows)

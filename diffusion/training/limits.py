@@ -1,0 +1,60 @@
+"""How long a run trains."""
+
+import math
+from typing import Any, NamedTuple
+
+from diffusion.build import ConfigError
+from diffusion.runs.parts import Parts
+
+
+class Limit(NamedTuple):
+    """When a run ends, whichever comes first; None is no such limit.
+
+    Args:
+        max_steps: optimizer steps.
+        max_time: Lightning's `max_time`.
+    """
+
+    max_steps: int | None
+    max_time: Any = None
+
+
+def limit_of(parts: Parts, train_size: int) -> Limit:
+    """What a configuration says: `max_epochs` as steps, since the training stream has no end and the decay has to know
+    its length.
+
+    Args:
+        parts: of the run.
+        train_size: examples of an epoch.
+    """
+    options = parts.trainer
+    steps, epochs = options["max_steps"], options["max_epochs"]
+    if epochs is not None:
+        of_epochs = epochs * math.ceil(train_size / parts.images_per_step)
+        steps = min(of_epochs, steps or of_epochs)
+    return Limit(steps, options["max_time"])
+
+
+def check_limit(limit: Limit, parts: Parts) -> None:
+    """Raises ConfigError if nothing ends the run, or the learning rate's decay does not know where that is."""
+    if limit.max_steps is not None:
+        return
+    if limit.max_time is None:
+        raise ConfigError("nothing says when to stop: set trainer.max_steps, trainer.max_epochs or budget_minutes")
+    if parts.learning_rate.decay != "none":
+        raise ConfigError(
+            f"learning_rate.decay={parts.learning_rate.decay} has to know the last step: set trainer.max_steps, "
+            f"trainer.max_epochs or budget_minutes"
+        )
+
+
+def limited(config: dict[str, Any], limit: Limit, budget: bool) -> dict[str, Any]:
+    """The configuration as it is stored, which names the last step.
+
+    Args:
+        config: of a run.
+        limit: where it ends.
+        budget: whether a budget decided that, and not epochs.
+    """
+    trainer = config["trainer"] | {"max_steps": limit.max_steps}
+    return config | {"trainer": trainer | ({"max_epochs": None} if budget else {})}

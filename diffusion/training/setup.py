@@ -1,0 +1,82 @@
+"""From the composed configuration to the parts of a run, one that begins or one that goes on."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion.build import ConfigError, build, check_source, resolve
+from diffusion.runs import codecs, resume
+from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs.parts import Parts
+from diffusion.settings.idle import refuse_idle_training
+
+
+def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoint | None]:
+    """The parts of the run that is asked for, and the checkpoint that it goes on from, if any.
+
+    Args:
+        config: as Hydra composed it.
+        typed: name -> value of the settings that a person wrote.
+
+    Raises:
+        ConfigError: a setting that cannot be, or that no part of this run takes up.
+    """
+    for name in ("dataset.shape", "network.shape"):
+        if name in typed:
+            raise ConfigError(f"{name} is not for setting: it follows from the data")
+    spec = config.resume
+    if spec in (None, "auto"):
+        new = resolved(config, typed)
+        refuse_idle_training(new.config, typed)
+        found = None if spec is None else resume.agreed(lambda: resume.find_begun(new.config))
+        if found is None:
+            return new, None
+    else:
+        found = resume.agreed(lambda: resume.find_named(str(spec), typed.get("dataset")))
+        assert found is not None
+    if "autoencoder" in typed and spec != "auto":
+        codecs.check_same(str(config.autoencoder), found.config)
+    changes = {name: value for name, value in typed.items() if name != "autoencoder"}
+    return Parts(
+        resume.continued(found, changes, auto=spec == "auto"), codec=codecs.stored_codec(found)
+    ), found.without_state()
+
+
+def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
+    """The parts of a new run: the configuration with what the dataset and the shorthands say filled in, which nothing
+    changes any more."""
+    if config.timesteps is not None:
+        if "timesteps" not in config.schedule:
+            raise ConfigError(
+                f"timesteps={config.timesteps}: this schedule is continuous in time and has no number of steps; "
+                f"steps=... sets how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
+            )
+        config.schedule.timesteps = config.timesteps
+    if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
+        raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
+    check_source(config.dataset.source)
+    source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
+    shape = list(source.shape)
+    config.dataset.shape = shape
+    codec = described = None
+    if config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
+        codec, described = codecs.codec_of(str(config.autoencoder), config.dataset.name, shape)
+        config.dataset.shape, config.dataset.clip = described["latent_shape"], False
+        config.dataset.recipe.sigma_data = 1.0
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    plain["dataset"]["shape"], plain["autoencoder"] = shape, described
+    condition = None
+    if plain["dataset"].get("condition") is not None:
+        if codec is not None:
+            raise ConfigError("dataset.condition= is made of pixels and autoencoder= has none: leave one out")
+        condition = build(plain["dataset"]["condition"], "dataset.condition")
+        given = {"condition_channels": condition.channels(source.shape), "condition_level": condition.leveled}
+        if not given.keys() <= inspect.signature(resolve(plain["network"]["_target_"], "network")).parameters.keys():
+            raise ConfigError(
+                "this network cannot be conditioned on images: use network=unet or dit, or dataset.condition=null"
+            )
+        plain["network"] |= given
+    return Parts(resume.limited(plain, typed or {}), source=source, condition=condition, codec=codec)
