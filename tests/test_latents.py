@@ -213,12 +213,15 @@ def others(folder: Path) -> None:
     [
         ("autoencoder=mnist.ckpt", "was trained on mnist of shape (1, 8, 8), not on digits"),
         ("autoencoder=larger.ckpt", "larger.ckpt is refused: network.shape in its configuration is [1, 8, 8]"),
-        (f"autoencoder={PIXELS}", "is no autoencoder: train one with"),
+        (f"autoencoder={PIXELS}", "is a denoiser, not an autoencoder: train one with"),
         ("autoencoder=nowhere.ckpt", "there is no checkpoint nowhere.ckpt"),
         ("autoencoder=null", "cache_latents=true is for training in latents: add autoencoder="),
         ("clip=true", "clip=true clamps pixels"),
         ("dataset.flip=true", "cache_latents=true encodes each image once"),
-        ("network=encoder denoiser=classifier objective=classifier", "autoencoder= is for models that draw"),
+        (
+            "network=encoder denoiser=classifier objective=classifier",
+            "LatentObjective is a loss of a TrainableDenoiser",
+        ),
         ("network=autoencoder", "needs a network with in_channels"),
         (f"init_from={PIXELS}", "is a model of pixels, and this run is to learn latents"),
     ],
@@ -242,12 +245,20 @@ def test_latents_that_cannot_be_are_refused_in_one_line(folder: Path, typed: str
         (sample, f"ckpt={LATENT} clip=true", "clip= clamps the pixels of each step, and this model draws latents"),
         (sample, f"ckpt={AUTOENCODER} label=3", "this model is unconditional"),
         (evaluate, f"ckpt={LATENT} likelihood=ode", "likelihood=ode is that of data, and this model's is of latents"),
-        (evaluate, f"ckpt={AUTOENCODER} likelihood=vlb", "this model is an autoencoder, whose bound is val/elbo_bpd"),
-        (train, f"{' '.join(ENCODING)} score_every=2", "score_every=2 scores samples of diffusion"),
+        (evaluate, f"ckpt={AUTOENCODER} likelihood=vlb", "is an autoencoder, not a denoiser"),
+        (
+            train,
+            f"{' '.join(ENCODING)} score_every=2",
+            "score_every=2 scores samples, and a model of this kind, autoencoder, draws none",
+        ),
         (train, f"{' '.join(RUN)} denoiser=autoencoder", "needs a network with two ways: network=autoencoder"),
         (train, f"{' '.join(RUN)} network=autoencoder", "network=autoencoder does not denoise"),
-        (train, f"{' '.join(RUN)} objective=elbo", "objective=elbo trains an autoencoder"),
-        (train, f"{' '.join(RUN)} network=autoencoder denoiser=autoencoder", "denoiser=autoencoder by objective=elbo"),
+        (train, f"{' '.join(RUN)} objective=elbo", "ELBOObjective is a loss of a Autoencoder"),
+        (
+            train,
+            f"{' '.join(RUN)} network=autoencoder denoiser=autoencoder",
+            "DenoisingObjective is a loss of a RegressionDenoiser, and this model is a Autoencoder",
+        ),
     ],
 )
 def test_autoencoders_in_the_wrong_place_are_refused_in_one_line(

@@ -194,8 +194,8 @@ def test_options_that_do_not_go_together_are_refused_at_once(told: dict[str, Any
         (f"ckpt={GUIDABLE} guidance=2 guidance_interval=[3,1]", "guidance_interval must be two rising levels"),
         (f"ckpt={GUIDABLE} guidance_rescale=2 guidance=2", "guidance_rescale must lie in [0, 1]"),
         (f"ckpt={GUIDABLE} classifier={CLASSIFIER}", "this model knows its classes"),
-        (f"ckpt={PLAIN} classifier={TOLD}", "is no classifier"),
-        (f"ckpt={CLASSIFIER}", "this model is a classifier and draws nothing"),
+        (f"ckpt={PLAIN} classifier={TOLD}", "is a denoiser, not a classifier: train one with"),
+        (f"ckpt={CLASSIFIER}", "is a classifier, not a denoiser: train one with"),
         (
             f"ckpt={PLAIN} init=photo.png mask=wide.png",
             "mask=wide.png is 16x8 pixels (width x height), the model draws 8x8",

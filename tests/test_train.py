@@ -15,7 +15,7 @@ from PIL import Image
 
 import train
 from diffusion.runs import resume
-from diffusion.runs.checkpoints import newest_good, read
+from diffusion.runs.checkpoints import Checkpoint, newest_good, read
 from diffusion.runs.resume import continued
 
 
@@ -197,7 +197,7 @@ def test_a_resumed_run_takes_the_limit_that_was_typed(trained: tuple[Path, Outco
     for typed, other in (("max_steps", "max_epochs"), ("max_epochs", "max_steps")):
         limits = {"max_steps": 4, "max_epochs": 9}
         stored["trainer"] |= limits
-        changed = continued(stored, {f"trainer.{typed}": 50}, Path("last.ckpt"))["trainer"]
+        changed = continued(Checkpoint(Path("last.ckpt"), 4, stored, {}, None), {f"trainer.{typed}": 50})["trainer"]
         assert (changed[typed], changed[other]) == (50, None)
         assert {name: stored["trainer"][name] for name in limits} == limits
 
@@ -395,11 +395,10 @@ def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
     monkeypatch.setattr("diffusion.runs.checkpoints.check_checkpoint", lambda contents: None)
     path = tmp_path / "a.ckpt"
     torch.save({"config": {}, "state_dict": {}, "global_step": 7}, path)
-    assert resume.agreed(lambda: (path, {"global_step": 7})) == (path, {"global_step": 7})
+    found = Checkpoint(path, 7, {}, {}, None)
+    assert resume.agreed(lambda: found) == found
     monkeypatch.setenv("LOCAL_RANK", "1")
-    found = resume.agreed(lambda: pytest.fail("the second process must not search"))
-    assert found is not None
-    assert (found[0], found[1]["global_step"]) == (path, 7)
+    assert resume.agreed(lambda: pytest.fail("the second process must not search")) == found
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert resume.agreed(lambda: None) is None
     monkeypatch.setenv("LOCAL_RANK", "1")

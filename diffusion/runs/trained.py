@@ -21,21 +21,38 @@ HALF_PRECISION = 2e-4
 
 
 class Kind(NamedTuple):
-    """A kind of model: the command that trains one, and what a trained one is good for."""
+    """What a person wants to know of a kind of model.
 
+    Args:
+        name: with its article.
+        train: the command that trains one.
+        purpose: what a trained one is good for.
+        use: the command for that, {} being its run folder.
+        note: what else there is to say where another kind is needed.
+    """
+
+    name: str
     train: str
+    purpose: str
     use: str
+    note: str = ""
 
 
+# By `Trainable.kind`; a model of a kind that is not here trains all the same.
 KINDS = {
-    "denoiser": Kind("python train.py", "sample:               python sample.py ckpt={}"),
+    "denoiser": Kind("a denoiser", "python train.py", "sample", "python sample.py ckpt={}"),
     "classifier": Kind(
+        "a classifier",
         "python train.py experiment=classifier_digits",
-        "steer a model by it:  python sample.py ckpt=... classifier={} label=3 guidance=2",
+        "steer a model by it",
+        "python sample.py ckpt=... classifier={} label=3 guidance=2",
     ),
     "autoencoder": Kind(
+        "an autoencoder",
         "python train.py experiment=autoencoder_fashion",
-        "train in its latents: python train.py experiment=latent_fashion autoencoder={}",
+        "train in its latents",
+        "python train.py experiment=latent_fashion autoencoder={}",
+        "its bound is val/elbo_bpd in its run's metrics.csv",
     ),
 }
 
@@ -65,13 +82,20 @@ def load_model(
         )
     model = build_model(checkpoint.config)
     if not isinstance(model, kind):
-        use = KINDS[model.kind].use.format(checkpoint.folder) if model.kind in KINDS else ""
-        raise ConfigError(
-            f"{checkpoint.path} holds a model of another kind, {model.kind}, and not a {kind.kind}, as "
-            f"{KINDS[kind.kind].train} makes one" + (f"; {' '.join(use.split())}" if use else "")
-        )
+        raise ConfigError(_another_kind(checkpoint, model.kind, kind.kind))
     load_weights(model, checkpoint, weights)
     return model.eval().requires_grad_(False)
+
+
+def _another_kind(checkpoint: Checkpoint, found: str, wanted: str) -> str:
+    names = [KINDS[kind].name if kind in KINDS else f"a model of the kind {kind}" for kind in (found, wanted)]
+    text = f"{checkpoint.path} is {names[0]}, not {names[1]}"
+    if wanted in KINDS:
+        text += f": train one with {KINDS[wanted].train}"
+    if found in KINDS:
+        theirs = KINDS[found]
+        text += f"; what this is for: {theirs.use.format(checkpoint.folder)}" + (theirs.note and f"; {theirs.note}")
+    return text
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | float = "ema") -> None:

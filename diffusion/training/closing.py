@@ -23,7 +23,7 @@ def said(folder: Path, loss: float | None, kind: str) -> str:
         f"  curves and pictures:  tensorboard --logdir {shlex.quote(str(folder.parent.parent))}",
     ]
     if kind in KINDS:
-        lines.append(f"  {KINDS[kind].use.format(pasted(folder))}")
+        lines.append(f"  {KINDS[kind].purpose + ':':<22}{KINDS[kind].use.format(pasted(folder))}")
     return "\n".join(lines)
 
 
