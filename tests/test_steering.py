@@ -218,8 +218,14 @@ def test_what_cannot_be_gets_one_line_and_leaves_nothing(folder: Path, arguments
         ("condition_dropout=0.1", "condition_dropout=0.1: this network is conditioned on nothing"),
         ("condition_dropout=1", "condition_dropout must be at least 0 and below 1, got 1"),
         ("denoiser=classifier", "denoiser=classifier needs a network that classifies: network=encoder"),
-        ("objective=classifier", "objective=classifier trains a classifier"),
-        ("denoiser=classifier network=encoder", "denoiser=classifier is trained by objective=classifier"),
+        (
+            "objective=classifier",
+            "ClassifierObjective is a loss of a NoisyClassifier, and this model is a NetworkDenoiser",
+        ),
+        (
+            "denoiser=classifier network=encoder",
+            "DenoisingObjective is a loss of a RegressionDenoiser, and this model is a NoisyClassifier",
+        ),
         (
             "dataset.num_classes=3",
             "dataset.num_classes=3 alone trains an unconditional model: add network.num_classes=3",
