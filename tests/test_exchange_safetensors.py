@@ -128,10 +128,10 @@ def test_a_damaged_file_is_refused_or_holds_tensors_of_its_size(
 
 def exported(name: str, path: Path, kind: str = "ema") -> Path:
     """The fixture checkpoint of this name as a file."""
-    contents = read(FIXTURES / f"{name}.ckpt")
+    checkpoint = read(FIXTURES / f"{name}.ckpt")
     prefix = "ema." if kind == "ema" else "denoiser."
-    state = {key: value for key, value in contents["state_dict"].items() if key.startswith((prefix, "objective."))}
-    weights.save(path, contents["config"], state, contents["global_step"], kind)
+    state = {key: value for key, value in checkpoint.state.items() if key.startswith((prefix, "objective."))}
+    weights.save(path, checkpoint.config, state, checkpoint.step, kind)
     return path
 
 
@@ -139,7 +139,7 @@ def exported(name: str, path: Path, kind: str = "ema") -> Path:
     "name", ["digits", "power", "learned", "residual", "latent", "base", "swissroll", "autoencoder"]
 )
 def test_a_file_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> None:
-    has_average = any(key.startswith("ema.") for key in read(FIXTURES / f"{name}.ckpt")["state_dict"])
+    has_average = any(key.startswith("ema.") for key in read(FIXTURES / f"{name}.ckpt").state)
     path = exported(name, tmp_path / "model.safetensors", "ema" if has_average else "raw")
     wanted = Pipeline.load(str(FIXTURES / f"{name}.ckpt")).sample(2, seed=1)
     assert np.array_equal(Pipeline.load(str(path)).sample(2, seed=1), wanted)
