@@ -13,7 +13,7 @@ from diffusion.denoisers import ClippedDenoiser
 from diffusion.exchange import diffusers as folders
 from diffusion.exchange import unet2d
 from diffusion.noise import Noise
-from diffusion.runs.models import build_denoiser
+from diffusion.runs.models import build_model
 from diffusion.samplers import DDIMSampler, DDPMSampler, TrailingGrid, prior
 
 diffusers = pytest.importorskip("diffusers")
@@ -122,7 +122,7 @@ def test_a_folder_is_a_denoiser_with_the_noising_of_its_scheduler(
     scheduler = getattr(diffusers, kind)(**settings)
     pipeline = saved(tmp_path / "model", scheduler)
     config, state = folders.load(tmp_path / "model")
-    denoiser = build_denoiser(config).eval()
+    denoiser = build_model(config).eval()
     denoiser.load_state_dict({name.removeprefix("denoiser."): value for name, value in state.items()})
     steps = scheduler.config.num_train_timesteps
     x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -200,7 +200,7 @@ def test_diffusers_draws_the_images_that_we_draw(
     changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(**changes)
-    denoiser = build_denoiser(config)
+    denoiser = build_model(config)
     randomised(denoiser, 0.05)
     folders.save(tmp_path / "out", *folders.exported(config, denoiser.network))
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
