@@ -35,8 +35,8 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 @pytest.mark.parametrize("n", [1, 4])
 def test_onnxruntime_answers_as_torch_for_any_number_of_rows(n: int, file: Path) -> None:
-    path, checkpoint = find(str(FIXTURES / "residual.ckpt"))
-    denoiser, _ = drawing(checkpoint, path, "ema")
+    checkpoint = find(str(FIXTURES / "residual.ckpt"))
+    denoiser, _ = drawing(checkpoint, "ema")
     x_t = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
     t = torch.linspace(0.2, 0.9, n, dtype=torch.float64)
     label = torch.arange(n) - 1
@@ -111,7 +111,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         (["ckpt=last", "out=no/such/../model.onnx", "weights=none"], "there is no run with a checkpoint"),
         (["ckpt=last", "out=model.onnx", "steps=5"], "there is no setting steps of export.py: it belongs to"),
         ([f"ckpt={FIXTURES / 'swissroll.ckpt'}", "out=model.onnx"], "weights of their own for each noising step"),
-        ([f"ckpt={FIXTURES / 'classifier.ckpt'}", "out=model.onnx"], "is a classifier and draws nothing"),
+        ([f"ckpt={FIXTURES / 'classifier.ckpt'}", "out=model.onnx"], "is a classifier, not a denoiser"),
     ],
     ids=lambda value: "" if isinstance(value, list) else value[:30],
 )
