@@ -51,6 +51,15 @@ def renoised(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, eps: Tensor)
     return ratio * x_s + (sigma_t**2 - (ratio * sigma_s) ** 2).sqrt() * eps
 
 
+def at_equal_log_snr(schedule: Schedule, other: Schedule, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The same state on another schedule: x_u, `alpha_u / alpha_t` times x_t, and u, where the log-SNR is that of t.
+
+    u is shaped like t; it ends where the other schedule's noise levels do, and the state is another one beyond.
+    """
+    u = other.inverse(schedule.log_snr(float64(t)))
+    return expand((other(u)[0] / schedule(float64(t))[0]).to(x_t), x_t) * x_t, u
+
+
 def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of `q(x_s | x_t, x0)`, s < t (Ho et al. 2020, arXiv 2006.11239, eq. 7).
 

@@ -6,7 +6,7 @@ w = 0 forgets y, w = 1 is p(x_t | y), and above it samples are more typical of y
 """
 
 import math
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -24,20 +24,19 @@ class Guidance(Wrapper, ABC):
     """Steers the denoiser that it is around, which is not clipped: `ClippedDenoiser` goes outside."""
 
 
-class ClassifierFreeGuidance(Guidance):
-    """`D = D_uncond + w (D_cond - D_uncond)`, of one network that is asked with and without its condition (Ho &
-    Salimans 2022, arXiv 2207.12598, eq. 6, where w is called 1 + w).
+class Extrapolation(Guidance):
+    """`D = D_weak + w (D_strong - D_weak)`: from a weaker answer through a stronger one, and beyond it for w > 1.
 
-    Both answers come from one batch of twice the size. w = 1 is no guidance: D_cond itself, at its own cost. What else
-    the network says, such as its variance, is what it says with the condition.
+    w = 1 is no guidance: D_strong itself, at its own cost. What else the model says, such as its variance, is what it
+    says with D_strong.
 
     Args:
-        denoiser: trained with dropped conditions.
+        denoiser: what gives D_strong.
         scale: w.
         interval: levels sigma / alpha between which it acts, both included; elsewhere w is 1 (Kynkäänniemi et al. 2024,
             arXiv 2404.07724, eq. 5). A log-SNR of l is the level `exp(-l / 2)`.
-        rescale: in [0, 1], how far each sample's standard deviation is brought back to that of D_cond (Lin et al. 2023,
-            arXiv 2305.08891, eq. 15 and 16, here on D whatever the network predicts).
+        rescale: in [0, 1], how far each sample's standard deviation is brought back to that of D_strong (Lin et al.
+            2023, arXiv 2305.08891, eq. 15 and 16, here on D whatever the network predicts).
     """
 
     def __init__(
@@ -55,26 +54,86 @@ class ClassifierFreeGuidance(Guidance):
             raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
         self.scale, self.low, self.high, self.rescale = scale, low, high, rescale
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+    @abstractmethod
+    def answers(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Prediction, Tensor]:
+        """What the denoiser says, and D_weak."""
+
+    def acts(self, t: Tensor) -> Tensor:
+        """Where in t the level lies in the interval, shaped like t."""
         level = torch.exp(-self.schedule.log_snr(float64(t)) / 2)
-        weight = torch.where((level >= self.low) & (level <= self.high), self.scale, 1.0)
+        return (level >= self.low) & (level <= self.high)
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        weight = torch.where(self.acts(t), self.scale, 1.0)
         if (weight == 1).all():
             return self.denoiser.predict(x_t, t, cond)
+        prediction, weak = self.answers(x_t, t, cond)
+        guided = weak.lerp(prediction.x0, expand(weight.to(x_t), x_t))
+        if self.rescale:
+            spread = guided.flatten(1).std(1)
+            # A constant answer has no spread to bring back; the inner `where` keeps its gradient finite.
+            ratio = prediction.x0.flatten(1).std(1) / spread.where(spread > 0, 1)
+            ratio = ratio.where(spread > 0, 1)
+            guided = expand(1 + self.rescale * (ratio - 1), x_t) * guided
+        return prediction._replace(x0=guided)
+
+
+class ClassifierFreeGuidance(Extrapolation):
+    """From the answer without the condition to the one with it, of one network that was trained with dropped conditions
+    (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, where w is called 1 + w).
+
+    Both answers come from one batch of twice the size.
+    """
+
+    def answers(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Prediction, Tensor]:
         if not cond.keys() & NOTHING.keys():
             raise ValueError("classifier-free guidance needs a condition: a label, an embedding or an image")
         nothing = dropped(cond, torch.ones(len(x_t), dtype=torch.bool, device=x_t.device))
         both = {name: torch.cat((value, nothing[name])) for name, value in cond.items()}
         twice_t = t if t.ndim == 0 else torch.cat((t, t))
         twice = self.denoiser.predict(torch.cat((x_t, x_t)), twice_t, both)
-        conditional, unconditional = twice.x0.chunk(2)
-        guided = unconditional.lerp(conditional, expand(weight.to(x_t), x_t))
-        if self.rescale:
-            spread = guided.flatten(1).std(1)
-            # A constant answer has no spread to bring back; the inner `where` keeps its gradient finite.
-            ratio = conditional.flatten(1).std(1) / spread.where(spread > 0, 1)
-            ratio = ratio.where(spread > 0, 1)
-            guided = expand(1 + self.rescale * (ratio - 1), x_t) * guided
-        return twice.map(lambda value: value.chunk(2)[0])._replace(x0=guided)
+        return twice.map(lambda value: value.chunk(2)[0]), twice.x0.chunk(2)[1]
+
+
+class Autoguidance(Extrapolation):
+    """From the answer of a worse version of the model to the model's own (Karras et al. 2024, Guiding a Diffusion Model
+    with a Bad Version of Itself, arXiv 2406.02507, eq. 3).
+
+    Both are asked under the same condition. Where they disagree, the model is less wrong than the other, in about the
+    same direction: to go on from the other's answer through the model's leads to fewer samples of low probability, with
+    classes or without.
+
+    Args:
+        denoiser: the model.
+        guide: the worse version, smaller or less trained, on the same schedule; see `Rescheduled`.
+        scale: see `Extrapolation`.
+        interval: see `Extrapolation`.
+        rescale: see `Extrapolation`.
+
+    Raises:
+        ValueError: the guide is on another schedule.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        guide: Denoiser,
+        scale: float,
+        interval: Sequence[float] | None = None,
+        rescale: float = 0.0,
+    ) -> None:
+        super().__init__(denoiser, scale, interval, rescale)
+        if guide.schedule is not denoiser.schedule:
+            raise ValueError("a guide has the schedule of the model: put Rescheduled around it")
+        self.guide = guide
+
+    def answers(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Prediction, Tensor]:
+        return self.denoiser.predict(x_t, t, cond), self.guide(x_t, t, cond)
+
+    def check_times(self, times: Tensor) -> None:
+        super().check_times(times)
+        noisy = times[times > 0]
+        self.guide.check_times(noisy[self.acts(noisy)])
 
 
 class EnergyGuidance(Guidance):

@@ -4,6 +4,7 @@ Other forms follow from D: `eps = (x_t - alpha_t D) / sigma_t`, `score = (alpha_
 `v = alpha_t eps - sigma_t D`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion.forward import log_variances, posterior
+from diffusion.forward import at_equal_log_snr, log_variances, posterior
 from diffusion.schedules import Schedule, expand
 
 Condition = dict[str, Tensor]
@@ -160,3 +161,63 @@ class ClippedDenoiser(Wrapper):
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         prediction = self.denoiser.predict(x_t, t, cond)
         return prediction._replace(x0=prediction.x0.clamp(self.low, self.high))
+
+
+class DynamicThreshold(Wrapper):
+    """D clamped to [-s, s] and divided by s, where s is what a share of a sample's values lie within, and at least 1
+    (Saharia et al. 2022, arXiv 2205.11487, section 2.3).
+
+    A clamp at 1 leaves what strong guidance has driven beyond it saturated; this brings the whole sample back into
+    [-1, 1]. The outermost wrapper, in the place of `ClippedDenoiser`.
+
+    Args:
+        denoiser: the inner one.
+        share: of a sample's values whose absolute value is at most s, in (0, 1]; 1 divides by the largest.
+    """
+
+    def __init__(self, denoiser: Denoiser, share: float = 0.995) -> None:
+        if not 0 < share <= 1:
+            raise ValueError(f"share must lie in (0, 1], got {share}")
+        super().__init__(denoiser)
+        self.share = share
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        prediction = self.denoiser.predict(x_t, t, cond)
+        sizes = prediction.x0.abs().flatten(1)
+        k = math.ceil(self.share * sizes.shape[1])
+        bound = expand(sizes.kthvalue(k, dim=1).values.clamp(min=1), x_t)
+        return prediction._replace(x0=prediction.x0.clamp(-bound, bound) / bound)
+
+
+class Rescheduled(Denoiser):
+    """A denoiser as one on another schedule: it is asked at equal log-SNR, with x_t rescaled.
+
+    `check_times` raises ValueError for noise levels that its own schedule does not have.
+
+    Args:
+        denoiser: on its own schedule.
+        schedule: the other.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.denoiser = denoiser
+        self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
+        self.condition_channels = denoiser.condition_channels
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        return Prediction(self.denoiser(*at_equal_log_snr(self.schedule, self.denoiser.schedule, x_t, t), cond))
+
+    def check_times(self, times: Tensor) -> None:
+        theirs = self.denoiser.schedule
+        noisy = times[times > 0]
+        log_snr, ends = self.schedule.log_snr(noisy), theirs.log_snr(noisy.new_tensor([theirs.t_min, 1.0]))
+        # A schedule's own ends may differ in their last digits.
+        beyond = (log_snr > ends[0] + 1e-6) | (log_snr < ends[1] - 1e-6) | ~log_snr.isfinite()
+        if beyond.any():
+            low, high = (-ends / 2).exp().tolist()
+            raise ValueError(
+                f"its noise levels sigma / alpha go from {low:.3g} to {high:.3g}, and it would be asked at "
+                f"{math.exp(-log_snr[beyond][0].item() / 2):.3g}"
+            )
+        self.denoiser.check_times(theirs.inverse(log_snr))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffusion.denoisers import Condition
-from diffusion.forward import noised
+from diffusion.forward import at_equal_log_snr, noised
 from diffusion.noise import Noise
 from diffusion.objectives import NOISE, TIME, Objective, Times
 from diffusion.schedules import Schedule, expand, float64
@@ -102,9 +102,7 @@ class LabelLogProb(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition) -> Tensor:
         log_snr = self.schedule.log_snr(float64(t))
-        theirs = self.classifier.schedule.inverse(log_snr)
-        scale = self.classifier.schedule(theirs)[0] / self.schedule(float64(t))[0]
-        logits = self.classifier(expand(scale.to(x_t), x_t) * x_t, theirs)
+        logits = self.classifier(*at_equal_log_snr(self.schedule, self.classifier.schedule, x_t, t))
         log_prob = logits.log_softmax(1).gather(1, cond["label"][:, None])[:, 0]
         # A schedule's own ends may differ in their last digits.
         known = (log_snr > self.lowest - 1e-6) & (log_snr < self.highest + 1e-6)
