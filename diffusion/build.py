@@ -63,6 +63,8 @@ def build(config: Any, where: str = "config", **extra: Any) -> Any:
 
 def check_source(source: Any) -> None:
     """Raises `ConfigError` for a value in the place of `dataset.source`, which names a class and its settings."""
+    if source == {}:  # of a model that another program wrote
+        raise ConfigError("this model does not say which data it learned: choose data by dataset=...")
     if not isinstance(source, Mapping) or "_target_" not in source:
         raise ConfigError(f"dataset.source={source}: choose data by dataset=..., and set dataset.source.name=value")
 

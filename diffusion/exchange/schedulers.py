@@ -25,7 +25,7 @@ from diffusion.schedules import (
     SigmoidSchedule,
 )
 
-# Schedulers of models on a discrete, variance-preserving process, and their own defaults beside `_DEFAULTS`.
+# Schedulers of models on a discrete, variance-preserving process, and their own defaults beside `DEFAULTS`.
 _CLIPS = {"clip_sample": True}
 _SPACED = {"timestep_spacing": "linspace"}
 _SCALED = {"beta_start": 0.00085, "beta_end": 0.012, **_SPACED}
@@ -68,7 +68,7 @@ _SCHEDULES: dict[str, type[DiscreteSchedule]] = {
     "squaredcos_cap_v2": CosineSchedule,
 }
 _GRIDS = {"trailing": "TrailingGrid", "leading": "TrailingGrid", "linspace": "UniformGrid"}
-_DEFAULTS = {
+DEFAULTS = {
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 0.02,
@@ -121,9 +121,9 @@ def process(settings: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in own.items():
         if name in _OFF and value not in _OFF[name]:
             raise ConfigError(f"its scheduler has {name}={value!r}, which this project does not have")
-        if name not in _DEFAULTS.keys() | _OFF.keys() | _OF_SAMPLERS:
+        if name not in DEFAULTS.keys() | _OFF.keys() | _OF_SAMPLERS:
             raise ConfigError(f"its scheduler has {name}={value!r:.80}, and this project does not know that setting")
-    value = _DEFAULTS | SCHEDULERS[kind] | {name: own[name] for name in _DEFAULTS if name in own}
+    value = DEFAULTS | SCHEDULERS[kind] | {name: own[name] for name in DEFAULTS if name in own}
     clip, bound = value["clip_sample"], value["clip_sample_range"]
     if not isinstance(clip, bool) or (clip and bound != 1):
         raise ConfigError(

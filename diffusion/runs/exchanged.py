@@ -1,5 +1,7 @@
 """Models in the formats that programs exchange, read as the checkpoints of runs are: without trust."""
 
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,3 +30,27 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     except ConfigError as error:
         raise ConfigError(f"{path} is refused: {error}") from error
     return config, state, step
+
+
+def adopted(config: dict[str, Any], typed: Iterable[str]) -> dict[str, Any]:
+    """A new run's configuration with the network, schedule and denoiser of the model folder that it begins from.
+
+    Args:
+        config: with `init_from`; without a folder of diffusers there, it stays as it is.
+        typed: names of settings; a part of which something was typed stays as it is.
+
+    Raises:
+        ConfigError: the folder is refused, or the run is not one of its kind.
+    """
+    spec = Path(str(config.get("init_from")))
+    if not diffusers.is_folder(spec):
+        return config
+    if config.get("autoencoder") is not None or config["dataset"].get("condition") is not None:
+        raise ConfigError(f"init_from={spec} is a model of plain images: leave autoencoder= and dataset.condition= out")
+    theirs, shape = diffusers.load(spec)[0], config["dataset"]["shape"]
+    theirs["network"] |= {"shape": shape}  # convolutions take images of any size
+    own = {"timesteps": "schedule"}
+    given = {own.get(name, name.partition(".")[0]) for name in typed}
+    parts = [part for part in ("network", "schedule", "denoiser") if part not in given]
+    print(f"init_from={spec}: {', '.join(parts) or 'nothing but the weights'} of that folder", file=sys.stderr)
+    return config | {part: theirs[part] for part in parts}
