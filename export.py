@@ -2,6 +2,8 @@
 
 Examples:
     python export.py ckpt=last out=model.onnx            the denoiser, for programs that read ONNX
+    python export.py ckpt=last out=model.safetensors     one set of weights and the configuration, without pickle
+    python export.py ckpt=last out=folder                for DDPMPipeline.from_pretrained("folder") of diffusers
 """
 
 import sys
@@ -35,7 +37,7 @@ class Options:
             raise ValueError(f"out= is missing: give a file that ends in {_suffixes()}")
         suffix = Path(self.out).suffix.lower()
         if suffix not in WRITERS:
-            raise ValueError(f"out={self.out}: an export ends in {_suffixes()}, got {suffix or 'no suffix'}")
+            raise ValueError(f"out={self.out}: an export ends in {_suffixes()}, got {suffix}")
 
     def refuse_idle(self, typed: Iterable[str]) -> None:
         """Raises ValueError, one line, if something was typed that changes nothing of such a file."""
@@ -60,18 +62,66 @@ def write_onnx(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Pa
     return onnx.write_onnx(out, denoiser, codec, parts.shape, times, facts)
 
 
+def write_weights(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Path]:
+    """One set of weights with the configuration of the run."""
+    from diffusion.runs.exporting import export_weights
+
+    print(export_weights(checkpoint, options.weights, out), file=sys.stderr)
+    return [out]
+
+
+def write_folder(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Path]:
+    """A `UNet2DModel` and its scheduler."""
+    from diffusion.runs.exporting import export_folder
+
+    print(export_folder(checkpoint, options.weights, out), file=sys.stderr)
+    return [out, *sorted(file for file in out.rglob("*") if file.is_file())]
+
+
+def check_file(out: Path) -> None:
+    """Raises an error of one line unless such a file can be written."""
+    from diffusion.media.atomic import check_regular
+    from diffusion.media.files import check_writable
+
+    check_regular(out)
+    check_writable(out.parent, out)
+
+
+def check_onnx(out: Path) -> None:
+    """As `check_file`, and that the packages are there."""
+    from diffusion.exchange.onnx import check_packages
+
+    check_packages()
+    check_file(out)
+
+
+def check_folder(out: Path) -> None:
+    """As `check_file`, of a new folder."""
+    from diffusion.exchange.diffusers import check_new
+    from diffusion.media.files import check_writable
+
+    check_new(out)
+    check_writable(out.parent, out)
+
+
 class Writer(NamedTuple):
-    """How a kind of file is written, and the settings that it alone reads."""
+    """How a kind of file is written, what is asked before anything slow, and the settings that it alone reads."""
 
     write: "Callable[[Options, Checkpoint, Path], list[Path]]"
+    check: Callable[[Path], None] = check_file
     settings: tuple[str, ...] = ()
 
 
-WRITERS = {".onnx": Writer(write_onnx)}
+# By suffix; none is a folder of diffusers.
+WRITERS = {
+    ".onnx": Writer(write_onnx, check_onnx),
+    ".safetensors": Writer(write_weights),
+    "": Writer(write_folder, check_folder),
+}
 
 
 def _suffixes(suffixes: Iterable[str] | None = None) -> str:
-    return " or ".join(WRITERS if suffixes is None else suffixes)
+    return " or ".join(suffix or "no suffix (a folder)" for suffix in (WRITERS if suffixes is None else suffixes))
 
 
 def main(config: "DictConfig") -> None:
@@ -85,17 +135,13 @@ def main(config: "DictConfig") -> None:
     options.refuse_idle(cli.typed())
 
     # Only now what imports torch, which takes seconds.
-    from diffusion.exchange.onnx import check_packages
-    from diffusion.media.atomic import check_regular
-    from diffusion.media.files import check_writable
     from diffusion.runs.checkpoints import find
 
     out = Path(str(options.out))
-    check_packages()
-    check_regular(out)
-    check_writable(out.parent, out)
-    written = WRITERS[out.suffix.lower()].write(options, find(str(options.ckpt)), out)
-    for file in written:
+    writer = WRITERS[out.suffix.lower()]
+    writer.check(out)
+    written = writer.write(options, find(str(options.ckpt)), out)
+    for file in (file for file in written if file.is_file()):
         print(f"{file} has {file.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
     print(written[0])
 

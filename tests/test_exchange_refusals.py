@@ -15,9 +15,10 @@ from diffusion.exchange import diffusers as folders
 from diffusion.exchange import safetensors, schedulers
 from diffusion.media.atomic import WriteError
 from diffusion.networks.diffusers import DiffusersUNet
-from diffusion.runs.checkpoints import find
+from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.exporting import export_folder
-from diffusion.runs.models import build_denoiser
+from diffusion.runs.models import build_model
+from diffusion.runs.trained import load_model
 
 SMALL: dict[str, Any] = {
     "block_out_channels": [4],
@@ -58,9 +59,9 @@ def refusal(path: Path) -> str:
 
 
 def test_an_ordinary_folder_is_found(tmp_path: Path) -> None:
-    path, checkpoint = find(str(written(tmp_path / "model")))
-    assert path == tmp_path / "model" and checkpoint["config"]["dataset"]["shape"] == [1, 4, 4]
-    build_denoiser(checkpoint["config"])
+    checkpoint = find(str(written(tmp_path / "model")))
+    assert checkpoint.folder == tmp_path / "model" and checkpoint.config["dataset"]["shape"] == [1, 4, 4]
+    load_model(checkpoint)
 
 
 def test_files_may_lie_side_by_side_as_in_the_first_public_models(tmp_path: Path) -> None:
@@ -70,8 +71,7 @@ def test_files_may_lie_side_by_side_as_in_the_first_public_models(tmp_path: Path
     for file in (tmp_path / "model").rglob("*.*"):
         if file.is_file():
             file.rename(flat / file.name)
-    _, checkpoint = find(str(flat))
-    assert checkpoint["config"]["schedule"]["timesteps"] == 10
+    assert find(str(flat)).config["schedule"]["timesteps"] == 10
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_half_precision_and_the_old_names_of_attention_are_read(tmp_path: Path) 
         return name
 
     safetensors.save(folder / "unet" / folders.WEIGHTS, {named(k): v.half() for k, v in state.items()}, {})
-    _, checkpoint = find(str(folder))
+    checkpoint = find(str(folder))
     for name, value in state.items():
-        found = checkpoint["state_dict"][f"denoiser.network.{name}"]
+        found = checkpoint.state[f"denoiser.network.{name}"]
         assert torch.equal(found, value.half().float())
 
 
@@ -199,7 +199,7 @@ def test_odd_settings_make_a_model_or_one_line(
     name = sorted(schedulers.DEFAULTS)[len(name) % len(schedulers.DEFAULTS)] if of_scheduler else name
     file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
     try:
-        build_denoiser(find(str(folder))[1]["config"])
+        load_model(find(str(folder)))
     except ConfigError as error:
         message = str(error)
     else:
@@ -207,7 +207,7 @@ def test_odd_settings_make_a_model_or_one_line(
     assert "\n" not in message
 
 
-def run_of(network: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+def run_of(network: dict[str, Any] | None = None, **changes: Any) -> Checkpoint:
     config = {
         "dataset": {"name": "digits", "shape": [1, 8, 8]},
         "network": {
@@ -222,8 +222,7 @@ def run_of(network: dict[str, Any] | None = None, **changes: Any) -> dict[str, A
         },
         "clip": True, "ema": None,
     } | changes  # fmt: skip
-    state = build_denoiser(config).state_dict(prefix="denoiser.")
-    return {"config": config, "state_dict": state, "global_step": 3}
+    return Checkpoint(Path("x.ckpt"), 3, config, build_model(config).state_dict(prefix="denoiser."), None)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +247,7 @@ def run_of(network: dict[str, Any] | None = None, **changes: Any) -> dict[str, A
 )
 def test_a_model_that_diffusers_lacks_is_not_exported(run: Any, what: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=what):
-        export_folder(run(), Path("x.ckpt"), "ema", tmp_path / "out")
+        export_folder(run(), "ema", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -260,10 +259,10 @@ def test_an_export_that_would_not_equal_the_model_is_not_written(
     right = unet2d.settings
     monkeypatch.setattr(unet2d, "settings", lambda *given: right(*given) | {"flip_sin_to_cos": True})
     run = run_of()
-    for value in run["state_dict"].values():
+    for value in run.state.values():
         torch.nn.init.normal_(value, std=0.2)
     with pytest.raises(ConfigError, match="nothing was written"):
-        export_folder(run, Path("x.ckpt"), "ema", tmp_path / "out")
+        export_folder(run, "ema", tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -271,7 +270,7 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(WriteError, match="is there already"):
-        export_folder(run_of(), Path("x.ckpt"), "ema", tmp_path / "out")
+        export_folder(run_of(), "ema", tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -281,5 +280,5 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(WriteError, match="No space left"):
-        export_folder(run_of(), Path("x.ckpt"), "ema", tmp_path / "out")
+        export_folder(run_of(), "ema", tmp_path / "out")
     assert not list(tmp_path.iterdir())

@@ -104,8 +104,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "said"),
     [
         (["ckpt=last"], "out= is missing: give a file that ends in .onnx"),
-        (["ckpt=last", "out=model.pt"], "out=model.pt: an export ends in .onnx, got .pt"),
-        (["ckpt=last", "out=model"], "got no suffix"),
+        (["ckpt=last", "out=model.pt"], "out=model.pt: an export ends in .onnx or .safetensors or no suffix"),
         (["out=model.onnx"], "ckpt= is missing"),
         (["ckpt=[a,b]", "out=model.onnx"], "is a cascade, and an export holds one model: name one checkpoint"),
         (["ckpt=last", "out=no/such/../model.onnx", "weights=none"], "there is no run with a checkpoint"),

@@ -51,7 +51,10 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """The run folder that it belongs to, or the file's own folder if it was moved out of one."""
+        """The run folder that it belongs to, or the file's own folder if it was moved out of one; a model folder of
+        diffusers itself."""
+        if self.path.is_dir():
+            return self.path
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
 
     def without_state(self) -> "Checkpoint":

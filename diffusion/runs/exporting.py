@@ -1,49 +1,45 @@
 """Checkpoints written in the formats that programs exchange."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from diffusion.build import ConfigError
 from diffusion.exchange import diffusers, weights
-from diffusion.runs.checkpoints import load_weights, trained_denoiser
-from diffusion.runs.models import build_model
+from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs.trained import load_model
+from diffusion.trainable import Trainable
 
 
-def export_weights(checkpoint: Mapping[str, Any], path: Path, chosen: str | float, out: Path) -> str:
+def export_weights(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str:
     """Writes one set of a checkpoint's weights, with its configuration, as a `.safetensors` file.
 
     Args:
-        checkpoint: its contents.
-        path: where it is.
+        checkpoint: of any model.
         chosen: "ema", "raw" or the width of an average, as for sampling.
         out: the file.
 
     Returns:
         What it holds, in one line.
     """
-    config, step = checkpoint["config"], checkpoint["global_step"]
-    model = build_model(config)
-    load_weights(model, checkpoint, path, chosen)
-    averaged = chosen != "raw" and any(name.startswith("ema.") for name in checkpoint["state_dict"])
+    model = load_model(checkpoint, Trainable, chosen)  # type: ignore[type-abstract]
+    averaged = chosen != "raw" and bool(checkpoint.part("ema."))
     state = model.state_dict(prefix="ema." if averaged else "denoiser.")
-    state |= {name: value for name, value in checkpoint["state_dict"].items() if name.startswith("objective.")}
+    state |= {name: value for name, value in checkpoint.state.items() if name.startswith("objective.")}
     held = str(chosen) if averaged else "raw"
-    weights.save(out, config, state, step, held)
-    return f"{out} holds the weights {held} of step {step} and the configuration of the run"
+    weights.save(out, checkpoint.config, state, checkpoint.step, held)
+    return f"{out} holds the weights {held} of step {checkpoint.step} and the configuration of the run"
 
 
-def export_folder(checkpoint: Mapping[str, Any], path: Path, chosen: str | float, out: Path) -> str:
+def export_folder(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str:
     """Writes a checkpoint's model as a folder for `DDPMPipeline.from_pretrained`; see `export_weights`.
 
     Raises:
         ConfigError: diffusers has no such model; the reason is said.
     """
-    config = checkpoint["config"]
+    config = checkpoint.config
     diffusers.check_new(out)
     if config["dataset"].get("condition") is not None:
         raise ConfigError("this model is conditioned on images, and a DDPMPipeline has none: export another")
-    denoiser = trained_denoiser(checkpoint, path, chosen)
+    denoiser = load_model(checkpoint, weights=chosen)
     diffusers.save(out, *diffusers.exported(config, denoiser.network))
     lines = [f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"]
     if config["clip"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data.stream import Examples, Splits
 from diffusion import media
-from diffusion.build import ConfigError, build
+from diffusion.build import ConfigError, build, check_source
 from diffusion.denoisers import Condition
 from diffusion.forward import trajectory
 from diffusion.machine import memory
@@ -157,6 +157,7 @@ class Drawing:
 
     def _test_split(self) -> Examples:
         source = self.model.config["dataset"]["source"]
+        check_source(source)
         # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
         here = source | ({"download": False} if "download" in source else {})
         splits: Splits = build(here, "dataset.source").load()

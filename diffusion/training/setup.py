@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion.build import ConfigError, build, check_source, resolve
 from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs.exchanged import adopted
 from diffusion.runs.parts import Parts
 from diffusion.settings.idle import refuse_idle_training
 
@@ -79,4 +80,5 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
                 "this network cannot be conditioned on images: use network=unet or dit, or dataset.condition=null"
             )
         plain["network"] |= given
-    return Parts(resume.limited(plain, typed or {}), source=source, condition=condition, codec=codec)
+    plain = adopted(resume.limited(plain, typed or {}), typed or {})
+    return Parts(plain, source=source, condition=condition, codec=codec)

@@ -1,0 +1,104 @@
+"""export.py, and its files as checkpoints of the other scripts, by the commands of docs/exchange.md."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_cli import assert_refused, call
+from test_docs import blocks
+
+import evaluate
+import export
+import sample
+import train
+from diffusion.runs.checkpoints import read
+
+FIXTURES = Path(__file__).parent / "fixtures"
+SCRIPTS = {f"{script.__name__}.py": script for script in (train, sample, evaluate, export)}
+# Of the page's runs, so that they take seconds.
+BRIEF = (
+    *("network.widths=[8,16]", "network.blocks=1", "timesteps=30", "batch_size=16", "train_images=64"),
+    *("trainer.max_steps=2", "val_every=2", "trainer.limit_val_batches=1", "preview_every=0", "accelerator=cpu"),
+)
+
+
+def test_the_commands_and_the_code_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    for language, _, text in blocks("docs/exchange.md"):
+        if language == "python":
+            monkeypatch.chdir(tmp_path)
+            exec(compile(text, "docs/exchange.md", "exec"), {})
+            continue
+        for command in text.strip().splitlines():
+            _, script, *arguments = shlex.split(command)
+            brief = [word for word in BRIEF if "init_from" not in command or not word.startswith(("network", "timest"))]
+            outcome = call(SCRIPTS[script], tmp_path, *arguments, *(brief if script == "train.py" else ()))
+            assert outcome.code == 0, outcome.err
+    assert {"grid.png", "folder.png", "digits.safetensors", "ddpm-digits"} <= {file.name for file in tmp_path.iterdir()}
+    begun = read(tmp_path / "lightning_logs/digits/version_1/checkpoints/last.ckpt").config
+    assert begun["network"]["_target_"] == "diffusion.networks.diffusers.DiffusersUNet"
+    assert begun["schedule"]["timesteps"] == 30
+    # A run of such a network goes back as it came.
+    outcome = call(export, tmp_path, "ckpt=last", "out=again")
+    assert outcome.code == 0 and outcome.out.strip() == "again"
+
+
+def drawn(folder: Path, ckpt: Path) -> np.ndarray:
+    outcome = call(sample, folder, f"ckpt={ckpt}", "n=2", "out=x.npz", "steps=5", "accelerator=cpu")
+    assert outcome.code == 0, outcome.err
+    return np.load(folder / "x.npz")["arr_0"]
+
+
+@pytest.mark.parametrize("name", ["digits", "latent"])
+def test_a_safetensors_file_draws_to_the_bit_what_its_checkpoint_draws(name: str, tmp_path: Path) -> None:
+    outcome = call(export, tmp_path, f"ckpt={FIXTURES / name}.ckpt", "out=model.safetensors")
+    assert outcome.code == 0 and "holds the weights ema of step 4" in outcome.err
+    wanted = drawn(tmp_path, FIXTURES / f"{name}.ckpt")
+    assert np.array_equal(drawn(tmp_path, tmp_path / "model.safetensors"), wanted)
+
+
+def test_a_width_is_exported_too(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "power.ckpt", tmp_path)
+    shutil.copytree(FIXTURES / "averages", tmp_path / "averages")
+    outcome = call(export, tmp_path, "ckpt=power.ckpt", "out=model.safetensors", "weights=0.1")
+    assert outcome.code == 0 and "holds the weights 0.1" in outcome.err
+
+
+def test_exported_classifiers_steer(tmp_path: Path) -> None:
+    assert call(export, tmp_path, f"ckpt={FIXTURES / 'classifier.ckpt'}", "out=c.safetensors").code == 0
+    arguments = ("n=2", "out=x.npz", "label=3", "guidance=2", "steps=5", "accelerator=cpu")
+    ckpt = f"ckpt={FIXTURES / 'digits.ckpt'}"
+    assert call(sample, tmp_path, ckpt, "classifier=c.safetensors", *arguments).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("ckpt={digits}", "out=folder"), "train one with network.groups=4"),
+        (("ckpt={residual}", "out=folder"), "ResidualDenoiser"),
+        (("ckpt={latent}", "out=folder"), ""),
+        (("ckpt={classifier}", "out=folder"), "classifier"),
+        (("ckpt={digits}", "out=m.safetensors", "weights=best"), "weights must be ema or raw"),
+        (("ckpt={digits}", "out=m.safetensors", "weights=0.1"), "ema=power"),
+        (("ckpt={digits}", "out=m.bin"), "an export ends in"),
+        (("ckpt={digits}", "out=there"), "is there already"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
+    arguments: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "mine").touch()
+    paths = {path.stem: str(path) for path in FIXTURES.glob("*.ckpt")}
+    assert_refused(call(export, tmp_path, *(word.format(**paths) for word in arguments)), said)
+    assert [file.name for file in tmp_path.iterdir()] == ["there"]
+
+
+def test_a_file_without_optimizer_resumes_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    assert call(export, tmp_path, f"ckpt={FIXTURES / 'digits.ckpt'}", "out=checkpoints/last.safetensors").code == 0
+    outcome = call(train, tmp_path, "resume=checkpoints/last.safetensors", "accelerator=cpu")
+    assert_refused(outcome, "init_from=checkpoints/last.safetensors")
