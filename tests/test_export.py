@@ -43,6 +43,9 @@ def test_the_commands_and_the_code_of_the_page_run(tmp_path: Path, monkeypatch: 
     # A run of such a network goes back as it came.
     outcome = call(export, tmp_path, "ckpt=last", "out=again")
     assert outcome.code == 0 and outcome.out.strip() == "again"
+    # A model from elsewhere becomes one file too.
+    assert call(export, tmp_path, "ckpt=again", "out=again.safetensors").code == 0
+    assert np.array_equal(drawn(tmp_path, tmp_path / "again"), drawn(tmp_path, tmp_path / "again.safetensors"))
 
 
 def drawn(folder: Path, ckpt: Path) -> np.ndarray:

@@ -23,10 +23,9 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     Raises:
         ConfigError: it is no model that this project has, or not what its settings describe.
     """
-    folder = path.is_dir()
-    config, state, step = (*diffusers.load(path), 0) if folder else weights.load(path)
+    config, state, step = (*diffusers.load(path), 0) if path.is_dir() else weights.load(path)
     try:
-        check_model(config, state, trained=not folder)
+        check_model(config, state)
     except ConfigError as error:
         raise ConfigError(f"{path} is refused: {error}") from error
     return config, state, step

@@ -52,17 +52,17 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
     _check_data(checkpoint.get("DataModule"))
 
 
-def check_model(config: Mapping[str, Any], state: Mapping[str, Tensor], trained: bool) -> None:
+def check_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     """Compares one set of weights with what a configuration makes.
 
     Args:
-        config: of a run, or, of a model that is not `trained` here, its parts that sampling needs.
-        state: named as in a checkpoint, the averaged weights or the others.
-        trained: whether it comes from a run of this project, so that the objective's state belongs to it.
+        config: of a run; or, without an objective, of a model that was trained elsewhere, what sampling needs.
+        state: named as in a checkpoint, the averaged weights or the others, and the objective's if there is one.
 
     Raises:
         ConfigError: the first difference, in one line.
     """
+    trained = "objective" in config
     prefix = "ema." if any(name.startswith("ema.") for name in state) else "denoiser."
     with _building():
         check_config(config, _TRAINING if trained else ())
