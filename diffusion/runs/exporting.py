@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from diffusion.build import ConfigError
+from diffusion.denoisers import TrainableDenoiser
 from diffusion.exchange import diffusers, weights
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.trained import load_model
@@ -20,7 +21,7 @@ def export_weights(checkpoint: Checkpoint, chosen: str | float, out: Path) -> st
     Returns:
         What it holds, in one line.
     """
-    model = load_model(checkpoint, Trainable, chosen)  # type: ignore[type-abstract]
+    model = load_model(checkpoint, Trainable, chosen)
     averaged = chosen != "raw" and bool(checkpoint.part("ema."))
     state = model.state_dict(prefix="ema." if averaged else "denoiser.")
     state |= {name: value for name, value in checkpoint.state.items() if name.startswith("objective.")}
@@ -39,7 +40,7 @@ def export_folder(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str
     diffusers.check_new(out)
     if config["dataset"].get("condition") is not None:
         raise ConfigError("this model is conditioned on images, and a DDPMPipeline has none: export another")
-    denoiser = load_model(checkpoint, weights=chosen)
+    denoiser: TrainableDenoiser = load_model(checkpoint, weights=chosen)
     diffusers.save(out, *diffusers.exported(config, denoiser.network))
     lines = [f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"]
     if config["clip"]:
