@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from data.changes import identity
 from data.pictures import SUFFIXES, UnreadableImage, check_header, fitted, is_hidden, is_image, printable, read_image
@@ -286,4 +287,6 @@ def _attempt(read: Callable[[int], None], count: int) -> dict[int, str]:
         return None
 
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return {row: reason for row, reason in enumerate(pool.map(attempt, range(count))) if reason is not None}
+        # Without a terminal there is no bar.
+        reasons = tqdm(pool.map(attempt, range(count)), "reading", count, leave=False, unit="image", disable=None)
+        return {row: reason for row, reason in enumerate(reasons) if reason is not None}

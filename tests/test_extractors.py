@@ -218,3 +218,9 @@ def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
     np.savez(tmp_path / "x.npz", a=np.array([{"code": 1}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle"):
         read_arrays(tmp_path / "x.npz")
+
+
+def test_features_say_how_many_images_of_each_batch_are_done() -> None:
+    done: list[int] = []
+    ext.features(ext.untrained("random", 1), torch.zeros(260, 1, 8, 8, dtype=torch.uint8), after_batch=done.append)
+    assert done == [250, 10]

@@ -68,7 +68,7 @@ def running(*callbacks_: AfterStep) -> tuple[Any, Any]:
         limit_val_batches=1.0,
         num_val_batches=[30],
         callbacks=list(callbacks_),
-        datamodule=SimpleNamespace(splits=SimpleNamespace(val=range(720))),
+        datamodule=SimpleNamespace(splits=SimpleNamespace(val=range(720)), eval_batch_size=24),
     )
     module = SimpleNamespace(images_per_step=4, last_loss=torch.tensor(0.5), device=torch.device("cpu"))
     return trainer, module
@@ -139,3 +139,10 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     with progress.progress(4, "step", "sampling") as advance:
         advance(2)
     assert "sampling:   0%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("limit", "images"), [(None, 100), (0, 0), (2, 48), (9, 100), (0.5, 48), (1.0, 100), (0.1, 0)])
+def test_the_images_of_a_limited_validation_are_counted_as_lightning_does(
+    limit: int | float | None, images: int
+) -> None:
+    assert progress.images_validated(limit, 100, 24) == images

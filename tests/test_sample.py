@@ -314,3 +314,10 @@ def test_settings_of_another_kind_of_file_are_refused(typed: tuple[str, ...], ou
         return
     with pytest.raises(ValueError, match=refused):
         options.refuse_idle(typed, Path(out), (1, 8, 8))
+
+
+def test_an_adaptive_sampler_is_not_said_to_take_the_grids_steps(folder: Path) -> None:
+    adaptive = ("sampler=adaptive", "sampler.rtol=0.1", "sampler.atol=0.1", "grid=log_snr", "steps=3")
+    outcome = call(sample, folder, f"ckpt={RUN}", *adaptive, "n=1", "out=adaptive.png")
+    assert outcome.code == 0
+    assert outcome.err.rstrip().endswith("AdaptiveSampler, adaptive steps")

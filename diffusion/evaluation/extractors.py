@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import urllib.error
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from diffusion.media import quantised
 from diffusion.noise import Noise
+from diffusion.terminal.progress import progress
 
 CLASSIFIER, RANDOM, INCEPTION = "classifier", "random", "inception"
 FEATURES = 64
@@ -201,14 +202,20 @@ def dequantised(pixels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def features(module: nn.Module, pixels: Tensor, device: str = "cpu") -> Tensor:
-    """Features (n, d) float32 on the CPU of images as bytes (n, C, H, W).
+def features(
+    module: nn.Module, pixels: Tensor, device: str = "cpu", after_batch: Callable[[int], object] = lambda images: None
+) -> Tensor:
+    """Features (n, d) float32 on the CPU of images as bytes (n, C, H, W); `after_batch` gets the number of images of
+    each batch that is done.
 
     Raises:
         ValueError: the module gives anything but (n, d) finite numbers.
     """
-    module = module.to(device)
-    found = torch.cat([module(dequantised(part.to(device))).float().cpu() for part in pixels.split(_BATCH)])
+    module, parts = module.to(device), []
+    for part in pixels.split(_BATCH):
+        parts.append(module(dequantised(part.to(device))).float().cpu())
+        after_batch(len(part))
+    found = torch.cat(parts)
     if found.shape[:1] != pixels.shape[:1] or found.ndim != 2:
         raise ValueError(
             f"{type(module).__name__} gives features of shape {tuple(found.shape)} for {len(pixels)} images: "
@@ -228,7 +235,8 @@ def predicted(classifier: Classifier, pixels: Tensor) -> Tensor:
 def train_classifier(
     pixels: Tensor, labels: Tensor, num_classes: int, steps: int, seed: int = 0, batch_size: int = 64
 ) -> Classifier:
-    """A classifier trained on images as bytes (N, C, H, W) with labels (N,), the same for the same arguments.
+    """A classifier trained on images as bytes (N, C, H, W) with labels (N,), the same for the same arguments, with the
+    progress on stderr.
 
     Torch's own random numbers are left as they were.
     """
@@ -237,15 +245,17 @@ def train_classifier(
         classifier = Classifier(pixels.shape[1:], num_classes).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.01)
     order = np.random.RandomState(seed)
-    for step in range(steps):
-        for group in optimizer.param_groups:  # a tenth of warm-up, then down to 0 along a line
-            group["lr"] = 3e-3 * min(1.0, 10 * (step + 1) / steps, (steps - step) / (0.9 * steps))
-        rows = torch.from_numpy(order.randint(len(pixels), size=batch_size))
-        x, y = dequantised(pixels[rows]), labels[rows]
-        loss = F.cross_entropy(classifier.logits(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    with progress(steps, "step", "training a classifier") as advance:
+        for step in range(steps):
+            for group in optimizer.param_groups:  # a tenth of warm-up, then down to 0 along a line
+                group["lr"] = 3e-3 * min(1.0, 10 * (step + 1) / steps, (steps - step) / (0.9 * steps))
+            rows = torch.from_numpy(order.randint(len(pixels), size=batch_size))
+            x, y = dequantised(pixels[rows]), labels[rows]
+            loss = F.cross_entropy(classifier.logits(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            advance(1)
     return classifier.eval().requires_grad_(False)
 
 

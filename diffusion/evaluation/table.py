@@ -27,6 +27,7 @@ from diffusion.evaluation.metrics import Score
 from diffusion.evaluation.points import sliced_wasserstein, two_sample_test
 from diffusion.media import quantised
 from diffusion.noise import EVALUATION, Noise
+from diffusion.terminal.progress import progress
 
 NOISE = 0.1
 DISTANCES = ("frechet_", "fid_", "kernel_", "kid_", "sliced_wasserstein_")  # the lower, the nearer to real data
@@ -129,15 +130,19 @@ def feature_rows(
         ValueError: too few samples for the extractor's dimension.
     """
 
+    def seen(pixels: Tensor) -> Tensor:
+        with progress(len(pixels), "image", f"features by {name}") as advance:
+            return features(extractor, pixels, device, advance)
+
     def kept(pixels: Tensor) -> Tensor:
         # What it makes of eight images changes with its weights, its code and its settings, and with the device.
         probe = fingerprint(features(extractor, pixels[:8], device))
         key = {"extractor": name, "probe": probe, "pixels": fingerprint(pixels)}
-        made = cache.get("features", key, lambda: {"features": features(extractor, pixels, device).numpy()})
+        made = cache.get("features", key, lambda: {"features": seen(pixels).numpy()})
         return torch.from_numpy(made["features"])
 
     target = kept(real.real)
-    sets = [features(extractor, fake, device), kept(real.train), kept(real.noisy)]
+    sets = [seen(fake), kept(real.train), kept(real.noisy)]
     frechet, kernel = ("fid", "kid") if name == INCEPTION else ("frechet", "kernel")
     columns = [
         {

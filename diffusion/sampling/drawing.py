@@ -105,9 +105,11 @@ class Drawing:
     def summary(self) -> str:
         """What is drawn and how, in one line."""
         models = ", ".join(f"{stage.path} at step {stage.step}" for stage in self.stages)
+        # An adaptive sampler asks as often as its tolerance needs, whatever the grid.
+        steps = counted(len(self.pipeline.times) - 1, "step") if self.pipeline.sampler.calls else "adaptive steps"
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
-            f"{described(self.pipeline.sampler)['sampler']}, {counted(len(self.pipeline.times) - 1, 'step')}"
+            f"{described(self.pipeline.sampler)['sampler']}, {steps}"
         )
 
     def _write_folder(self) -> None:

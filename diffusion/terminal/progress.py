@@ -1,5 +1,6 @@
 """How far something slow is: a bar on a terminal, a line now and then elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -61,3 +62,14 @@ def times_left(step: int, last: int, every: int) -> int:
     if not every or step >= last:
         return 0
     return (last - 1) // every - step // every + 1
+
+
+def images_validated(limit: int | float | None, images: int, batch_size: int) -> int:
+    """Of how many images a validation takes the loss, with Lightning's `limit_val_batches`: so many batches, or a share
+    of them if it is a float; None is all."""
+    batches = math.ceil(images / batch_size)
+    if isinstance(limit, float):
+        batches = int(limit * batches)
+    elif limit is not None:
+        batches = min(limit, batches)
+    return min(batches * batch_size, images)

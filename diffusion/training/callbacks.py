@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from tqdm import tqdm
 
-from diffusion.terminal.progress import LINE_EVERY_S, duration, progress, times_left
+from diffusion.terminal.progress import LINE_EVERY_S, duration, images_validated, progress, times_left
 from diffusion.training.module import DiffusionModule
 
 
@@ -162,7 +162,9 @@ class Progress(AfterStep):
         if trainer.limit_val_batches != 0:
             val_s = self._validation_s
             if val_s is None:
-                val_s = image_s * len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
+                data: Any = trainer.datamodule  # type: ignore[attr-defined]
+                images = images_validated(trainer.limit_val_batches, len(data.splits.val), data.eval_batch_size)
+                val_s = image_s * images
             # The validation after this step is still to come, and what watchers do after it is done.
             seconds += times_left(step - 1, last, self.val_every) * val_s
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.noise import TRAINING, Noise
-from diffusion.terminal.progress import counted, duration, times_left
+from diffusion.terminal.progress import counted, duration, images_validated, times_left
 from diffusion.training.limits import Limit
 from diffusion.training.module import DiffusionModule
 from diffusion.training.run import Run
@@ -107,9 +107,8 @@ def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float
     """
     image_s = step_s / run.parts.images_per_step / 3
     validations = times_left(done, last, run.parts.settings.val_every)
-    validated = validations * run.data.val_size
-    if run.parts.trainer.get("limit_val_batches") == 0:
-        validated = 0
+    limit, size = run.parts.trainer.get("limit_val_batches"), run.parts.settings.batch_size
+    validated = validations * images_validated(limit, run.data.val_size, size)
     drawn = sum(times_left(done, last, watcher.every) * watcher.images for watcher in run.watchers)
     return image_s * validated, image_s * drawn
 
