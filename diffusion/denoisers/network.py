@@ -112,7 +112,8 @@ class TrainableDenoiser(Denoiser, Trainable):
     Its `num_classes` says which labels it knows, its `steps` how many noising steps have weights of their own, or 0.
 
     Raises:
-        ValueError: the schedule has other steps than the network.
+        ValueError: the schedule has other steps than the network, or the network is for another purpose, which its
+            `not_for_denoising` says.
     """
 
     kind = "denoiser"
@@ -120,6 +121,8 @@ class TrainableDenoiser(Denoiser, Trainable):
 
     def __init__(self, network: nn.Module, schedule: Schedule, variance: str) -> None:
         super().__init__(schedule, variance)
+        if refusal := getattr(network, "not_for_denoising", ""):
+            raise ValueError(refusal)
         self.network = network
         for name in ("num_classes", "embedding", "condition_channels"):  # what it does not take it need not say
             setattr(self, name, int(getattr(network, name, 0)))
@@ -175,14 +178,14 @@ class NetworkDenoiser(RegressionDenoiser):
             )
         self.precond = precond
         if self.steps:
-            self.check_times(torch.arange(self.steps, 0, -1, dtype=torch.float64) / self.steps)
+            self.check_times(torch.arange(self.steps, 0, -1, dtype=torch.float64, device="cpu") / self.steps)
 
     def check_times(self, times: Tensor) -> None:
         number = self.precond.c_noise(self.schedule, times[times > 0])
         if self.steps and ((number - number.round()).abs() > 1e-3).any():
             raise ValueError(
                 f"network=heads has one head for each of {self.steps} steps and none between: use grid=trailing or "
-                f"uniform, and any denoiser but edm"
+                f"uniform, and another denoiser than edm, such as eps"
             )
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,9 @@ class AutoencoderNetwork(nn.Module):
     """
 
     num_classes = 0  # it is told no labels
+    not_for_denoising = (
+        "network=autoencoder does not denoise: add denoiser=autoencoder objective=elbo, or use network=unet"
+    )
     ends = ("encoder.1", "to_moments", "decoder.0", "to_data")
 
     def __init__(
@@ -88,7 +91,7 @@ class AutoencoderNetwork(nn.Module):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Raises ValueError: it has two ways, and neither denoises."""
-        raise ValueError("network=autoencoder does not denoise: add denoiser=autoencoder objective=elbo")
+        raise ValueError(self.not_for_denoising)
 
 
 def _conv(c_in: int, c_out: int) -> nn.Conv2d:

@@ -15,20 +15,27 @@ class Heads(nn.Module):
 
     Args:
         shape: (d,), of its input.
-        heads: how many noise levels there are.
+        heads: how many noise levels there are; None, of a continuous schedule, is refused.
         width: of the hidden layers.
         out_channels: length of its output; None is d.
     """
 
     num_classes = 0
 
-    def __init__(self, shape: Sequence[int], heads: int, width: int = 128, out_channels: int | None = None) -> None:
+    def __init__(
+        self, shape: Sequence[int], heads: int | None, width: int = 128, out_channels: int | None = None
+    ) -> None:
         super().__init__()
-        self.steps = heads
         if len(shape) != 1:
             raise ValueError(
                 f"network=heads needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images"
             )
+        if heads is None:
+            raise ValueError(
+                "network=heads has a head for each noising step, and this schedule is continuous: use a discrete one, "
+                "such as schedule=linear, or network=mlp"
+            )
+        self.steps = heads
         if heads < 1 or width < 1:
             raise ValueError(f"heads and width must be at least 1, got {heads=} and {width=}")
         if out_channels is not None and out_channels < 1:

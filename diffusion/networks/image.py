@@ -114,7 +114,10 @@ def check_size(name: str, shape: Sequence[int], multiple: int, settings: str, re
         ValueError: the network cannot take such images.
     """
     if len(shape) != 3:
-        raise ValueError(f"network={name} needs images of shape (channels, height, width), got shape {tuple(shape)}")
+        raise ValueError(
+            f"network={name} needs images of shape (channels, height, width), got shape {tuple(shape)}: "
+            f"choose a dataset of images, or network=mlp for points"
+        )
     _, height, width = shape
     if not pad and (height % multiple or width % multiple):
         padding = "" if pad is None else "add network.pad=true, "

@@ -86,5 +86,7 @@ class ConditionDropout(Objective):
 def noising_steps(schedule: Schedule) -> int:
     """T of a discrete schedule; raises ValueError for another."""
     if schedule.timesteps is None:
-        raise ValueError("a variational bound needs noising steps: choose a discrete schedule, such as schedule=cosine")
+        raise ValueError(
+            "objective=hybrid and vlb need noising steps: choose a discrete schedule, such as schedule=cosine"
+        )
     return schedule.timesteps

@@ -186,7 +186,8 @@ class DenoisingObjective(Objective):
         assert isinstance(model, RegressionDenoiser)
         if model.variance == "learned":
             raise ValueError(
-                "this objective does not train the learned variance: use objective=hybrid or objective=vlb"
+                "this objective does not train the variance of denoiser=learned: use objective=hybrid or vlb, "
+                "or denoiser=eps"
             )
         self.times.check(model.schedule)
         self.weighting.check(model.schedule)
