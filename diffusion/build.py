@@ -82,10 +82,11 @@ def construct(cls: type, arguments: Mapping[str, Any], where: str = "") -> Any:
     except ValueError as error:
         text = " ".join(str(error).split())
         first = re.match(r"\w*", text)
-        if first and first[0] in arguments:
+        plain = bool | int | float | str | list | tuple | dict | None  # what is built has settings of its own
+        if first and first[0] in arguments and isinstance(arguments[first[0]], plain):
             raise ConfigError(f"{prefix}{text}") from error
-        # Some messages begin with the group as it was typed, which needs no more context.
-        said = not where or text.startswith(f"{where.partition('.')[0]}=")
+        # Some messages begin with a setting as it was typed, which needs no more context.
+        said = not where or re.match(r"[\w.]+=", text)
         raise ConfigError(text if said else f"{where}: {text}") from error
 
 

@@ -235,6 +235,6 @@ def test_the_experiment_trains_samples_and_refuses_other_steps_before_anything_s
     assert_refused(call(train, tmp_path, *tiny, "steps=10"), HALF)
     assert_refused(call(train, tmp_path, *tiny, "objective=simple"), "use objective=vlb")
     assert_refused(
-        call(train, tmp_path, *tiny, "schedule=vp", "timesteps=null"), "network.heads must be a whole number"
+        call(train, tmp_path, *tiny, "schedule=vp", "timesteps=null"), "error: network=heads has a head for each"
     )
     assert [path.name for path in (tmp_path / "lightning_logs/swissroll").iterdir()] == ["version_0"]

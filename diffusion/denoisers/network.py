@@ -185,7 +185,7 @@ class NetworkDenoiser(RegressionDenoiser):
         if self.steps and ((number - number.round()).abs() > 1e-3).any():
             raise ValueError(
                 f"network=heads has one head for each of {self.steps} steps and none between: use grid=trailing or "
-                f"uniform, and another denoiser than edm, such as eps"
+                f"uniform, and any denoiser but edm, such as denoiser=eps"
             )
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
