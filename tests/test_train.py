@@ -120,7 +120,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
             "network=encoder",
             ["error: network=encoder classifies: add denoiser=classifier objective=classifier, or use network"],
         ),
-        ("network=autoencoder", ["error: network=autoencoder does not denoise: add denoiser=autoencoder objective=elbo"]),
+        (
+            "network=autoencoder",
+            ["error: network=autoencoder does not denoise: add denoiser=autoencoder"],
+        ),
         ("dataset=swissroll network=unet", ["network=unet needs images", "choose a dataset of images, or network=mlp"]),
         ("dataset=swissroll network=heads schedule=vp steps=5", ["a head for each noising step", "schedule=linear"]),
         ("dataset=swissroll network=heads denoiser=edm", ["network=heads has one head", "any denoiser but edm"]),

@@ -12,7 +12,7 @@ from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.exchanged import adopted
 from diffusion.runs.parts import Parts
-from diffusion.settings.idle import refuse_idle_training
+from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoint | None]:
@@ -41,9 +41,9 @@ def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoi
     if "autoencoder" in typed and spec != "auto":
         codecs.check_same(str(config.autoencoder), found.config)
     changes = {name: value for name, value in typed.items() if name != "autoencoder"}
-    return Parts(
-        resume.continued(found, changes, auto=spec == "auto"), codec=codecs.stored_codec(found)
-    ), found.without_state()
+    old = resume.continued(found, changes, auto=spec == "auto")
+    refuse_idle_source(old, changes)
+    return Parts(old, codec=codecs.stored_codec(found)), found.without_state()
 
 
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
