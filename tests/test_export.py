@@ -2,6 +2,8 @@
 
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,28 @@ def test_a_file_without_optimizer_resumes_no_run(tmp_path: Path) -> None:
     assert call(export, tmp_path, f"ckpt={FIXTURES / 'digits.ckpt'}", "out=checkpoints/last.safetensors").code == 0
     outcome = call(train, tmp_path, "resume=checkpoints/last.safetensors", "accelerator=cpu")
     assert_refused(outcome, "init_from=checkpoints/last.safetensors")
+
+
+def test_a_network_of_diffusers_is_trained_and_exported(tmp_path: Path) -> None:
+    network = (
+        *("network=diffusers", "network.block_out_channels=[8,16,16]", "network.layers_per_block=1"),
+        *("network.norm_num_groups=4", "network.attn_norm_num_groups=4", "network.attention_head_dim=8"),
+        *("network.num_class_embeds=10", "denoiser.variance=learned", "objective=hybrid"),
+    )
+    brief = [word for word in BRIEF if not word.startswith("network")]
+    outcome = call(train, tmp_path, *network, *brief)
+    assert outcome.code == 0, outcome.err
+    outcome = call(export, tmp_path, "ckpt=last", "out=folder")
+    assert outcome.code == 0 and "labels from 0 to 9" in outcome.err
+    assert drawn(tmp_path, tmp_path / "folder").shape[0] == 2
+
+
+@pytest.mark.slow
+def test_a_process_without_this_project_loads_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    brief = [word for word in BRIEF if not word.startswith("network.w")]
+    assert call(train, tmp_path, "network.groups=8", "network.widths=[8,16]", *brief).code == 0
+    assert call(export, tmp_path, "ckpt=last", "out=folder").code == 0
+    code = "from diffusers import DDPMPipeline; DDPMPipeline.from_pretrained('folder')(num_inference_steps=30)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
