@@ -1,6 +1,7 @@
 """Takes a trained model elsewhere: the suffix of out= says where.
 
 Examples:
+    python export.py ckpt=last out=page.html             one file that draws from the model in any browser
     python export.py ckpt=last out=model.onnx            the denoiser, for programs that read ONNX
     python export.py ckpt=last out=model.safetensors     one set of weights and the configuration, without pickle
     python export.py ckpt=last out=folder                for DDPMPipeline.from_pretrained("folder") of diffusers
@@ -27,6 +28,8 @@ class Options:
     ckpt: str | int | list[str | int] | None
     out: str | None
     weights: str | float
+    half: bool | None
+    runtime: str | None
 
     def __post_init__(self) -> None:
         if self.ckpt in (None, "", []):
@@ -47,6 +50,21 @@ class Options:
                 raise ValueError(f"{name}= has no effect on out={self.out}: leave it out, or write {_suffixes(owners)}")
 
 
+def write_page(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Path]:
+    """A page that draws from the model by the processor of whoever opens it."""
+    from diffusion.evaluation.record import headline
+    from diffusion.exchange.page import export_page
+    from diffusion.exchange.runtime import find_runtime
+    from diffusion.sampling.drawable import drawable_of, facts_of
+
+    runtime = find_runtime(options.runtime)
+    drawable = drawable_of(checkpoint, options.weights)
+    facts = facts_of(checkpoint, drawable, headline(checkpoint.folder))
+    for line in export_page(out, drawable, facts, options.half, runtime):
+        print(line, file=sys.stderr)
+    return [out]
+
+
 def write_onnx(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Path]:
     """The denoiser for programs that read ONNX, and the decoder of a model of latents."""
     from diffusion.exchange import onnx
@@ -58,7 +76,7 @@ def write_onnx(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Pa
     onnx.check_exportable(denoiser)
     parts = Parts(checkpoint.config)
     _, times = sampler_and_times(parts, denoiser)
-    facts = {"dataset": parts.config["dataset"]["name"], "step": checkpoint.step, "weights": options.weights}
+    facts = {"dataset": parts.config["dataset"].get("name"), "step": checkpoint.step, "weights": options.weights}
     return onnx.write_onnx(out, denoiser, codec, parts.shape, times, facts)
 
 
@@ -114,6 +132,7 @@ class Writer(NamedTuple):
 
 # By suffix; none is a folder of diffusers.
 WRITERS = {
+    ".html": Writer(write_page, check_onnx, ("half", "runtime")),
     ".onnx": Writer(write_onnx, check_onnx),
     ".safetensors": Writer(write_weights),
     "": Writer(write_folder, check_folder),

@@ -103,10 +103,11 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["ckpt=last"], "out= is missing: give a file that ends in .onnx"),
-        (["ckpt=last", "out=model.pt"], "out=model.pt: an export ends in .onnx or .safetensors or no suffix"),
+        (["ckpt=last"], "out= is missing: give a file that ends in .html or .onnx"),
+        (["ckpt=last", "out=model.pt"], "out=model.pt: an export ends in .html or .onnx or .safetensors or no suffix"),
         (["out=model.onnx"], "ckpt= is missing"),
         (["ckpt=[a,b]", "out=model.onnx"], "is a cascade, and an export holds one model: name one checkpoint"),
+        (["ckpt=last", "out=model.onnx", "half=true"], "half= has no effect on out=model.onnx: leave it out, or write"),
         (["ckpt=last", "out=no/such/../model.onnx", "weights=none"], "there is no run with a checkpoint"),
         (["ckpt=last", "out=model.onnx", "steps=5"], "there is no setting steps of export.py: it belongs to"),
         ([f"ckpt={FIXTURES / 'swissroll.ckpt'}", "out=model.onnx"], "weights of their own for each noising step"),

@@ -30,6 +30,16 @@ def write_likelihood(folder: Path, split: str, kind: str, record: Mapping[str, A
     _write(folder, split, before | {"likelihood": before.get("likelihood", {}) | {kind: dict(record)}})
 
 
+def headline(folder: Path, split: str = "test") -> str | None:
+    """The first score of a run's samples, with its name; None if there is none."""
+    record = _read(folder, split)
+    for name, row in record.get("scores", {}).items():
+        value = row.get("samples", {}).get("value")
+        if value is not None:
+            return f"{name} {value:.4g}"
+    return None
+
+
 def _read(folder: Path, split: str) -> dict[str, Any]:
     path = record_path(folder, split)
     check_regular(path)

@@ -85,13 +85,14 @@ def examples(denoiser: Denoiser, shape: Sequence[int], t: float, n: int, leveled
     return inputs
 
 
-def denoiser_graph(denoiser: Denoiser, shape: Sequence[int], leveled: bool = False) -> bytes:
+def denoiser_graph(denoiser: Denoiser, shape: Sequence[int], leveled: bool = False, in_single: bool = False) -> bytes:
     """The denoiser as an ONNX file that gives the same answers, with any number of rows.
 
     Args:
         denoiser: on the CPU, in evaluation mode.
         shape: of x_t, without the batch.
         leveled: whether it is conditioned on the noise level of its image condition too.
+        in_single: whether everything is float32, t too; see `single`.
 
     Raises:
         ConfigError: a graph cannot do what it does, or onnxruntime's answers are not torch's.
@@ -103,6 +104,7 @@ def denoiser_graph(denoiser: Denoiser, shape: Sequence[int], leveled: bool = Fal
     told = [name for name in example if name not in ("x_t", "t")]
     model = _Positional(denoiser, told)
     graph = _graph(model, list(example.values()), list(example), "x0")
+    graph = single(graph) if in_single else graph
     schedule = denoiser.schedule
     for t in (schedule.t_min, 0.3, 0.7, 1.0):
         t = t if schedule.timesteps is None else max(round(t * schedule.timesteps), 1) / schedule.timesteps
@@ -178,7 +180,9 @@ def run(graph: bytes, inputs: dict[str, Tensor], output: str) -> Tensor:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    (found,) = session.run([output], {name: value.numpy() for name, value in inputs.items()})
+    narrow = {entry.name for entry in session.get_inputs() if entry.type == "tensor(float)"}
+    given = {name: (value.float() if name in narrow else value).numpy() for name, value in inputs.items()}
+    (found,) = session.run([output], given)
     return torch.from_numpy(found)
 
 
@@ -235,6 +239,36 @@ def halved(graph: bytes) -> bytes:
     rest = list(model.graph.node)
     del model.graph.node[:]
     model.graph.node.extend([*nodes, *rest])
+    return bytes(model.SerializeToString())
+
+
+def single(graph: bytes) -> bytes:
+    """The same graph with float32 in the place of float64, for runtimes that lack the latter; t is float32 then.
+
+    Only what depends on t is float64: a schedule's coefficients and the likelihoods of a mixture's clusters.
+    """
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    double, single_ = onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT
+    model = onnx.load_model_from_string(graph)
+
+    def narrow(tensor: Any) -> None:
+        if tensor.data_type == double:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+    for constant in model.graph.initializer:
+        narrow(constant)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                narrow(attribute.t)
+            elif (node.op_type, attribute.name, attribute.i) == ("Cast", "to", double):
+                attribute.i = single_
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        if value.type.tensor_type.elem_type == double:
+            value.type.tensor_type.elem_type = single_
     return bytes(model.SerializeToString())
 
 
