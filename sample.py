@@ -8,6 +8,7 @@ Examples:
     python sample.py ckpt=3 n=1000 out=points.npz        run version_3, arrays
     python sample.py ckpt=last n=8 show=both frames=6 out=both.png   the forward process above the reverse one
     python sample.py ckpt=last label=3 guidance=2        a class, drawn more typically; label=all is one row a class
+    python sample.py ckpt=last guide=3 guidance=1.5      away from the mistakes of a worse model, such as run 3
     python sample.py ckpt=last condition=small.png       enlarged, by a model of dataset.condition=lowres
     python sample.py ckpt=[base,sr] conditioning_noise=0.1   a cascade: small images first, then enlarged
     python sample.py ckpt=last init=a.png mask=m.png     the white part of the mask anew; resample=10 fits it in better

@@ -133,7 +133,10 @@ class Autoguidance(Extrapolation):
     def check_times(self, times: Tensor) -> None:
         super().check_times(times)
         noisy = times[times > 0]
-        self.guide.check_times(noisy[self.acts(noisy)])
+        try:
+            self.guide.check_times(noisy[self.acts(noisy)])
+        except ValueError as error:
+            raise ValueError(f"the guide cannot answer everywhere: {error}; a narrower interval may help") from error
 
 
 class EnergyGuidance(Guidance):

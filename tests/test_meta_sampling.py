@@ -15,14 +15,16 @@ from diffusion.denoisers import (
     ClippedDenoiser,
     Conditioned,
     Denoiser,
+    DynamicThreshold,
     EpsPreconditioner,
     GaussianMixtureDenoiser,
     NetworkDenoiser,
+    Rescheduled,
     ResidualDenoiser,
     StepDenoiser,
 )
 from diffusion.evaluation.extractors import Classifier, RandomConvolutions
-from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
+from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting
 from diffusion.likelihood import ode_log_density, prior_log_density, variational_bound
 from diffusion.models import Autoencoder, Codec, LabelLogProb, NoisyClassifier
 from diffusion.networks.autoencoder import AutoencoderNetwork
@@ -34,7 +36,7 @@ from diffusion.samplers import DDIMSampler, DDPMSampler, RePaintSampler, Sampler
 from diffusion.sampling import Pipeline
 from diffusion.sampling.cascade import joined
 from diffusion.sampling.conditions import Rows
-from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, expand
+from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, expand
 
 SHAPE = (1, 8, 8)
 SCHEDULES = {"linear": LinearSchedule, "ve": VarianceExplodingSchedule}
@@ -95,6 +97,11 @@ def inpainted(schedule: Schedule, make: Any) -> Denoiser:
     return Inpainting(make(schedule), torch.zeros(SHAPE), mask)
 
 
+def autoguided(schedule: Schedule) -> Denoiser:
+    guide = Rescheduled(network(VPSchedule()), schedule)
+    return DynamicThreshold(Autoguidance(network(schedule), guide, 2.0, interval=[0.1, 5.0]))
+
+
 KINDS: dict[str, Any] = {
     "network": network,
     "learned": lambda schedule: network(schedule, "learned", out_channels=2),
@@ -102,6 +109,7 @@ KINDS: dict[str, Any] = {
     "residual_classes": lambda schedule: guided(schedule, residual),
     "guided": lambda schedule: guided(schedule, network),
     "by_classifier": by_classifier,
+    "autoguided": autoguided,
     "inpainted": lambda schedule: inpainted(schedule, network),
     "inpainted_residual": lambda schedule: inpainted(schedule, residual),
     "conditioned": lambda schedule: network(schedule, condition_channels=2),

@@ -162,7 +162,7 @@ def test_a_folder_remembers_how_it_was_steered(folder: Path) -> None:
     [
         ({"guidance_interval": [1.0, 3.0]}, "guidance_interval belongs to guidance"),
         ({"guidance": 2.0, "guidance_interval": [3.0]}, "guidance_interval must be two levels"),
-        ({"guidance_rescale": 1.0, "guidance": 2.0, "classifier": "last"}, "guidance_rescale belongs to guidance of a"),
+        ({"guidance_rescale": 1.0, "guidance": 2.0, "classifier": "last"}, "guidance_rescale belongs to guidance"),
         ({"guidance": math.nan}, "guidance must be a finite number"),
         ({"mask": "mask.png"}, "mask=mask.png needs the image that it belongs to"),
         ({"init": "photo.png"}, "init= has no effect at t_start=1 (pure noise)"),

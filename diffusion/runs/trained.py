@@ -69,16 +69,19 @@ def load_model(
     Args:
         checkpoint: of its run.
         kind: the class that it has to be of.
-        weights: "ema" or "raw"; a model trained without EMA has raw weights only, which then serve for both. Or a
-            number, sigma_rel of the average to make from the snapshots of a run with `ema=power`.
+        weights: "ema" or "raw"; a model trained without EMA has raw weights only, which then serve for both. Of a run
+            with `ema=power` also a number: sigma_rel of the average to make from its snapshots, or the whole number of
+            a step, for the average of the snapshot that was taken then.
 
     Raises:
         ConfigError: it is of another kind.
         CheckpointError: its weights do not fit, or are not to be had.
     """
-    if weights not in ("ema", "raw") and not (isinstance(weights, float) and 0 < weights <= WIDEST):
+    width = isinstance(weights, float) and 0 < weights <= WIDEST
+    if weights not in ("ema", "raw") and not width and not isinstance(weights, int):
         raise ConfigError(
-            f"weights must be ema or raw, or the width of an average, above 0 and at most {WIDEST}, got {weights!r}"
+            f"weights must be ema or raw, or the width of an average, above 0 and at most {WIDEST}, or the step of a "
+            f"snapshot, got {weights!r}"
         )
     model = build_model(checkpoint.config)
     if not isinstance(model, kind):
@@ -108,8 +111,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | float 
     chosen = checkpoint.part("ema." if averaged else "denoiser.")
     if not chosen:
         raise CheckpointError(f"{checkpoint.path} holds averaged weights alone: leave weights={weights} out")
+    names = [name for name, _ in model.named_parameters()]
     if isinstance(weights, float):
-        chosen |= _average(checkpoint, weights, [name for name, _ in model.named_parameters()])
+        chosen |= _average(checkpoint, weights, names)
+    elif isinstance(weights, int):
+        chosen |= _earlier(checkpoint, weights, names)
     try:
         model.load_state_dict(chosen)
     except RuntimeError as error:
@@ -143,6 +149,19 @@ def _average(checkpoint: Checkpoint, sigma_rel: float, names: Sequence[str]) -> 
     parts = [part for taken in before for part in _snapshot(folder / f"{taken}.pt", own, names)] + own
     sums = {name: sum(c_i * part[name].double() for c_i, part in zip(c, parts, strict=True)) for name in names}
     return {name: value.to(own[0][name].dtype) for name, value in sums.items()}
+
+
+def _earlier(checkpoint: Checkpoint, step: int, names: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters in the snapshot of this step, of the average that the checkpoint calls "ema"."""
+    folder, own = checkpoint.folder / "averages", checkpoint.part("ema.")
+    taken = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal())
+    if step not in taken or not own:
+        have = f"there are {', '.join(map(str, taken))}" if taken and own else "a run with ema=power takes them"
+        raise CheckpointError(f"weights={step} is a step at which {folder} has no snapshot: {have}")
+    config = checkpoint.config["ema"]
+    others = [checkpoint.part(f"other_emas.{i}.") for i in range(len(config["sigma_rels"]) - 1)]
+    average = _snapshot(folder / f"{step}.pt", [own, *others], names)[0]
+    return {name: average[name].to(own[name].dtype) for name in names}
 
 
 def _snapshot(file: Path, own: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> list[dict[str, Tensor]]:

@@ -10,34 +10,36 @@ from torch import Tensor
 
 from data.conditions import ImageCondition
 from data.pictures import UnreadableImage, images_in, read_pixels
-from diffusion.build import ConfigError
-from diffusion.denoisers import Condition, Denoiser
-from diffusion.guidance import ClassifierFreeGuidance, EnergyGuidance, Inpainting
+from diffusion.build import ConfigError, canonical
+from diffusion.denoisers import Condition, Denoiser, Rescheduled, TrainableDenoiser
+from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting
 from diffusion.models import LabelLogProb, NoisyClassifier
-from diffusion.runs.checkpoints import find
+from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.trained import load_model
 from diffusion.settings.sampling import Steering
 
 
-def steered(denoiser: Denoiser, steering: Steering, config: Mapping[str, Any]) -> Denoiser:
+def steered(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weights: str | float = "ema") -> Denoiser:
     """The denoiser with the guidance and the mask around it.
 
     Args:
-        denoiser: of a checkpoint.
+        denoiser: of the checkpoint.
         steering: what was asked for.
-        config: the checkpoint's.
+        checkpoint: the model's.
+        weights: which of its weights the denoiser has.
 
     Raises:
         ConfigError: they do not go together.
     """
-    shape = tuple(config["dataset"]["shape"])
+    shape = tuple(checkpoint.config["dataset"]["shape"])
+    extrapolated = (steering.guidance, steering.guidance_interval, steering.guidance_rescale)
     if steering.classifier is not None:
         denoiser = _by_classifier(denoiser, steering, shape)
+    elif steering.guide is not None or steering.guide_weights is not None:
+        denoiser = Autoguidance(denoiser, _guide(denoiser, steering, checkpoint, weights), *extrapolated)
     elif steering.guidance != 1:
-        _check_guidable(denoiser, config, steering.guidance)
-        denoiser = ClassifierFreeGuidance(
-            denoiser, steering.guidance, steering.guidance_interval, steering.guidance_rescale
-        )
+        _check_guidable(denoiser, checkpoint.config, steering.guidance)
+        denoiser = ClassifierFreeGuidance(denoiser, *extrapolated)
     if steering.init is not None and steering.mask is not None:
         known = read_image(steering.init, "init", shape, steering.resize)
         denoiser = Inpainting(denoiser, known, read_mask(steering.mask, shape, steering.resize))
@@ -131,11 +133,42 @@ def _by_classifier(denoiser: Denoiser, steering: Steering, shape: tuple[int, ...
     return guided
 
 
+def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weights: str | float) -> Denoiser:
+    """The worse version of the model, on its schedule."""
+    if not isinstance(denoiser, TrainableDenoiser):
+        raise ConfigError("guide= and guide_weights= are for models that were trained to denoise, and this one was not")
+    found = checkpoint if steering.guide is None else find(str(steering.guide))
+    chosen = "ema" if steering.guide_weights is None else steering.guide_weights
+    name = "guide_weights" if steering.guide is None else "guide"
+    if (found.path, chosen) == (checkpoint.path, weights):
+        raise ConfigError(
+            f"{name}={getattr(steering, name)} is the model itself, which guides to nothing: name a smaller or less "
+            f"trained run, or other weights of this one, such as guide_weights=0.2 of a run with ema=power"
+        )
+    ours, theirs = checkpoint.config, found.config
+    shapes = [tuple(config["dataset"]["shape"]) for config in (theirs, ours)]
+    if shapes[0] != shapes[1]:
+        raise ConfigError(f"guide={steering.guide} draws data of shape {shapes[0]}, and the model {shapes[1]}")
+    if canonical(theirs.get("autoencoder")) != canonical(ours.get("autoencoder")):
+        raise ConfigError(f"guide={steering.guide} is no model in the latents of the model's own autoencoder")
+    guide: TrainableDenoiser = load_model(found, weights=chosen)
+    for part, what in (("num_classes", "classes"), ("embedding", "vectors"), ("condition_channels", "images")):
+        if getattr(guide, part) not in (0, getattr(denoiser, part)):
+            raise ConfigError(f"guide={steering.guide} is conditioned on {what} in another way than the model")
+    conditions = [canonical(config["dataset"].get("condition")) for config in (theirs, ours)]
+    if guide.condition_channels and conditions[0] != conditions[1]:
+        raise ConfigError(f"guide={steering.guide} is conditioned on images that are made in another way")
+    if canonical(theirs["schedule"]) != canonical(ours["schedule"]):
+        return Rescheduled(guide, denoiser.schedule)
+    guide.schedule = denoiser.schedule
+    return guide
+
+
 def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: float) -> None:
     if max(denoiser.num_classes, denoiser.embedding, denoiser.condition_channels) == 0:
         raise ConfigError(
             f"guidance={guidance:g}: this model is unconditional; train one with experiment=fast_digits_cond, say, "
-            f"or add classifier=..."
+            f"or add classifier=... or guide=..."
         )
     if not config.get("condition_dropout"):
         raise ConfigError(

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.conditions import ImageCondition
 from data.stream import Examples
 from diffusion.build import ConfigError
-from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
+from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser, DynamicThreshold
 from diffusion.machine.memory import MOST_STEPS
 from diffusion.models import Codec, PriorDenoiser, decoded, encoded
 from diffusion.noise import SAMPLING, Noise
@@ -105,6 +105,13 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
     )
 
 
+def _clipped(denoiser: Denoiser, clip: bool | str) -> Denoiser:
+    """The denoiser whose answers are brought into [-1, 1] in this way, by their own range or by clamping, or not."""
+    if clip == "dynamic":
+        return DynamicThreshold(denoiser)
+    return ClippedDenoiser(denoiser) if clip else denoiser
+
+
 @dataclass
 class Pipeline:
     """A denoiser with all that it takes to sample from it.
@@ -166,12 +173,12 @@ class Pipeline:
             steering.check_latents()
             if changes.get("clip") is not None:
                 raise ConfigError("clip= clamps the pixels of each step, and this model draws latents: leave it out")
-        denoiser = given.steered(model, steering, parts.config)
+        denoiser = given.steered(model, steering, checkpoint, weights)
         init = given.start(steering, parts.shape)
         sampler, times = sampler_and_times(parts, denoiser, steering.t_start, steering.t_end)
         rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)
         return cls(
-            denoiser=ClippedDenoiser(denoiser) if parts.config["clip"] and codec is None else denoiser,
+            denoiser=_clipped(denoiser, parts.config["clip"]) if codec is None else denoiser,
             sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
             times=times,
             shape=parts.shape,

@@ -87,10 +87,13 @@ def refuse_idle_training(config: Mapping[str, Any], typed: Mapping[str, Any]) ->
         _refuse_overruled(name, config, typed)
 
 
-def refuse_clip(clip: bool | None, dataset: Mapping[str, Any]) -> None:
-    """Raises ConfigError if points without bounds were to be clamped."""
+def refuse_clip(clip: bool | str | None, dataset: Mapping[str, Any]) -> None:
+    """Raises ConfigError if points without bounds were to be clamped, or in a way that does not exist."""
+    if isinstance(clip, str) and clip != "dynamic":
+        raise ConfigError(f"clip must be true, false or dynamic, got {clip!r}")
     if clip and len(dataset["shape"]) == 1 and not dataset.get("clip"):
-        raise ConfigError("clip=true clamps pixels to [-1, 1], and these points have no bounds: leave it out")
+        said = clip if isinstance(clip, str) else "true"
+        raise ConfigError(f"clip={said} brings pixels into [-1, 1], and these points have no bounds: leave it out")
 
 
 def _refuse_overruled(name: str, config: Mapping[str, Any], typed: Mapping[str, Any]) -> None:

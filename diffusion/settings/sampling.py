@@ -16,8 +16,11 @@ class Steering:
 
     Args:
         guidance: w, which tilts each noise level's density to `p(x_t) p(label | x_t)^w`; 1 is the label's own.
-        guidance_interval: levels sigma / alpha between which a class-conditional model is guided.
-        guidance_rescale: see `ClassifierFreeGuidance`.
+        guidance_interval: levels sigma / alpha between which guidance acts, but that of a classifier.
+        guidance_rescale: see `Extrapolation`.
+        guide: checkpoint of a worse version of the model, from whose answers guidance leads through the model's own.
+        guide_weights: which of the guide's weights, as for the model; without `guide` which of the model's own are a
+            worse version of it.
         classifier: checkpoint that steers a model without classes, as `checkpoint.find` takes it.
         embedding: .npy file of the vectors (N, d) that condition a model in the place of labels.
         condition: image file, or folder of them, that a model which is conditioned on images is told.
@@ -33,6 +36,8 @@ class Steering:
     guidance: float = 1.0
     guidance_interval: list[float] | None = None
     guidance_rescale: float = 0.0
+    guide: str | int | None = None
+    guide_weights: str | float | None = None
     classifier: str | int | None = None
     embedding: str | None = None
     condition: str | None = None
@@ -48,7 +53,12 @@ class Steering:
             raise ValueError(f"guidance must be a finite number (1 is off), got {self.guidance}")
         for name in ("guidance_interval", "guidance_rescale"):
             if getattr(self, name) and (self.guidance == 1 or self.classifier is not None):
-                raise ValueError(f"{name} belongs to guidance of a class-conditional model: add guidance=2, say")
+                raise ValueError(f"{name} belongs to guidance by classes or guide=: add guidance=2, say")
+        for name in ("guide", "guide_weights"):
+            if getattr(self, name) is not None and self.guidance == 1:
+                raise ValueError(f"{name}= does nothing at guidance=1: add guidance=1.5, say")
+            if getattr(self, name) is not None and self.classifier is not None:
+                raise ValueError(f"{name}={getattr(self, name)} and classifier={self.classifier}: give one of them")
         if self.guidance_interval is not None and len(self.guidance_interval) != 2:
             raise ValueError(f"guidance_interval must be two levels of sigma / alpha, got {self.guidance_interval}")
         if not 0 <= self.t_end < self.t_start <= 1:
@@ -100,7 +110,7 @@ class Options:
     label: int | str | list[int] | None
     conditioning_noise: float | None
     weights: str | float
-    clip: bool | None
+    clip: bool | str | None
     batch_size: int
     devices: int | str | list[int]
     accelerator: str
