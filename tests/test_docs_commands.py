@@ -13,13 +13,14 @@ from omegaconf import OmegaConf
 
 import cli
 import evaluate
+import export
 import sample
 import train
 from diffusion.settings import evaluation, sampling
 from diffusion.settings.training import check
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate}
+SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate, "export": export}
 # Those of docs/extending.md need what the page adds; test_docs.py runs them.
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "extending")]
 
@@ -73,7 +74,9 @@ def test_a_documented_command_names_what_exists_and_passes_the_checks_before_the
     if name == "train":
         return
     typed = [argument.partition("=")[0] for argument in arguments]
-    if name == "evaluate":
+    if name == "export":
+        export.Options(**plain).refuse_idle(typed)
+    elif name == "evaluate":
         evaluation.read(plain, typed)
     else:
         options, *_ = sampling.read(plain)

@@ -1,10 +1,17 @@
-"""A headless Chromium that a test drives, by its protocol over pipes."""
+"""A picture of an exported page after it has drawn, by a headless Chromium.
+
+    python docs/pictures/page.py page.html docs/images/page_fashion.png "seed=0&guidance=2"
+
+The browser is driven by its protocol over pipes, as the tests of pages drive it.
+"""
 
 import base64
 import json
 import os
 import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,7 +88,8 @@ class Browser:
 @contextmanager
 def browser(profile: Path, *flags: str) -> Iterator[Browser]:
     """A browser with a fresh profile, which ends with the block."""
-    assert CHROMIUM is not None
+    if CHROMIUM is None:
+        raise SystemExit("error: Chromium is not installed")
     to_read, to_write = os.pipe()
     back_read, back_write = os.pipe()
     # Chromium reads from descriptor 3 and writes to 4.
@@ -106,3 +114,15 @@ def browser(profile: Path, *flags: str) -> Iterator[Browser]:
         process.wait(30)
         os.close(to_write)
         os.close(back_read)
+
+
+def main(page: str, out: str, settings: str = "") -> None:
+    """Opens a page with the settings that stand after # in its address, and writes its picture."""
+    with tempfile.TemporaryDirectory() as profile, browser(Path(profile)) as chromium:
+        chromium.open(f"{Path(page).resolve().as_uri()}#{settings}")
+        chromium.drawn()
+        chromium.screenshot(Path(out), 1000, 800)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
