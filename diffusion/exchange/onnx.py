@@ -67,12 +67,16 @@ def check_exportable(denoiser: Denoiser) -> None:
         )
 
 
-def examples(denoiser: Denoiser, shape: Sequence[int], t: float, n: int, leveled: bool = False) -> dict[str, Tensor]:
+def examples(
+    denoiser: Denoiser, shape: Sequence[int], t: float, n: int, leveled: bool = False, data: Tensor | None = None
+) -> dict[str, Tensor]:
     """Inputs of the graph, n rows each: `x_t` (n, *shape) float32, `t` (n,) float64 and what the model is conditioned
-    on: `label` (n,) int64, `embedding` (n, d), `image` (n, C', H, W), `level` (n,)."""
+    on: `label` (n,) int64, `embedding` (n, d), `image` (n, C', H, W), `level` (n,). `data` are what is noised; None is
+    N(0, 1/4)."""
     noise = Noise(0, torch.arange(n), EVALUATION)
     alpha, sigma = denoiser.schedule(torch.tensor(t, dtype=torch.float64))
-    x_t = sigma.item() * noise.normal(shape) + 0.5 * alpha.item() * noise.normal(shape, draw=1)
+    x0 = 0.5 * noise.normal(shape, draw=1) if data is None else data[torch.arange(n) % len(data)]
+    x_t = sigma.item() * noise.normal(shape) + alpha.item() * x0
     inputs = {"x_t": x_t, "t": torch.full((n,), t, dtype=torch.float64)}
     if denoiser.num_classes:
         inputs["label"] = torch.arange(n) % (denoiser.num_classes + 1) - 1
@@ -85,14 +89,17 @@ def examples(denoiser: Denoiser, shape: Sequence[int], t: float, n: int, leveled
     return inputs
 
 
-def denoiser_graph(denoiser: Denoiser, shape: Sequence[int], leveled: bool = False, in_single: bool = False) -> bytes:
+def denoiser_graph(
+    denoiser: Denoiser, shape: Sequence[int], leveled: bool = False, data: Tensor | None = None
+) -> bytes:
     """The denoiser as an ONNX file that gives the same answers, with any number of rows.
 
     Args:
         denoiser: on the CPU, in evaluation mode.
         shape: of x_t, without the batch.
         leveled: whether it is conditioned on the noise level of its image condition too.
-        in_single: whether everything is float32, t too; see `single`.
+        data: for a graph in float32 alone, see `single`: what is like the model's data, on which the answers are
+            compared. Far from the data a fitted mixture needs float64 to tell its clusters apart.
 
     Raises:
         ConfigError: a graph cannot do what it does, or onnxruntime's answers are not torch's.
@@ -104,12 +111,12 @@ def denoiser_graph(denoiser: Denoiser, shape: Sequence[int], leveled: bool = Fal
     told = [name for name in example if name not in ("x_t", "t")]
     model = _Positional(denoiser, told)
     graph = _graph(model, list(example.values()), list(example), "x0")
-    graph = single(graph) if in_single else graph
+    graph = graph if data is None else single(graph)
     schedule = denoiser.schedule
     for t in (schedule.t_min, 0.3, 0.7, 1.0):
         t = t if schedule.timesteps is None else max(round(t * schedule.timesteps), 1) / schedule.timesteps
         for n in (1, 5):
-            inputs = examples(denoiser, shape, t, n, leveled)
+            inputs = examples(denoiser, shape, t, n, leveled, data)
             cond = {name: inputs[name] for name in told}
             _check(graph, model, inputs, "x0", _amplification(denoiser, inputs["x_t"], inputs["t"], cond))
     return graph
@@ -245,7 +252,8 @@ def halved(graph: bytes) -> bytes:
 def single(graph: bytes) -> bytes:
     """The same graph with float32 in the place of float64, for runtimes that lack the latter; t is float32 then.
 
-    Only what depends on t is float64: a schedule's coefficients and the likelihoods of a mixture's clusters.
+    Only what depends on t is float64: a schedule's coefficients and the likelihoods of a mixture's clusters. There a
+    Sigmoid becomes `1 / (1 + e^-x)`: runtimes approximate it in float32 to 1e-7, and alpha_t may be less than that.
     """
     import numpy as np
     import onnx
@@ -258,6 +266,14 @@ def single(graph: bytes) -> bytes:
         if tensor.data_type == double:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
 
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info)
+    doubles = {value.name for value in values if value.type.tensor_type.elem_type == double}
+    nodes = []
+    for node in model.graph.node:
+        exact = node.op_type == "Sigmoid" and node.input[0] in doubles
+        nodes.extend(_sigmoid(node.input[0], node.output[0]) if exact else [node])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
     for constant in model.graph.initializer:
         narrow(constant)
     for node in model.graph.node:
@@ -266,10 +282,24 @@ def single(graph: bytes) -> bytes:
                 narrow(attribute.t)
             elif (node.op_type, attribute.name, attribute.i) == ("Cast", "to", double):
                 attribute.i = single_
-    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-        if value.type.tensor_type.elem_type == double:
+    for value in values:
+        if value.name in doubles:
             value.type.tensor_type.elem_type = single_
     return bytes(model.SerializeToString())
+
+
+def _sigmoid(x: str, y: str) -> list[Any]:
+    """Nodes of `y = 1 / (1 + e^-x)`."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    return [
+        helper.make_node("Constant", [], [f"{y}.one"], value=numpy_helper.from_array(np.ones((), np.float32))),
+        helper.make_node("Neg", [x], [f"{y}.minus"]),
+        helper.make_node("Exp", [f"{y}.minus"], [f"{y}.exp"]),
+        helper.make_node("Add", [f"{y}.one", f"{y}.exp"], [f"{y}.sum"]),
+        helper.make_node("Reciprocal", [f"{y}.sum"], [y]),
+    ]
 
 
 def described(graph: bytes, description: str, facts: dict[str, Any]) -> bytes:

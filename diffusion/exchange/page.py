@@ -128,14 +128,17 @@ class Drawable:
         return {"label": torch.arange(n) % classes} if classes else {}
 
     @torch.no_grad()
-    def samples(self, n: int) -> Tensor:
-        """What the page draws first, (n, *shape)."""
+    def states(self, n: int) -> Tensor:
+        """What the page draws first, (n, *state_shape)."""
         name, steps = self.first
         denoiser = ClippedDenoiser(self.denoiser) if self.clip else self.denoiser
         noise = Noise(0, torch.arange(n), SAMPLING)
         x = prior(denoiser.schedule, noise, self.state_shape)
-        x = SAMPLERS[name].sample(Conditioned(denoiser, self.condition(n)), x, self.grids[steps], noise)
-        return decoded(self.codec, denoiser.schedule, x, torch.zeros((), dtype=torch.float64))
+        return SAMPLERS[name].sample(Conditioned(denoiser, self.condition(n)), x, self.grids[steps], noise)
+
+    def samples(self, n: int) -> Tensor:
+        """The same as data, (n, *shape)."""
+        return decoded(self.codec, self.denoiser.schedule, self.states(n), torch.zeros((), dtype=torch.float64))
 
     def rounded(self) -> "Drawable":
         """A copy with weights in half precision."""
@@ -208,7 +211,7 @@ def export_page(
     onnx.check_packages()
     drawing.check()
     drawing, precision = _stored(drawing, half)
-    graphs = {"denoiser": onnx.denoiser_graph(drawing.denoiser, drawing.state_shape, in_single=True)}
+    graphs = {"denoiser": onnx.denoiser_graph(drawing.denoiser, drawing.state_shape, data=drawing.states(5))}
     if drawing.codec is not None:
         graphs["decoder"] = onnx.decoder_graph(drawing.codec)
     blobs = {name: onnx.halved(graph) for name, graph in graphs.items()} | (runtime.files or {})
