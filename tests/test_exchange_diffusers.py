@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from diffusion.build import build
@@ -77,13 +79,13 @@ def randomised(network: nn.Module, scale: float = 0.2) -> nn.Module:
     return network.eval()
 
 
-def theirs(**settings: Any) -> Any:
-    return randomised(diffusers.UNet2DModel(**{"sample_size": 8, **SMALL, **settings}))
+def theirs(**options: Any) -> Any:
+    return randomised(diffusers.UNet2DModel(**{"sample_size": 8, **SMALL, **options}))
 
 
-def saved(folder: Path, scheduler: Any, **settings: Any) -> Any:
+def saved(folder: Path, scheduler: Any) -> Any:
     """A pipeline of diffusers, saved by it."""
-    pipeline = diffusers.DDPMPipeline(theirs(**settings), scheduler)
+    pipeline = diffusers.DDPMPipeline(theirs(), scheduler)
     pipeline.save_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -97,16 +99,50 @@ def test_the_network_computes_what_that_of_diffusers_does(options: dict[str, Any
     network.load_state_dict(wanted.state_dict())
     shape = (3, *(options.get("sample_size") or (8, 8)))
     x, t = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 1, 500, 999])
-    label = torch.tensor([0, 1, 2, 4]) if "num_class_embeds" in options else None
+    label = torch.tensor([0, 1, 2, 4]) if options.get("num_class_embeds") else None
     with torch.no_grad():
         expected = wanted(x, t, class_labels=label).sample
         found = network(x, t.float(), {} if label is None else {"label": label})
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_the_network_computes_what_that_of_diffusers_does_for_any_options(data: st.DataObject) -> None:
+    levels = data.draw(st.integers(1, 3))
+    downs = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"]
+    ups = ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"]
+    choices = {
+        "block_out_channels": st.lists(st.sampled_from([4, 8, 12]), min_size=levels, max_size=levels),
+        "down_block_types": st.lists(st.sampled_from(downs), min_size=levels, max_size=levels),
+        "up_block_types": st.lists(st.sampled_from(ups), min_size=levels, max_size=levels),
+        "mid_block_type": st.sampled_from(["UNetMidBlock2D", None]),
+        "layers_per_block": st.integers(1, 2),
+        "mid_block_scale_factor": st.sampled_from([1, 1.5]),
+        "downsample_padding": st.sampled_from([0, 1]),
+        "downsample_type": st.sampled_from(["conv", "resnet"]),
+        "upsample_type": st.sampled_from(["conv", "resnet"]),
+        "act_fn": st.sampled_from(["silu", "swish", "mish", "gelu", "relu"]),
+        "attention_head_dim": st.sampled_from([None, 1, 2, 3, 4]),
+        "norm_num_groups": st.sampled_from([1, 2, 4]),
+        "attn_norm_num_groups": st.sampled_from([None, 1, 4]),
+        "norm_eps": st.sampled_from([1e-5, 1e-6]),
+        "resnet_time_scale_shift": st.sampled_from(["default", "scale_shift"]),
+        "add_attention": st.booleans(),
+        "center_input_sample": st.booleans(),
+        "time_embedding_dim": st.sampled_from([None, 6]),
+        "freq_shift": st.sampled_from([0, 1]),
+        "flip_sin_to_cos": st.booleans(),
+        "num_class_embeds": st.sampled_from([None, 5]),
+    }
+    test_the_network_computes_what_that_of_diffusers_does(
+        {name: data.draw(choice, name) for name, choice in choices.items()}
+    )
+
+
 @pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler"])
 @pytest.mark.parametrize(
-    "settings",
+    "noising",
     [
         {},
         {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
@@ -114,12 +150,12 @@ def test_the_network_computes_what_that_of_diffusers_does(options: dict[str, Any
         {"num_train_timesteps": 200, "prediction_type": "sample"},
         {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3},
     ],
-    ids=lambda settings: ",".join(settings) or "defaults",
+    ids=lambda noising: ",".join(noising) or "defaults",
 )
 def test_a_folder_is_a_denoiser_with_the_noising_of_its_scheduler(
-    kind: str, settings: dict[str, Any], tmp_path: Path
+    kind: str, noising: dict[str, Any], tmp_path: Path
 ) -> None:
-    scheduler = getattr(diffusers, kind)(**settings)
+    scheduler = getattr(diffusers, kind)(**noising)
     pipeline = saved(tmp_path / "model", scheduler)
     config, state = folders.load(tmp_path / "model")
     denoiser = build_model(config).eval()

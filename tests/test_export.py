@@ -64,6 +64,20 @@ def test_a_safetensors_file_draws_to_the_bit_what_its_checkpoint_draws(name: str
     assert np.array_equal(drawn(tmp_path, tmp_path / "model.safetensors"), wanted)
 
 
+def test_a_run_begins_from_a_safetensors_file(tmp_path: Path) -> None:
+    assert call(export, tmp_path, f"ckpt={FIXTURES / 'digits.ckpt'}", "out=model.safetensors").code == 0
+    network = ("network.widths=[4]", "network.blocks=1", "network.attention=[]")
+    brief = [word for word in BRIEF if not word.startswith("network")]
+    outcome = call(train, tmp_path, "init_from=model.safetensors", "lr=1e-12", *network, *brief)
+    assert outcome.code == 0, outcome.err
+    begun, before = (
+        read(tmp_path / "lightning_logs/digits/version_0/checkpoints/last.ckpt"),
+        read(FIXTURES / "digits.ckpt"),
+    )
+    key = "network.conv_in.weight"
+    np.testing.assert_allclose(begun.part("denoiser.")[key], before.part("ema.")[key], atol=1e-6)
+
+
 def test_a_width_is_exported_too(tmp_path: Path) -> None:
     shutil.copy(FIXTURES / "power.ckpt", tmp_path)
     shutil.copytree(FIXTURES / "averages", tmp_path / "averages")
