@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
-from diffusion.build import nearest
+from diffusion.build import Unfit, nearest
 from diffusion.terminal import streams
 from diffusion.terminal.commands import quoted
 
@@ -75,7 +75,7 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
         except OmegaConfBaseException as error:
             fail(composition_error(error, config_name))
         except USER_ERRORS as error:
-            fail(one_line(error))
+            fail(one_line(error) + (would_fit(error, config, config_name) if isinstance(error, Unfit) else ""))
         except (RuntimeError, MemoryError) as error:
             from diffusion.machine import memory
 
@@ -90,6 +90,28 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
         fail(composition_error(error, config_name))
     finally:
         _remove_sweep_record()
+
+
+def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
+    """Which other choices of a group would go together with the rest, found by trying each."""
+    from omegaconf import OmegaConf
+
+    typed = [group for group in groups_of(config_name) if group in config and OmegaConf.is_dict(config[group])]
+    found = []
+    for group in error.groups:
+        passing: list[str] = []
+        for name in choices_of(group):
+            chosen = OmegaConf.load(_folder(group) / f"{name}.yaml")
+            other: Any = OmegaConf.create({**{key: config._get_node(key) for key in config}, group: chosen})
+            parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in {*typed, group} - {"dataset"}}
+            try:
+                error.attempt({**error.config, **parts})
+            except USER_ERRORS:
+                continue
+            passing.append(name)
+        if passing:
+            found.append(f"{group}={', '.join(passing)}")
+    return f"; with all else as it is, this would do: {'; or '.join(found)}" if found else ""
 
 
 def _remove_sweep_record() -> None:

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 # Where the classes of modules in older checkpoints are now.
@@ -30,6 +30,27 @@ _TARGET = re.compile(r"(?:diffusion|data)(?:\.[a-z][a-z0-9_]*)+\.[A-Z]\w*")
 
 class ConfigError(ValueError):
     """A setting that cannot be; its text is one line for the person who typed it."""
+
+
+class Unfit(ConfigError):
+    """Parts that do not go together; the command line adds which others would.
+
+    Args:
+        text: one line.
+        groups: those whose other choices may help.
+        config: of the parts.
+        attempt: raises ValueError unless the parts of a configuration go together.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        groups: Sequence[str],
+        config: Mapping[str, Any],
+        attempt: Callable[[dict[str, Any]], object],
+    ) -> None:
+        super().__init__(text)
+        self.groups, self.config, self.attempt = groups, config, attempt
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.conditions import ImageCondition
 from data.stream import Examples
-from diffusion.build import ConfigError
+from diffusion.build import ConfigError, Unfit
 from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser, DynamicThreshold
 from diffusion.machine.memory import MOST_STEPS
 from diffusion.models import Codec, PriorDenoiser, decoded, encoded
@@ -54,9 +54,7 @@ GRIDS: dict[str, Grid] = {
 }
 
 
-def sampler_and_times(
-    parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0
-) -> tuple[Sampler, Tensor]:
+def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0) -> tuple[Sampler, Tensor]:
     """The sampler and the times that a configuration asks for, from `t_start` to `t_end`; `steps: null` is all of a
     table's.
 
@@ -73,6 +71,25 @@ def sampler_and_times(
         sampler.check(denoiser, times)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    return sampler, times
+
+
+def sampler_and_times(
+    parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0
+) -> tuple[Sampler, Tensor]:
+    """What `method_of` gives, with a warning of a sampler that is far off along these times.
+
+    Raises:
+        Unfit: sampler, grid, steps and denoiser do not go together.
+    """
+
+    def attempt(config: dict[str, Any]) -> tuple[Sampler, Tensor]:
+        return method_of(Parts(config), denoiser, t_start, t_end)
+
+    try:
+        sampler, times = method_of(parts, denoiser, t_start, t_end)
+    except ConfigError as error:
+        raise Unfit(str(error), ("sampler", "grid"), parts.config, attempt) from error
     _warn_if_far_off(sampler, denoiser, times)
     return sampler, times
 

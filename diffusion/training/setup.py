@@ -2,16 +2,20 @@
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from diffusion.build import ConfigError, build, check_source, resolve
+from data.conditions import ImageCondition
+from diffusion.build import ConfigError, Unfit, build, check_source, resolve
+from diffusion.denoisers import TrainableDenoiser
 from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.exchanged import adopted
+from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
+from diffusion.sampling.pipeline import method_of
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 
 
@@ -74,11 +78,56 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
         if codec is not None:
             raise ConfigError("dataset.condition= is made of pixels and autoencoder= has none: leave one out")
         condition = build(plain["dataset"]["condition"], "dataset.condition")
-        given = {"condition_channels": condition.channels(source.shape), "condition_level": condition.leveled}
-        if not given.keys() <= inspect.signature(resolve(plain["network"]["_target_"], "network")).parameters.keys():
-            raise ConfigError(
-                "this network cannot be conditioned on images: use network=unet or dit, or dataset.condition=null"
-            )
-        plain["network"] |= given
-    plain = adopted(resume.limited(plain, typed or {}), typed or {})
+    plain = fitted(adopted(resume.limited(plain, typed or {}), typed or {}), condition)
     return Parts(plain, source=source, condition=condition, codec=codec)
+
+
+def fitted(config: dict[str, Any], condition: ImageCondition | None) -> dict[str, Any]:
+    """The configuration with the channels of an image condition in that of the network, if there is a condition.
+
+    Raises:
+        Unfit: network, schedule, denoiser, objective, sampler and grid do not go together; no weight is drawn yet.
+    """
+
+    def with_channels(other: dict[str, Any]) -> dict[str, Any]:
+        if condition is None:
+            return other
+        return other | {"network": conditioned(other["network"], condition, other["dataset"]["shape"])}
+
+    def attempt(other: dict[str, Any]) -> None:
+        for _, stage in _STAGES:
+            stage(with_channels(other))
+
+    for groups, stage in _STAGES:
+        try:
+            stage(with_channels(config))
+        except ValueError as error:
+            raise Unfit(str(error), groups, config, attempt) from error
+    return with_channels(config)
+
+
+def _loss(config: dict[str, Any]) -> None:
+    Parts(config).objective.check(planned(config))
+
+
+def _sampling(config: dict[str, Any]) -> None:
+    model = planned(config)
+    if isinstance(model, TrainableDenoiser):
+        method_of(Parts(config), model)
+
+
+# What is checked one after the other, with the groups whose other choices may help.
+_STAGES: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], object]], ...] = (
+    (("network", "denoiser", "schedule"), planned),
+    (("objective", "denoiser", "schedule"), _loss),
+    (("sampler", "grid", "denoiser", "schedule"), _sampling),
+)
+
+
+def conditioned(network: Mapping[str, Any], condition: ImageCondition, shape: Sequence[int]) -> dict[str, Any]:
+    """The configuration of a network that is told images beside its input; raises ConfigError if it cannot be."""
+    given = {"condition_channels": condition.channels(shape), "condition_level": condition.leveled}
+    cls = resolve(network["_target_"], "network")
+    if not given.keys() <= inspect.signature(cls).parameters.keys():
+        raise ConfigError(f"a {cls.__name__} cannot be conditioned on images")
+    return {**network, **given}
