@@ -26,7 +26,7 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
     return BLOCK.findall((ROOT / page).read_text())
 
 
-def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_together_and_a_notebook(
+def test_extending_page_adds_one_of_each_kind_of_part_that_work_together_and_a_notebook(
     tmp_path: Path,
 ) -> None:
     for name in ("configs", "data", "diffusion"):
@@ -34,14 +34,20 @@ def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_to
     for name in ("cli.py", "hints.py", "train.py", "sample.py"):
         shutil.copy(ROOT / name, tmp_path)
     commands: list[str] = []
+    notebook: list[str] = []
     for language, caption, text in blocks("docs/extending.md"):
         if language == "console":
             commands += text.strip().splitlines()
             continue
+        if not caption:
+            notebook.append(text)
+            continue
         file = tmp_path / caption
         before = file.read_text() + "\n\n" if file.exists() else ""
         file.write_text(before + text)
-    assert [command.split()[:2] for command in commands] == [["python", "train.py"], ["python", "sample.py"]]
+    assert [command.split()[:2] for command in commands] == [
+        *(["python", "train.py"], ["python", "train.py"], ["python", "sample.py"])
+    ]
 
     # The notebook samples from the newest run, which is then this one.
     cells = json.loads((ROOT / "docs" / "sampling.ipynb").read_text())["cells"]
@@ -52,7 +58,11 @@ def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_to
         f"sys.argv = {command.split()[1:]!r}; runpy.run_path(sys.argv[0], run_name='__main__')" for command in commands
     )
     done = subprocess.run(
-        [sys.executable, "-c", "\n".join(("import runpy, sys", *scripts, *code))],
+        [
+            sys.executable,
+            "-c",
+            "\n".join(("import runpy, sys", *scripts, *notebook, "assert points.shape == (100, 2)", *code)),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -60,7 +70,7 @@ def test_extending_page_adds_a_sampler_dataset_network_and_schedule_that_work_to
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "rings.png").stat().st_size > 1000
-    assert (tmp_path / "lightning_logs" / "rings" / "version_0" / "checkpoints" / "last.ckpt").exists()
+    assert (tmp_path / "lightning_logs" / "rings" / "version_1" / "checkpoints" / "last.ckpt").exists()
     assert (tmp_path / "predicted.gif").exists()
 
 
