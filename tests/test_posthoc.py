@@ -109,3 +109,31 @@ def test_what_cannot_be_made_is_refused(run: Path, tmp_path: Path) -> None:
     assert torch.equal(weights(moved, 0.1), weights(run, "ema"))  # which the checkpoint holds itself
     with pytest.raises(CheckpointError, match=r"weights=0.15 is out of reach: .* 0 snapshots"):
         weights(moved, 0.15)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, "x", None, torch.zeros(3), torch.zeros(2, dtype=torch.int64)])
+def test_a_crafted_snapshot_is_refused_in_one_line(run: Path, tmp_path: Path, value: object) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    file = moved / "averages" / "20.pt"
+    contents = torch.load(file, weights_only=True)
+    part = contents["averages"][0]
+    name = next(iter(part))
+    if isinstance(value, float):
+        part[name].view(-1)[0] = value
+    else:
+        part[name] = value
+    torch.save(contents, file)
+    with pytest.raises(CheckpointError, match=r"20\.pt (holds no averages|has weights that are not finite)"):
+        weights(moved, 0.07)
+    torch.save({"averages": [*contents["averages"], 7]}, file)
+    with pytest.raises(CheckpointError, match="holds no averages"):
+        weights(moved, 0.07)
+
+
+def test_snapshots_of_no_step_are_passed_over(run: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    for name in ("0.pt", "007.pt"):
+        shutil.copy(moved / "averages" / "20.pt", moved / "averages" / name)
+    assert torch.equal(weights(moved, 0.07), weights(run, 0.07))

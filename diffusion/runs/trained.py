@@ -1,9 +1,10 @@
 """Trained models out of checkpoints, with the weights as training left them, or averaged, over a width chosen now."""
 
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeGuard, TypeVar
 
 from torch import Tensor, nn
 
@@ -137,7 +138,9 @@ def _average(checkpoint: Checkpoint, sigma_rel: float, names: Sequence[str]) -> 
     if not all([*own, checkpoint.part("denoiser.")]):
         raise CheckpointError(f"{checkpoint.path} holds one set of weights alone: leave weights={sigma_rel} out")
     folder = checkpoint.folder / "averages"
-    before = sorted(int(file.stem) for file in folder.glob("*.pt") if file.stem.isdecimal() and int(file.stem) < step)
+    before = sorted(
+        int(file.stem) for file in folder.glob("*.pt") if re.fullmatch(r"[1-9]\d*", file.stem) and int(file.stem) < step
+    )
     steps = [taken for taken in [*before, step] for _ in widths]
     c, error = coefficients(steps, gammas * (len(before) + 1), step, wanted)
     error += HALF_PRECISION * c[: len(before) * len(widths)].norm().item()
@@ -164,15 +167,20 @@ def _earlier(checkpoint: Checkpoint, step: int, names: Sequence[str]) -> dict[st
     return {name: average[name].to(own[name].dtype) for name in names}
 
 
+def is_real(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor of floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def _snapshot(file: Path, own: Sequence[Mapping[str, Tensor]], names: Sequence[str]) -> list[dict[str, Tensor]]:
     """The averages in a snapshot, which have to be those of the checkpoint's network."""
     found = load(file)
     averages = found.get("averages") if isinstance(found, dict) else None
+    if not isinstance(averages, list) or not all(isinstance(part, dict) for part in averages):
+        averages = []
     shapes = [{name: part[name].shape for name in names} for part in own]
-    if not isinstance(averages, list) or shapes != [
-        {name: value.shape for name, value in part.items() if isinstance(value, Tensor)}
-        for part in averages
-        if isinstance(part, dict)
-    ]:
+    if shapes != [{name: value.shape for name, value in part.items() if is_real(value)} for part in averages]:
         raise CheckpointError(f"{file} holds no averages of this checkpoint's weights")
+    if not all(value.isfinite().all() for part in averages for value in part.values()):
+        raise CheckpointError(f"{file} has weights that are not finite")
     return averages
