@@ -181,6 +181,6 @@ def _snapshot(file: Path, own: Sequence[Mapping[str, Tensor]], names: Sequence[s
     shapes = [{name: part[name].shape for name in names} for part in own]
     if shapes != [{name: value.shape for name, value in part.items() if is_real(value)} for part in averages]:
         raise CheckpointError(f"{file} holds no averages of this checkpoint's weights")
-    if not all(value.isfinite().all() for part in averages for value in part.values()):
+    if not all(part[name].isfinite().all() for part in averages for name in names):
         raise CheckpointError(f"{file} has weights that are not finite")
     return averages
