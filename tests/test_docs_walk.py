@@ -57,6 +57,8 @@ def brief(script: str, words: list[str]) -> list[str]:
             more += ["timesteps=8"]
     elif script == "sample":
         more = ["accelerator=cpu"]
+    elif script == "export":
+        more = []
     else:
         more = ["accelerator=cpu", "n=4"] if any(word.startswith("likelihood=") for word in words) else []
         more += [] if more else ["accelerator=cpu", "n=100", "extractors=random", "cache=null"]
