@@ -21,8 +21,13 @@ BRIEF = (
     *("val_every=2", "preview_every=0"),
 )
 # What a section says that its reader has done before.
-BEFORE = {"conditions.md Telling it": ["python train.py dataset.condition=lowres"]}
-LEAST = {"n": 40, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
+GROUPS = "python train.py network.groups=8"
+BEFORE = {
+    "conditions.md Telling it": ["python train.py dataset.condition=lowres"],
+    "exchange.md To diffusers": [GROUPS],
+    "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
+}
+LEAST = {"n": 100, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
 
 
 def sections() -> list[tuple[str, list[str]]]:

@@ -151,11 +151,8 @@ class Drawable:
     def described(self) -> dict[str, Any]:
         """What the page's scripts need to know."""
         name, steps = self.first
-        schedule, middle = self.denoiser.schedule, self.grids[steps][len(self.grids[steps]) // 2]
-        alpha, sigma = (value.item() for value in schedule(middle))
-        if middle == 0:  # of a grid of one step
-            middle = self.grids[steps][0]
-            alpha, sigma = (value.item() for value in schedule(middle))
+        middle = self.grids[steps][steps // 2]
+        alpha, sigma = (value.item() for value in self.denoiser.schedule(middle))
         x = torch.tensor(sigma).float() * Noise(0, torch.arange(1), SAMPLING).normal(self.state_shape)
         with torch.no_grad():
             x0 = self.denoiser(x, middle[None], self.condition(1)).flatten()[:_PROBED]
