@@ -68,8 +68,10 @@ async function load(message) {
   ort.env.wasm.numThreads = 1; // more need a server's headers
   ort.env.logLevel = "error";
   const adapter = message.gpu ? await navigator.gpu?.requestAdapter() : null;
+  // A fallback adapter computes on the processor, and slower than WebAssembly does.
+  const candidates = adapter && !adapter.info?.isFallbackAdapter ? ["webgpu", "wasm"] : ["wasm"];
   const failures = [];
-  for (const candidate of adapter ? ["webgpu", "wasm"] : ["wasm"]) {
+  for (const candidate of candidates) {
     try {
       provider = candidate;
       denoiser = await open(message.denoiser);
