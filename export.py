@@ -5,6 +5,7 @@ Examples:
     python export.py ckpt=last out=model.onnx            the denoiser, for programs that read ONNX
     python export.py ckpt=last out=model.safetensors     one set of weights and the configuration, without pickle
     python export.py ckpt=last out=folder                for DDPMPipeline.from_pretrained("folder") of diffusers
+    python export.py ckpt=last out=folder push=user/name    the same with a model card, uploaded to the Hub
 """
 
 import sys
@@ -30,6 +31,8 @@ class Options:
     weights: str | float
     half: bool | None
     runtime: str | None
+    push: str | None
+    dry_run: bool
 
     def __post_init__(self) -> None:
         if self.ckpt in (None, "", []):
@@ -89,10 +92,19 @@ def write_weights(options: Options, checkpoint: "Checkpoint", out: Path) -> list
 
 
 def write_folder(options: Options, checkpoint: "Checkpoint", out: Path) -> list[Path]:
-    """A `UNet2DModel` and its scheduler."""
+    """A `UNet2DModel` and its scheduler; with push= a model card too, and all of it on the Hub."""
+    from diffusion.runs import hub
     from diffusion.runs.exporting import export_folder
 
+    if options.push is not None:
+        hub.check_push(options.push)
     print(export_folder(checkpoint, options.weights, out), file=sys.stderr)
+    if options.push is not None:
+        hub.add_card(out, options.push, checkpoint, str(options.weights))
+        if options.dry_run:
+            print(f"dry_run=true: {out} is what push={options.push} would upload", file=sys.stderr)
+        else:
+            print(f"uploaded to {hub.push(out, options.push)}", file=sys.stderr)
     return [out, *sorted(file for file in out.rglob("*") if file.is_file())]
 
 
@@ -135,7 +147,7 @@ WRITERS = {
     ".html": Writer(write_page, check_onnx, ("half", "runtime")),
     ".onnx": Writer(write_onnx, check_onnx),
     ".safetensors": Writer(write_weights),
-    "": Writer(write_folder, check_folder),
+    "": Writer(write_folder, check_folder, ("push", "dry_run")),
 }
 
 

@@ -1,5 +1,6 @@
 """export.py, and its files as checkpoints of the other scripts, by the commands of docs/exchange.md."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -121,6 +122,39 @@ def test_a_file_without_optimizer_resumes_no_run(tmp_path: Path) -> None:
     assert call(export, tmp_path, f"ckpt={FIXTURES / 'digits.ckpt'}", "out=checkpoints/last.safetensors").code == 0
     outcome = call(train, tmp_path, "resume=checkpoints/last.safetensors", "accelerator=cpu")
     assert_refused(outcome, "init_from=checkpoints/last.safetensors")
+
+
+def test_a_dry_run_writes_the_card_and_uploads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("huggingface_hub")
+
+    def unreachable() -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(package, "HfApi", unreachable)
+    brief = [word for word in BRIEF if not word.startswith("network.w")]
+    assert call(train, tmp_path, "network.groups=8", "network.widths=[8,16]", *brief).code == 0
+    assert (
+        call(sample, tmp_path, "ckpt=last", "n=4", "steps=2", "out=lightning_logs/digits/version_0/samples/a.png").code
+        == 0
+    )
+    scores = {"frechet": {"samples": {"value": 1.25, "low": 1.0, "high": 1.5}}}
+    (tmp_path / "lightning_logs/digits/version_0/metrics.json").write_text(json.dumps({"scores": scores}))
+    outcome = call(export, tmp_path, "ckpt=last", "out=folder", "push=me/digits", "dry_run=true")
+    assert outcome.code == 0 and "dry_run=true: folder is what push=me/digits would upload" in outcome.err
+    text = (tmp_path / "folder" / "README.md").read_text()
+    for part in (
+        "# me/digits",
+        "`LinearSchedule(timesteps=30",
+        "| frechet | 1.25 [1, 1.5] | - |",
+        "![samples](samples.png)",
+    ):
+        assert part in text
+    assert (tmp_path / "folder" / "samples.png").is_file()
+    outcome = call(export, tmp_path, "ckpt=last", "out=kept", "push=me/digits")
+    assert outcome.code == 1 and "push=me/digits failed (no network); kept is kept" in outcome.err
+    assert_refused(call(export, tmp_path, "ckpt=last", "out=other", "push=digits"), "push=digits must be user/model")
+    assert_refused(call(export, tmp_path, "ckpt=last", "out=m.safetensors", "push=me/digits"), "push= has no effect")
+    assert not (tmp_path / "other").exists() and not (tmp_path / "m.safetensors").exists()
 
 
 def test_a_network_of_diffusers_is_trained_and_exported(tmp_path: Path) -> None:

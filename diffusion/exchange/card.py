@@ -1,0 +1,75 @@
+"""A model card: what a model is, how it was made and how good it is, as the README.md of its folder on the Hub."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_HEAD = """---
+library_name: diffusers
+pipeline_tag: unconditional-image-generation
+tags:
+- diffusion
+- {dataset}
+---
+
+# {name}
+
+A diffusion model of {dataset} {shape}, {weights} weights of step {step}, trained with lightning-diffusion.
+
+```python
+from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("{name}")
+images = pipeline(batch_size=4, num_inference_steps=pipeline.scheduler.config.num_train_timesteps).images
+```
+"""
+_PARTS = ("network", "schedule", "denoiser", "objective", "optimizer", "ema", "learning_rate")
+_VALUES = ("batch_size", "lr", "seed", "condition_dropout")
+
+
+def card(
+    name: str, config: Mapping[str, Any], step: int, weights: str, scores: Mapping[str, Any], picture: str | None
+) -> str:
+    """Markdown.
+
+    Args:
+        name: of the model on the Hub, user/model.
+        config: of its run.
+        step: that it was trained for.
+        weights: which of the run's.
+        scores: name -> samples, real -> value, low, high, as in metrics.json; empty if nobody scored it.
+        picture: file in the folder that shows samples, if there is one.
+    """
+    dataset = config["dataset"]
+    shape = "x".join(map(str, dataset["shape"]))
+    text = _HEAD.format(name=name, dataset=dataset["name"], shape=shape, weights=weights, step=step)
+    if picture is not None:
+        text += f"\n![samples]({picture})\n"
+    rows = [(part, f"`{_described(config[part])}`") for part in _PARTS if config.get(part) is not None]
+    rows += [(value, f"{config[value]}") for value in _VALUES if value in config]
+    text += "\n## How it was made\n\n| part | value |\n|---|---|\n"
+    text += "".join(f"| {part} | {value} |\n" for part, value in rows)
+    if scores:
+        text += "\n## Scores\n\n| score | samples | real data |\n|---|---|---|\n"
+        text += "".join(
+            f"| {score} | {_figure(row, 'samples')} | {_figure(row, 'real')} |\n" for score, row in scores.items()
+        )
+    return text
+
+
+def _described(part: Mapping[str, Any]) -> str:
+    """LinearSchedule(timesteps=1000, ...)"""
+    values = (
+        f"{name}={_described(value) if isinstance(value, Mapping) and '_target_' in value else value}"
+        for name, value in part.items()
+        if name != "_target_"
+    )
+    return f"{str(part['_target_']).rpartition('.')[2]}({', '.join(values)})"
+
+
+def _figure(row: Mapping[str, Any], column: str) -> str:
+    found = row.get(column)
+    if not isinstance(found, Mapping) or not isinstance(found.get("value"), int | float):
+        return "-"
+    low, high = found.get("low"), found.get("high")
+    interval = f" [{low:.4g}, {high:.4g}]" if isinstance(low, int | float) and isinstance(high, int | float) else ""
+    return f"{found['value']:.4g}{interval}"
