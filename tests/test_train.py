@@ -127,6 +127,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("dataset=swissroll network=unet", ["network=unet needs images", "choose a dataset of images, or network=mlp"]),
         ("dataset=swissroll network=heads schedule=vp steps=5", ["a head for each noising step", "schedule=linear"]),
         ("dataset=swissroll network=heads denoiser=edm", ["network=heads has one head", "any denoiser but edm"]),
+        ("experiment=classifier_digits dataset.condition=lowres", ["Encoder cannot be conditioned on images"]),
         ("denoiser=learned", ["variance of denoiser=learned: use objective=hybrid or vlb"]),
         ("objective=vlb schedule=variance_exploding steps=9", ["choose a discrete schedule"]),
         ("dataset=mnist network=tutorial denoiser.variance=learned", ["needs a network with out_channels"]),

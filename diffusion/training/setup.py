@@ -127,7 +127,7 @@ _STAGES: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], object]], ...] 
 def conditioned(network: Mapping[str, Any], condition: ImageCondition, shape: Sequence[int]) -> dict[str, Any]:
     """The configuration of a network that is told images beside its input; raises ConfigError if it cannot be."""
     given = {"condition_channels": condition.channels(shape), "condition_level": condition.leveled}
-    cls = resolve(network["_target_"], "network")
+    cls = resolve(network.get("_target_"), "network")
     if not given.keys() <= inspect.signature(cls).parameters.keys():
         raise ConfigError(f"a {cls.__name__} cannot be conditioned on images")
     return {**network, **given}
