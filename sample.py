@@ -11,6 +11,7 @@ Examples:
     python sample.py ckpt=last guide=3 guidance=1.5      away from the mistakes of a worse model, such as run 3
     python sample.py ckpt=last condition=small.png       enlarged, by a model of dataset.condition=lowres
     python sample.py ckpt=[base,sr] conditioning_noise=0.1   a cascade: small images first, then enlarged
+    python sample.py ckpt=last interpolate=[1,2] frames=24 sampler=ddim   from the samples of seed 1 to those of seed 2
     python sample.py ckpt=last init=a.png mask=m.png     the white part of the mask anew; resample=10 fits it in better
 """
 

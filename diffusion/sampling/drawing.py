@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,13 +18,17 @@ from diffusion.forward import trajectory
 from diffusion.machine import memory
 from diffusion.machine.devices import devices
 from diffusion.media import processes
+from diffusion.media.atomic import atomic
 from diffusion.models import encoded
 from diffusion.noise import EVALUATION, Noise
 from diffusion.runs.checkpoints import find
 from diffusion.samplers import Sampler
 from diffusion.sampling.cascade import from_checkpoints
 from diffusion.sampling.conditions import Rows, as_picture
+from diffusion.sampling.given import read_image
+from diffusion.sampling.interpolation import check_deterministic, inverted, morphed
 from diffusion.sampling.parallel import frames_on
+from diffusion.settings.idle import refuse
 from diffusion.settings.sampling import Options, Steering
 from diffusion.terminal.progress import counted, progress
 
@@ -61,7 +66,8 @@ class Drawing:
             steps=options.steps,
             clip=options.clip,
         )
-        self.out = self.model.folder / "samples" / "pred.gif" if options.out is None else Path(options.out)
+        name = "noise.npz" if steering.invert else "morph.gif" if steering.interpolate else "pred.gif"
+        self.out = self.model.folder / "samples" / name if options.out is None else Path(options.out)
         media.check_out(self.out, self.pipeline.shape)
         options.refuse_idle(typed, self.out, self.pipeline.shape)
         if options.show in ("both", "condition"):
@@ -70,7 +76,10 @@ class Drawing:
             raise ConfigError(
                 "show=condition: this model is not conditioned on images: train with dataset.condition=lowres"
             )
+        self._check_between(typed)
         n, given = options.n, self.pipeline.given
+        if steering.invert or steering.interpolated_images():
+            n = 1
         if steering.condition is not None and isinstance(given, Rows) and n is None:
             n = len(given) if len(given) > 1 else None  # one for each that was given
         self._check_memory(n or 1)
@@ -87,7 +96,12 @@ class Drawing:
         """Draws and writes."""
         options, numbers = self.options, range(self.n)
         frames = options.frames if self.moving else 1
-        if options.show == "condition":
+        if self.steering.invert:
+            self._write_noise()
+        elif self.steering.interpolate is not None:
+            samples = list(self._morph())
+            media.save(self.out, samples[-1], samples, self.rows, fps=options.fps, hold=options.hold)
+        elif options.show == "condition":
             told = self.pipeline.conditions(torch.arange(self.n), options.seed, self.label)
             tables = [beside(told, state, self.truth) for state in self._states(numbers, frames)]
             rows = len(tables[-1]) // self.n
@@ -110,6 +124,58 @@ class Drawing:
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
             f"{described(self.pipeline.sampler)['sampler']}, {steps}"
+        )
+
+    def _check_between(self, typed: Iterable[str]) -> None:
+        """Raises ConfigError if the steering's interpolation or inversion cannot be made, or not written."""
+        steering, options = self.steering, self.options
+        if not steering.invert and steering.interpolate is None:
+            return
+        name = "invert=true" if steering.invert else "interpolate="
+        check_deterministic(self.pipeline, name)
+        suffixes = (".npz",) if steering.invert else (".gif", ".webp")
+        if self.out.suffix.lower() not in suffixes:
+            raise ConfigError(f"out={self.out}: {name} writes {' or '.join(suffixes)}")
+        refuse(typed, ("show", *(("n", "rows", "seed") if steering.invert else ("seed",))), name)
+        if options.frames < 2 and not steering.invert:
+            raise ConfigError(f"frames={options.frames}: interpolate= draws at least 2, one for each end")
+        images = steering.interpolated_images()
+        if images and options.n not in (None, 1):
+            raise ConfigError(f"n={options.n}: interpolate={images[0]} is one image; leave n= out")
+        paths, setting = ([str(steering.init)], "init") if steering.invert else (images, "interpolate")
+        self.images = {path: read_image(path, setting, self.pipeline.shape, steering.resize) for path in paths}
+
+    def _noise_of(self, path: str) -> Tensor:
+        """The state at the first time that becomes this image, (1, *S)."""
+        return inverted(self.pipeline, self.images[path][None].to(self.places[0]), self.label)
+
+    def _morph(self) -> Tensor:
+        """The samples on the way from one end to the other, (frames, n, *S)."""
+        assert self.steering.interpolate is not None
+        options, index = self.options, torch.arange(self.n)
+        begin, end = (
+            self._noise_of(end).cpu() if isinstance(end, str) else self.pipeline.start(index, end)
+            for end in self.steering.interpolate
+        )
+        batches = math.ceil(options.frames * self.n / options.batch_size)
+        with progress(batches * len(self.pipeline.times), "step", "sampling") as advance:
+            return morphed(
+                *(self.pipeline, begin, end, options.frames, self.label, options.batch_size, self.places[0]),
+                after_step=lambda: advance(1),
+            )
+
+    def _write_noise(self) -> None:
+        """Writes the noise of the image of init=, and says how near what is drawn from it comes to the image."""
+        path = str(self.steering.init)
+        noise = self._noise_of(path)
+        *_, last = self.pipeline.states(torch.arange(1, device=noise.device), 0, self.label, noise)
+        error = (self.pipeline.decoded(last.x_t).cpu() - self.images[path]).square().mean().sqrt().item()
+        with atomic(self.out) as file:
+            np.savez(file, noise.cpu().numpy())
+        print(
+            f"the image drawn from this noise differs from {path} by {127.5 * error:.2g} of 255 levels (root mean "
+            f"square)",
+            file=sys.stderr,
         )
 
     def _write_folder(self) -> None:
@@ -187,6 +253,7 @@ class Drawing:
         # A folder is written a batch at a time; all else is in memory at once, with each frame.
         kept = n if self.out.suffix else min(n, options.batch_size * len(self.places))
         frames = min(options.frames, len(self.pipeline.times)) if self.moving else 1
+        frames = frames if self.steering.interpolate is None else options.frames
         memory.check_samples(f"n={n}", kept * frames, shape)
         memory.check(f"n={n}", 32 * n)  # the samples' numbers
         memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)

@@ -250,21 +250,25 @@ class Pipeline:
             raise ConfigError("this model is conditioned on images: give some, condition=photo.png or a folder of them")
         return told
 
+    def start(self, index: Tensor, seed: int = 0) -> Tensor:
+        """The states at the first time of the images with these numbers, (n, *S) on the index's device."""
+        schedule, shape = self.denoiser.schedule, self.shape if self.codec is None else self.codec.latent_shape
+        x = prior(schedule, Noise(seed, index, self.stream), shape, self.times[0].item())
+        return x if self.init is None else x + schedule(self.times[0])[0].item() * self.init.to(x)
+
     @torch.no_grad()
-    def states(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Iterator[Evaluation]:
+    def states(
+        self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None, x: Tensor | None = None
+    ) -> Iterator[Evaluation]:
         """Every state on the way of the images with these numbers, on the index's device; see `decoded`.
 
-        Image k's noise depends on (seed, k) alone, so the same image comes out of any batch.
+        Image k's noise depends on (seed, k) alone, so the same image comes out of any batch. They begin at the states
+        x (n, *S), or where these are None at `start`.
         """
-        denoiser = self.denoiser.to(index.device)
-        noise = Noise(seed, index, self.stream)
-        told = Conditioned(denoiser, self.conditions(index, seed, label))
+        told = Conditioned(self.denoiser.to(index.device), self.conditions(index, seed, label))
         with torch.autocast(index.device.type, enabled=False):
-            shape = self.shape if self.codec is None else self.codec.latent_shape
-            x = prior(denoiser.schedule, noise, shape, self.times[0].item())
-            if self.init is not None:
-                x = x + denoiser.schedule(self.times[0])[0].item() * self.init.to(x)
-            yield from self.sampler(told, x, self.times, noise)
+            x = self.start(index, seed) if x is None else x
+            yield from self.sampler(told, x, self.times, Noise(seed, index, self.stream))
 
     def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
         """The data that states at t, () of latents show, (n, *shape); themselves where there is no codec."""

@@ -31,6 +31,9 @@ class Steering:
         resample: RePaint's rounds of each step; 1 is the replacement method.
         t_start: where sampling begins.
         t_end: where it ends.
+        interpolate: two ends, each a seed, whose noise, or an image, whose inversion is where sampling begins; samples
+            lead from one to the other.
+        invert: turn the image of `init` into the noise that a deterministic sampler makes it of.
     """
 
     guidance: float = 1.0
@@ -47,6 +50,8 @@ class Steering:
     resample: int = 1
     t_start: float = 1.0
     t_end: float = 0.0
+    interpolate: list[str | int] | None = None
+    invert: bool = False
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance):
@@ -70,16 +75,38 @@ class Steering:
             raise ValueError(f"mask={self.mask} needs the image that it belongs to: add init=photo.png")
         if self.init is None and self.t_start < 1:
             raise ValueError(f"t_start={self.t_start:g} needs an image to begin from: add init=photo.png")
-        if self.init is not None and self.mask is None and self.t_start == 1:
+        self._check_between()
+        if self.init is not None and self.mask is None and self.t_start == 1 and not self.invert:
             raise ValueError(
                 "init= has no effect at t_start=1 (pure noise): add t_start=0.6 to begin near it, or mask= for a part"
             )
-        if self.resize and self.init is None and self.condition is None:
+        if self.resize and self.init is None and self.condition is None and not self.interpolated_images():
             raise ValueError("resize=true is for the images of init=, mask= and condition=: leave it out, or add one")
         if self.resample < 1:
             raise ValueError(f"resample must be at least 1 (1 is off), got {self.resample}")
         if self.resample > 1 and (self.mask is None or self.init is None):
             raise ValueError(f"resample={self.resample} belongs to inpainting: add init=photo.png mask=mask.png")
+
+    def interpolated_images(self) -> list[str]:
+        """The ends of `interpolate` that are images."""
+        return [end for end in self.interpolate or [] if isinstance(end, str)]
+
+    def _check_between(self) -> None:
+        """Raises ValueError if an interpolation or an inversion cannot be, or not together with the rest."""
+        ends = self.interpolate
+        if ends is not None and (len(ends) != 2 or ends[0] == ends[1]):
+            raise ValueError(f"interpolate must be two seeds or images, like [1,2] or [a.png,b.png], got {ends}")
+        if any(isinstance(end, int) and not 0 <= end < 2**63 for end in ends or []):
+            raise ValueError(f"the seeds of interpolate must be from 0 to 2**63 - 1, got {ends}")
+        if self.invert and (self.init is None or ends is not None):
+            raise ValueError("invert=true turns one image into its noise: add init=photo.png, without interpolate=")
+        others = {"init": None, "mask": None, "t_start": 1.0, "t_end": 0.0}
+        for name, default in others.items():
+            if getattr(self, name) == default or (name == "init" and self.invert):
+                continue
+            if self.invert or ends is not None:
+                what = "invert=true" if self.invert else "interpolate="
+                raise ValueError(f"{name}={getattr(self, name)} does not go with {what}: leave one of them out")
 
     def given(self) -> dict[str, Any]:
         """What differs from the defaults."""
