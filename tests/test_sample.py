@@ -220,7 +220,7 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
         (f"ckpt={RUN} weights=avg", ["weights must be ema or raw, or the width", "got 'avg'"]),
         (
             f"ckpt={RUN} weights=0.5",
-            ["or the width of an average, above 0 and at most 0.28, got 0.5"],
+            ["or the width of an average, above 0 and at most 0.28, or the step of a snapshot, got 0.5"],
         ),
         (f"ckpt={RUN} weights=0.07", ["weights=0.07 is an average", "needs a run with ema=power"]),
         (f"ckpt={RUN} show=x1", ["show must be x_t or x0 or both or condition, got 'x1'"]),
