@@ -18,7 +18,7 @@ from diffusion.runs.parts import Parts
 from diffusion.samplers import AnnealedLangevinSampler, prior
 from diffusion.sampling.pipeline import sampler_and_times
 from diffusion.settings.training import PARTS, Settings, settings
-from diffusion.training import run, setup, trainer
+from diffusion.training import setup, steps, trainer
 
 ROOT = Path(__file__).parent.parent
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
@@ -279,5 +279,5 @@ def test_as_many_sampling_steps_as_noising_steps_are_explained_where_they_are_ty
     config = resolved("steps=1000", "network.widths=[8,16]", "network.blocks=1")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run.check_sampling(Parts(config), typed)
+        steps.check_sampling(Parts(config), {"steps"} if typed else ())
     assert len([one for one in caught if "trainer.max_steps=... sets how long" in str(one.message)]) == said

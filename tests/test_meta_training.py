@@ -120,9 +120,9 @@ class _Examples:
 @pytest.mark.parametrize(
     "overrides",
     [
-        *(f"schedule={name} objective=simple" for name in cli.choices_of("schedule") if name != "geometric"),
+        *(f"schedule={name} objective=simple steps=5" for name in cli.choices_of("schedule") if name != "geometric"),
         *(f"objective={name} denoiser=eps" for name in ("min_snr", "lognormal", "logit_normal", "simple")),
-        "objective=likelihood schedule=vp",
+        "objective=likelihood schedule=vp steps=5",
         *(f"objective={name} denoiser=learned" for name in ("hybrid", "vlb")),
         *(f"denoiser={name}" for name in ("x0", "v", "score", "flow", "edm", "residual")),
         *("ema=power optimizer=muon", "ema=none", "objective.distance=huber", "network.dropout=0.1"),

@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import warnings
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from pytorch_lightning.profilers import Profiler
 from data import changes
 from data.module import DataModule
 from diffusion.build import ConfigError, canonical
-from diffusion.denoisers import Denoiser
 from diffusion.machine import memory
 from diffusion.media.atomic import atomic, reason
 from diffusion.optimizers import PowerEMA
@@ -24,7 +22,6 @@ from diffusion.runs import codecs
 from diffusion.runs.checkpoints import ROOT, Checkpoint, CheckpointError, find
 from diffusion.runs.parts import Parts
 from diffusion.runs.trained import load_weights
-from diffusion.sampling.pipeline import sampler_and_times
 from diffusion.training.callbacks import Metrics, Progress
 from diffusion.training.compiling import compile_network
 from diffusion.training.data import check_conditions, data_module, into_latents, training_data, warn_of_likeness
@@ -33,6 +30,7 @@ from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots
 from diffusion.training.scores import Scores
+from diffusion.training.steps import check_sampling
 from diffusion.training.watchers import watchers
 
 
@@ -95,7 +93,7 @@ class Run:
         data = data_module(parts)
         run, model = cls(parts, data), parts.model
         if model.draws:
-            check_sampling(parts, "steps" in typed)
+            check_sampling(parts, typed)
         init_from = parts.config.get("init_from")
         if init_from is not None and begins:
             run.take_over(find(str(init_from)))
@@ -204,28 +202,3 @@ class Run:
 
 def _space(autoencoder: Mapping[str, Any] | None) -> str:
     return "pixels" if autoencoder is None else f"latents of the autoencoder {autoencoder['digest']}"
-
-
-STEPS_MEANT = (
-    "steps= is how many steps a sampler takes: trainer.max_steps=... sets how long to train, and timesteps=... the "
-    "number of noising steps"
-)
-
-
-def check_sampling(parts: Parts, steps_typed: bool) -> None:
-    """Checks the sampler of a run; `steps=1000`, if typed, may be meant for something else, which is said.
-
-    Raises:
-        ConfigError: the sampler, its grid and its number of steps do not go together with the model.
-    """
-    steps, denoiser = parts.settings.steps, parts.model
-    assert isinstance(denoiser, Denoiser)
-    unusual = steps_typed and steps is not None and steps >= (denoiser.schedule.timesteps or 1000)
-    try:
-        sampler_and_times(parts, denoiser)
-    except ConfigError as error:
-        if not unusual:
-            raise
-        raise ConfigError(f"{error}; {STEPS_MEANT}") from error
-    if unusual:
-        warnings.warn(f"steps={steps}: {STEPS_MEANT}", stacklevel=2)

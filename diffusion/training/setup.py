@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +17,7 @@ from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
 from diffusion.sampling.pipeline import method_of
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
+from diffusion.training.steps import mistaken
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoint | None]:
@@ -78,11 +79,11 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
         if codec is not None:
             raise ConfigError("dataset.condition= is made of pixels and autoencoder= has none: leave one out")
         condition = build(plain["dataset"]["condition"], "dataset.condition")
-    plain = fitted(adopted(resume.limited(plain, typed or {}), typed or {}), condition)
+    plain = fitted(adopted(resume.limited(plain, typed or {}), typed or {}), condition, typed or {})
     return Parts(plain, source=source, condition=condition, codec=codec)
 
 
-def fitted(config: dict[str, Any], condition: ImageCondition | None) -> dict[str, Any]:
+def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Container[str]) -> dict[str, Any]:
     """The configuration with the channels of an image condition in that of the network, if there is a condition.
 
     Raises:
@@ -102,7 +103,8 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None) -> dict[str
         try:
             stage(with_channels(config))
         except ValueError as error:
-            raise Unfit(str(error), groups, config, attempt) from error
+            meant = mistaken(config, typed) if stage is _sampling else ""
+            raise Unfit(f"{error}; {meant}" if meant else str(error), groups, config, attempt) from error
     return with_channels(config)
 
 
