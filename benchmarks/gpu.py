@@ -4,7 +4,7 @@
     make gpu WHEELS=wheels DATA_DIR=fashion-mnist     # without a network
     python benchmarks/gpu.py --device cpu             # a trial on the CPU: small networks, few steps
 
-Each experiment trains four steps, draws and is scored. Then come the equalities of `tests/helpers_gpu.py` and the
+Each experiment trains four steps, draws and is scored. Then come the equalities of `tests/support/gpu.py` and the
 throughput of train.py beside that of the bare training step. A row that fails says so in one line, the others go on,
 and the exit status is 1. What does not fit into the time is skipped by name.
 

@@ -10,12 +10,12 @@ from unittest import mock
 
 import numpy as np
 from bare_step import bare_images_per_s
-from helpers_cli import call
-from helpers_gpu import changed_by_repeating, changed_by_resuming, largest_pixel_difference
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.gpu import changed_by_repeating, changed_by_resuming, largest_pixel_difference
+from support.scripts import call
 
 import cli
 import evaluate

@@ -15,7 +15,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "docs")]
 
-from helpers_samplers import DETERMINISTIC, order, slope, solution
+from support.solutions import DETERMINISTIC, order, slope, solution
 from tables import put
 
 from diffusion.denoisers import GaussianMixtureDenoiser

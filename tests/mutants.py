@@ -175,7 +175,10 @@ def sites(module: str) -> list[Mutant]:
 def run_tests(project: Path, names: tuple[str, ...]) -> None:
     """Ends this process with pytest's exit status, for the project in that folder."""
     os.chdir(project)
-    files = ["tests/test_{}.py{}{}".format(*name.partition("::")) for name in names]
+    files = [
+        str(next((ROOT / "tests").rglob(f"test_{file}.py")).relative_to(ROOT)) + colons + test
+        for file, colons, test in (name.partition("::") for name in names)
+    ]
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", *files])
     sys.exit(int(status))

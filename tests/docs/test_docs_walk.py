@@ -1,0 +1,117 @@
+"""A reader of any section, after the demo, types its commands in their order: each does its work.
+
+Networks, data and numbers of samples are made small; nothing else of a command changes.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.scripts import call
+from test_docs_commands import PAGES, SCRIPTS
+
+from data.images import DEBIAN_FASHION
+
+BRIEF = (
+    *("train_images=200", "batch_size=8", "trainer.limit_val_batches=1", "accelerator=cpu", "trainer.max_steps=2"),
+    *("val_every=2", "preview_every=0"),
+)
+# What a section says that its reader has done before.
+GROUPS = "python train.py network.groups=8"
+BEFORE = {
+    "conditions.md Telling it": ["python train.py dataset.condition=lowres"],
+    "exchange.md To diffusers": [GROUPS],
+    "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
+}
+LEAST = {"n": 100, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
+
+
+def sections() -> list[tuple[str, list[str]]]:
+    """(page and heading, the commands of its console blocks) of every section that has some of the three scripts."""
+    found = []
+    for page in PAGES:
+        for part in re.split(r"^(?=##+ )", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            blocks = re.findall(r"^```console\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+            lines = [line for block in blocks for line in block.splitlines() if line.startswith("python ")]
+            commands = [line for line in lines if line.split()[1].removesuffix(".py") in SCRIPTS and "..." not in line]
+            if commands:
+                found.append((f"{page.name} {part.splitlines()[0].lstrip('# ')}", commands))
+    return found
+
+
+def small(words: list[str]) -> list[str]:
+    """The same settings with small numbers."""
+    return [
+        f"{name}={min(int(value), LEAST[name])}" if name in LEAST and value.isdecimal() else word
+        for word in words
+        for name, _, value in [word.partition("=")]
+    ]
+
+
+def brief(script: str, words: list[str]) -> list[str]:
+    """A command's settings, and what makes it short."""
+    names, words = {word.partition("=")[0] for word in words}, small(words)
+    if script == "train":
+        resumed = "resume" in names and "resume=auto" not in words
+        more = ["trainer.max_steps=6"] if resumed else list(BRIEF)
+        if "experiment=swissroll" in words:
+            more += ["timesteps=8"]
+    elif script == "sample":
+        more = ["accelerator=cpu"]
+    elif script == "export":
+        more = []
+    else:
+        more = ["accelerator=cpu", "n=4"] if any(word.startswith("likelihood=") for word in words) else []
+        more += [] if more else ["accelerator=cpu", "n=100", "extractors=random", "cache=null"]
+        more += ["steps=3"] if not {"steps", "samples", "likelihood"} & names else []
+    return [*words, *(word for word in more if word.partition("=")[0] not in names)]
+
+
+def needs_download(words: list[str]) -> bool:
+    named = " ".join(words)
+    return bool(re.search(r"cifar|mnist\b", named)) or ("fashion" in named and not DEBIAN_FASHION.exists())
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `make demo` leaves it, with files of the reader's own."""
+    folder = tmp_path_factory.mktemp("demo")
+    tiny = ("network.widths=[8,8]", "network.blocks=1", "trainer.max_steps=4", *BRIEF[:4], *BRIEF[5:])
+    assert call(SCRIPTS["train"], folder, *tiny).code == 0
+    run = folder / "lightning_logs" / "digits" / "version_0"
+    for name in ("best.ckpt", "cifar.ckpt"):
+        shutil.copy(run / "checkpoints" / "last.ckpt", folder / name)
+    for number in (1, 2, 3):  # a reader who tries the demo again
+        shutil.copytree(run, run.with_name(f"version_{number}"))
+    chance = np.random.default_rng(0)
+    for place in ("photos", "pictures"):
+        (folder / place).mkdir()
+        for k in range(40 if place == "photos" else 3):
+            Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / place / f"{k}.png")
+    for name in ("photo.png", "a.png", "small.png"):
+        Image.fromarray(chance.integers(0, 256, (8, 8), np.uint8)).save(folder / name)
+    for name in ("mask.png", "m.png"):
+        Image.fromarray(np.tile(np.uint8([0, 255]), (8, 4))).save(folder / name)
+    for name in ("x.npz", "reconstructions.npz"):  # the second by docs/reconstructions.py
+        np.savez(folder / name, chance.integers(0, 256, (100, 32, 32, 1), np.uint8))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("section", "commands"), sections(), ids=[name for name, _ in sections()])
+def test_the_commands_of_a_section_work_in_order_after_the_demo(
+    section: str, commands: list[str], demo: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "reader"
+    shutil.copytree(demo, folder)
+    for line in [*BEFORE.get(section, []), *commands]:
+        _, script, *words = shlex.split(line, comments=True)
+        if needs_download(words) or "--help" in words:
+            continue
+        arguments = brief(script.removesuffix(".py"), words)
+        outcome = call(SCRIPTS[script.removesuffix(".py")], folder, *arguments)
+        assert outcome.code == 0, f"{line}\n{' '.join(arguments)}\n{outcome.err}"

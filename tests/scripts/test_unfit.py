@@ -1,0 +1,33 @@
+"""Parts that do not go together are refused with the choices that would, found by trying them."""
+
+from pathlib import Path
+
+import pytest
+from support.scripts import call
+
+import cli
+import train
+
+
+@pytest.mark.parametrize(
+    ("typed", "passing"),
+    [
+        ("objective=vlb schedule=vp", {"schedule": ["cosine", "geometric", "linear", "quadratic", "sigmoid"]}),
+        ("denoiser=step schedule=vp objective=vlb", {"schedule": ["linear"]}),
+        ("denoiser=learned", {"objective": ["hybrid", "vlb"], "denoiser": ["eps", "x0", "v"]}),
+        ("objective=elbo", {"objective": ["simple", "vlb"]}),
+        ("network=mlp", {"network": ["unet", "tutorial"]}),
+    ],
+)
+def test_what_would_go_with_the_rest_is_named_and_does(
+    typed: str, passing: dict[str, list[str]], tmp_path: Path
+) -> None:
+    outcome = call(train, tmp_path, *typed.split(), "accelerator=cpu")
+    assert outcome.code == 1
+    (line,) = outcome.err.splitlines()
+    _, _, would = line.partition("; with all else as it is, this would do: ")
+    named = {group: names.split(", ") for group, _, names in (part.partition("=") for part in would.split("; or "))}
+    for group, names in passing.items():
+        assert set(names) <= set(named[group])
+    assert all(set(names) <= set(cli.choices_of(group)) for group, names in named.items())
+    assert not (tmp_path / "lightning_logs").exists()

@@ -1,0 +1,170 @@
+"""`make gpu`: its table, what it installs, and a part of it on the CPU."""
+
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import gpu
+import gpu_rows
+import pytest
+from gpu import Table
+from gpu_rows import MODELS, Rows, composed
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Rows:
+    return Rows("cpu", tmp_path, None)
+
+
+def test_a_row_that_fails_is_one_line_and_the_others_go_on() -> None:
+    def broken() -> str:
+        raise RuntimeError("tensors\nerror: on two devices")
+
+    table = Table("cpu", 60)
+    table.measure("one", broken)
+    table.measure("two", lambda: "well")
+    assert [row[:2] for row in table.rows] == [("one", "failed: RuntimeError: on two devices"), ("two", "well")]
+    assert table.failed == 1
+    assert [line.split()[0] for line in table.text().splitlines()] == ["what", "one", "two"]
+
+
+def test_what_does_not_fit_into_the_time_is_skipped_by_name_and_is_no_failure() -> None:
+    table = Table("cpu", 5)
+    table.measure("long", lambda: "well", needs_s=10)
+    table.measure("short", lambda: "well", needs_s=1)
+    assert [row[:2] for row in table.rows] == [("long", "skipped: no time left"), ("short", "well")]
+    assert table.failed == 0
+
+
+def test_a_row_is_stopped_when_the_time_is_up() -> None:
+    table = Table("cpu", 0.1)
+    table.measure("endless", lambda: str(time.sleep(10)))
+    table.measure("later", lambda: "well")
+    assert [row[:2] for row in table.rows] == [
+        ("endless", "stopped: the time was up"),
+        ("later", "skipped: no time left"),
+    ]
+
+
+def test_a_machine_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match=r"^error: PyTorch finds no CUDA device .* --device cpu$"):
+        gpu.main()
+
+
+@pytest.mark.parametrize("option", ["--wheels", "--data-dir"])
+def test_a_folder_that_is_not_there_is_refused_in_one_line(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--device", "cpu", option, "nowhere"])
+    with pytest.raises(SystemExit, match=f"^error: {option}=nowhere is no folder$"):
+        gpu.main()
+
+
+def test_packages_that_are_missing_are_found_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu.missing() == []
+    there = metadata.version
+
+    def version(name: str) -> str:
+        if name == "hydra-core":
+            raise metadata.PackageNotFoundError(name)
+        return there(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    assert gpu.missing() == ["hydra-core>=1.3.2,<1.4"]
+
+
+def test_packages_without_a_wheel_are_named_and_the_others_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def pip(command: list[str], **_: object) -> SimpleNamespace:
+        asked.append(command[-4:])
+        found = command[-1] == "there>=2"
+        return SimpleNamespace(returncode=0 if found else 1, stderr="" if found else "note: a\nERROR: none found\n")
+
+    monkeypatch.setattr(subprocess, "run", pip)
+    failures = gpu.install(["missing>=1", "there>=2"], str(tmp_path))
+    assert failures == ["pip cannot install missing>=1 (ERROR: none found)"]
+    assert asked == [["--no-index", "--find-links", str(tmp_path), name] for name in ("missing>=1", "there>=2")]
+
+
+def test_every_experiment_has_a_row_and_classifiers_come_after_what_they_steer(rows: Rows) -> None:
+    names = [row.name for row in rows.all()]
+    assert len(set(names)) == len(names)
+    assert {path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml")} <= set(names)
+    for first, then in (
+        ("fast_fashion", "classifier_fashion"),
+        ("autoencoder_fashion", "latent_fashion"),
+        ("cascade_base", "cascade_sr"),
+    ):
+        assert names.index(first) < names.index(then)
+
+
+def test_throughput_is_that_of_the_command_and_of_the_bare_step(rows: Rows) -> None:
+    words = rows.throughput("digits", "fp32").split()
+    command, bare = (float(words[index].strip(",").replace(",", "")) for index in (1, 5))
+    assert words[0] == "train.py"
+    assert command > 0
+    assert bare > 0
+
+
+def test_bare_gz_files_of_fashion_mnist_are_read_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "train-images-idx3-ubyte.gz").write_bytes(b"first")
+    monkeypatch.setattr(gpu_rows, "Fashion", lambda data_dir, **_: SimpleNamespace(load=lambda: found.append(data_dir)))
+    found: list[Path] = []
+    assert Rows("cpu", tmp_path, str(files)).fashion_dir == found[0]
+    assert (found[0] / "FashionMNIST" / "raw" / "train-images-idx3-ubyte.gz").read_bytes() == b"first"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["experiment=tutorial_cifar"],
+        ["experiment=fast_mnist"],
+        ["experiment=flow"],
+        *(MODELS[name][1] for name in MODELS),
+    ],
+    ids=" ".join,
+)
+def test_data_that_are_not_here_are_replaced_without_another_network(rows: Rows, settings: list[str]) -> None:
+    rows.fashion_dir = None
+    named = composed(*settings)
+    replaced = composed(*settings, *rows._data(named))
+    assert replaced.network._target_ == named.network._target_
+    assert replaced.network.get("widths") == named.network.get("widths")
+    assert replaced.dataset.name in ("folder", "digits")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fast_digits_cond", "tutorial_cifar", "fast_mnist"])
+def test_an_experiment_trains_draws_and_is_scored_on_data_that_are_here(rows: Rows, name: str) -> None:
+    assert rows.experiment(name) == "trained, drew, was scored"
+
+
+@pytest.mark.slow
+def test_likelihoods_and_a_steering_classifier_have_their_rows(rows: Rows) -> None:
+    rows.experiment("learned_variance")
+    for kind in ("vlb", "ode"):
+        assert "bits" in rows.likelihood(kind)
+    rows.experiment("fast_digits")
+    assert rows.experiment("classifier_digits") == "trained, steered another model"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["fashion", "fast_fashion", "cifar"])
+def test_throughput_is_measured_in_bfloat16_on_data_that_are_here(rows: Rows, model: str) -> None:
+    assert "images/s, bare step" in rows.throughput(model, "bf16")
+
+
+def test_a_model_that_has_not_been_trained_is_asked_for_by_name(rows: Rows) -> None:
+    with pytest.raises(ValueError, match="experiment=autoencoder_fashion has to come first"):
+        rows.experiment("latent_fashion")
