@@ -5,28 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from rooms import ROOMS
 
 ROOT = Path(__file__).parents[2]
 DIFFUSION, DATA = sorted((ROOT / "diffusion").rglob("*.py")), sorted((ROOT / "data").rglob("*.py"))
 LIGHTNING = {"pytorch_lightning", "lightning", "lightning_fabric", "torchmetrics"}
 
-# The rooms of diffusion/ from the bottom up: a module imports what stands in lines above its own, before its room in
-# the same line, or in its room.
-ROOMS = (
-    "ranges build",
-    "schedules noise networks terminal machine settings media optimizers",
-    "forward trainable",
-    "denoisers",
-    "ode guidance",
-    "samplers likelihood",
-    "objectives",
-    "models",
-    "exchange",
-    "runs",
-    "sampling",
-    "evaluation",
-    "training",
-)
 PLACES = {name: (line, place) for line, names in enumerate(ROOMS) for place, name in enumerate(names.split())}
 # What is mathematics: torch, torchdiffeq and each other.
 CORE = {"ranges", "schedules", "noise", "networks", *" ".join(ROOMS[2:8]).split()}
