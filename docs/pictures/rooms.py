@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "structure"), str(Path(__file__).parent)]
 
 import style
-from rooms import ROOMS
+from import_order import ROOMS
 
 # The way of a batch, and that of a sample, through the rooms.
 TRAINING, SAMPLING = (

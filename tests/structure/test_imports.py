@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from rooms import ROOMS
+from import_order import ROOMS
 
 ROOT = Path(__file__).parents[2]
 DIFFUSION, DATA = sorted((ROOT / "diffusion").rglob("*.py")), sorted((ROOT / "data").rglob("*.py"))
