@@ -72,7 +72,7 @@ def test_help_does_not_wait_for_torch_or_hydra(tmp_path: Path) -> None:
         (
             ["network=unett"],
             [
-                "network=unett does not exist (did you mean unet?); the choices are autoencoder, dit, ",
+                "network=unett does not exist (did you mean unet?); the choices are autoencoder, diffusers, dit, ",
                 "dit_mini, dit_tiny, encoder, heads, mlp, tutorial, unet",
             ],
         ),

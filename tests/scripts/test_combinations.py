@@ -22,6 +22,10 @@ SMALL = {
     "heads": ("network.width=8",),
     "tutorial": (),
     "dit": ("network.width=8", "network.heads=2", "network.depth=1"),
+    "diffusers": (
+        *("network.block_out_channels=[4,4,4]", "network.layers_per_block=1", "network.attention_head_dim=2"),
+        *("network.norm_num_groups=2", "network.attn_norm_num_groups=2"),
+    ),
 }
 SETS = {"digits": (1, 8, 8), "swissroll": (2,)}
 SCHEDULES = ("linear", "vp")
