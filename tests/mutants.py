@@ -40,7 +40,7 @@ TESTS = {
     "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers"),
     "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/denoisers/network.py": ("denoisers", "exact", "objectives", HEADS),
-    "diffusion/denoisers/mixture.py": ("denoisers", "exact"),
+    "diffusion/denoisers/mixture.py": ("mixture", "exact"),
     "diffusion/denoisers/fitted.py": ("residual",),
     "diffusion/denoisers/residual.py": ("residual",),
     "diffusion/denoisers/stepwise.py": ("step_denoiser",),

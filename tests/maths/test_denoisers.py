@@ -1,10 +1,12 @@
 """Denoisers: one model in every parameterization, the posterior, and the exact denoiser against quadrature. Float64."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from support.solutions import states_at
 from torch import Tensor, nn
 
 from diffusion.denoisers import (
@@ -23,6 +25,9 @@ from diffusion.denoisers import (
     X0Preconditioner,
 )
 from diffusion.forward import posterior
+from diffusion.samplers import (
+    DDIMSampler,
+)
 from diffusion.schedules import (
     CosineSchedule,
     DiscreteSchedule,
@@ -67,14 +72,6 @@ PRECONDITIONERS: dict[str, Preconditioner] = {
 }
 
 
-def _points(schedule: Schedule, times: Tensor, rows: int = 9) -> Tensor:
-    """States (rows, 2) of about the size that they have at these times."""
-    alpha, sigma = schedule(times)
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
-    return (alpha**2 + sigma**2).sqrt().expand(rows)[:, None] * noise
-
-
 def _raw(name: str, x_t: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, sigma_data: float = 0.7) -> Tensor:
     """What a network of that kind outputs where its denoiser is x0, by the definition of each kind."""
     eps = (x_t - alpha * x0) / sigma
@@ -96,7 +93,7 @@ def _raw(name: str, x_t: Tensor, x0: Tensor, alpha: Tensor, sigma: Tensor, sigma
 def test_one_model_in_every_parameterization_is_one_denoiser(
     name: str, precond: Preconditioner, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
 ) -> None:
-    x_t = _points(schedule, times)
+    x_t = states_at(schedule, times)
     x0 = mixture(x_t, times)
     alpha, sigma = (c[:, None] for c in schedule(times))
     denoiser = NetworkDenoiser(FixedNetwork(_raw(name, x_t, x0, alpha, sigma)), schedule, precond)
@@ -259,7 +256,7 @@ def test_the_transitions_mean_is_the_posteriors_at_the_denoised(
     variance: str, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
 ) -> None:
     mixture.variance = variance
-    x_t = _points(schedule, times[5], rows=4)
+    x_t = states_at(schedule, times[5], rows=4)
     mean, _, x0 = mixture.transition(x_t, times[5], times[3])
     torch.testing.assert_close(x0, mixture(x_t, times[5]))
     torch.testing.assert_close(mean, posterior(schedule, x_t, x0, times[5], times[3])[0])
@@ -270,7 +267,7 @@ def test_the_step_to_the_data_ends_on_the_denoised(
     variance: str, schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
 ) -> None:
     mixture.variance = variance
-    zero, x_t = torch.zeros((), dtype=torch.float64), _points(schedule, times)
+    zero, x_t = torch.zeros((), dtype=torch.float64), states_at(schedule, times)
     for t in times:
         mean, log_var, x0 = mixture.transition(x_t, t, zero)
         torch.testing.assert_close(mean, x0)
@@ -292,7 +289,7 @@ def test_the_last_steps_variance_is_beta_1_or_that_of_the_step_before(kind: type
 
 
 def test_times_and_ends_may_differ_between_rows(schedule: Schedule, times: Tensor) -> None:
-    x_t = _points(schedule, times)
+    x_t = states_at(schedule, times)
     s = torch.cat((torch.zeros(1, dtype=torch.float64), times[:-1]))
     for variance in ("beta", "beta_tilde"):
         denoiser = ConstantDenoiser(schedule, torch.full_like(x_t, 0.3), variance)
@@ -305,7 +302,7 @@ def test_times_and_ends_may_differ_between_rows(schedule: Schedule, times: Tenso
 
 
 def test_a_learned_variance_runs_from_beta_tilde_to_beta_in_the_logarithm(schedule: Schedule, times: Tensor) -> None:
-    x_t = _points(schedule, times)
+    x_t = states_at(schedule, times)
     s = torch.cat((torch.zeros(1, dtype=torch.float64), times[:-1]))
     bounds = [ConstantDenoiser(schedule, x_t, v).transition(x_t, times, s)[1] for v in ("beta_tilde", "beta")]
     for extra, frac in ((-1.0, 0.0), (0.0, 0.5), (0.5, 0.75), (1.0, 1.0)):
@@ -327,81 +324,6 @@ def test_a_learned_variance_needs_twice_the_channels() -> None:
         ConstantDenoiser(schedule, x_t, "learned").transition(x_t, t, t / 2)
 
 
-def test_the_mixtures_denoiser_is_the_mean_of_x0_by_quadrature_in_1d(schedule: Schedule, times: Tensor) -> None:
-    means, stds, weights = [-1.0, 0.5, 1.5], [0.3, 0.6, 0.2], [2.0, 1.0, 1.0]
-    denoiser = GaussianMixtureDenoiser(
-        schedule,
-        torch.tensor(means, dtype=torch.float64)[:, None],
-        torch.tensor(stds, dtype=torch.float64)[:, None, None] ** 2,
-        torch.tensor(weights, dtype=torch.float64),
-    )
-    x0 = np.linspace(-8, 8, 40001)
-    prior = sum(w / s * np.exp(-((x0 - m) ** 2) / (2 * s**2)) for m, s, w in zip(means, stds, weights, strict=True))
-    for t in times[1:]:
-        alpha, sigma = (c.item() for c in schedule(t))
-        for x_t in (-1.1 * alpha - sigma, 0.3 * alpha + 0.2 * sigma, 2 * alpha + sigma):
-            joint = prior * np.exp(-((x_t - alpha * x0) ** 2) / (2 * sigma**2))
-            result = denoiser(torch.tensor([[x_t]], dtype=torch.float64), t)
-            assert result.item() == pytest.approx((joint * x0).sum() / joint.sum(), abs=1e-8)
-
-
-def test_the_mixtures_denoiser_and_density_by_quadrature_in_2d(
-    schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
-) -> None:
-    axis = torch.linspace(-5, 5, 401, dtype=torch.float64)
-    x0 = torch.cartesian_prod(axis, axis)
-    factors = mixture.eigenvectors * mixture.eigenvalues.sqrt()[:, None]
-    components = [
-        torch.distributions.MultivariateNormal(m, f @ f.T) for m, f in zip(mixture.means, factors, strict=True)
-    ]
-    log_prior = torch.stack([d.log_prob(x0) for d in components], -1) + mixture.log_weights
-    cell = (axis[1] - axis[0]) ** 2
-    for t in times[2:]:
-        alpha, sigma = schedule(t)
-        if sigma / alpha < 0.1:  # narrower than the quadrature's cells resolve
-            continue
-        x_t = torch.stack((0.4 * alpha + 0.5 * sigma, -0.2 * alpha - 0.3 * sigma))
-        log_likelihood = -((x_t - alpha * x0) ** 2).sum(-1) / (2 * sigma**2) - (2 * torch.pi * sigma**2).log()
-        joint = (log_prior.logsumexp(-1) + log_likelihood).exp() * cell
-        expected = (joint[:, None] * x0).sum(0) / joint.sum()
-        torch.testing.assert_close(mixture(x_t[None], t)[0], expected, rtol=0, atol=1e-6)
-        torch.testing.assert_close(mixture.log_prob(x_t[None], t)[0], joint.sum().log(), rtol=0, atol=1e-5)
-
-
-def test_the_score_is_the_gradient_of_the_log_density(
-    schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
-) -> None:
-    x_t = _points(schedule, times).requires_grad_()
-    (gradient,) = torch.autograd.grad(mixture.log_prob(x_t, times).sum(), x_t)
-    alpha, sigma = (c[:, None] for c in schedule(times))
-    score = (alpha * mixture(x_t, times) - x_t) / sigma**2
-    torch.testing.assert_close(score * sigma, gradient * sigma, rtol=1e-6, atol=1e-8)
-
-
-def test_the_mixture_takes_one_time_for_each_row(
-    schedule: Schedule, times: Tensor, mixture: GaussianMixtureDenoiser
-) -> None:
-    x_t = _points(schedule, times)
-    alone = torch.cat([mixture(x_t[b : b + 1], times[b]) for b in range(9)])
-    torch.testing.assert_close(mixture(x_t, times), alone, rtol=1e-12, atol=1e-12)
-
-
-def test_weights_are_normalised_and_equal_by_default(schedule: Schedule, times: Tensor) -> None:
-    means, covariances = torch.tensor([[-1.0], [1.0]]).double(), torch.ones(2, 1, 1).double()
-    plain = GaussianMixtureDenoiser(schedule, means, covariances)
-    weighted = GaussianMixtureDenoiser(schedule, means, covariances, torch.tensor([7.0, 7.0]).double())
-    x = torch.tensor([[0.3]]).double()
-    torch.testing.assert_close(plain(x, times[4]), weighted(x, times[4]))
-    torch.testing.assert_close(plain.log_prob(x, times[4]), weighted.log_prob(x, times[4]))
-
-
-def test_a_degenerate_mixture_of_points_works(schedule: Schedule, times: Tensor) -> None:
-    points = torch.tensor([[-1.0, 1.0], [1.0, 1.0]]).double()
-    denoiser = GaussianMixtureDenoiser(schedule, points, torch.zeros(2, 2, 2).double())
-    alpha, _ = schedule(times[0])
-    torch.testing.assert_close(denoiser(alpha * points, times[0]), points, rtol=0, atol=1e-12)
-
-
 def test_clipping_clamps_the_denoised_and_keeps_the_rest() -> None:
     x0 = torch.tensor([[-3.0, -0.5, 0.0, 0.99, 1.5]])
     clipped = ClippedDenoiser(ConstantDenoiser(LinearSchedule(), x0, "beta_tilde"))
@@ -421,3 +343,12 @@ def test_a_step_after_clipping_uses_the_clipped_denoised() -> None:
     edge = ConstantDenoiser(schedule, torch.ones(1, 1, dtype=torch.float64))
     for clipped, exact in zip(ClippedDenoiser(outside).transition(x_t, t, s), edge.transition(x_t, t, s), strict=True):
         torch.testing.assert_close(clipped, exact)
+
+
+def test_samplers_derive_eps_from_the_clipped_denoised() -> None:
+    schedule, wide = LinearSchedule(), partial(torch.tensor, dtype=torch.float64)
+    inner = GaussianMixtureDenoiser(schedule, wide([[4.0]]), wide([[[0.0]]]))  # answers 4 everywhere
+    x_t, t, s = wide([[1.5]]), wide(0.5), wide(0.3)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
+    result = DDIMSampler().step(ClippedDenoiser(inner), x_t, t, s, (), lambda: torch.zeros_like(x_t))[0]
+    torch.testing.assert_close(result, alpha_s * 1 + sigma_s * (x_t - alpha_t * 1) / sigma_t)

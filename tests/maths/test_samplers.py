@@ -341,15 +341,6 @@ def test_ddim_with_eta_one_is_ddpm_on_the_whole_grid() -> None:
     torch.testing.assert_close(torch.stack(ddim), torch.stack(ddpm), rtol=0, atol=1e-9)
 
 
-def test_samplers_derive_eps_from_the_clipped_denoised() -> None:
-    schedule = LinearSchedule()
-    inner = GaussianMixtureDenoiser(schedule, _tensor(4)[None], _tensor(0)[None, None])  # answers 4 everywhere
-    x_t, t, s = _tensor(1.5)[None], _tensor(0.5)[0], _tensor(0.3)[0]
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
-    result = DDIMSampler().step(ClippedDenoiser(inner), x_t, t, s, (), _zeros)[0]
-    torch.testing.assert_close(result, alpha_s * 1 + sigma_s * (x_t - alpha_t * 1) / sigma_t)
-
-
 # --- deterministic samplers: order of convergence ---------------------------------------------------------------------
 
 

@@ -161,3 +161,11 @@ def weak_order(at: Callable[[int], Sampler], denoiser: GaussianMixtureDenoiser, 
         expected = marginal(denoiser, times[-1])
         errors.append(sum((x - y).norm().item() for x, y in zip(last, expected, strict=True)))
     return slope(WEAK_COUNTS, errors)
+
+
+def states_at(schedule: Schedule, times: Tensor, rows: int = 9) -> Tensor:
+    """States (rows, 2) of about the size that they have at these times."""
+    alpha, sigma = schedule(times)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(rows, 2, generator=generator, dtype=torch.float64)
+    return (alpha**2 + sigma**2).sqrt().expand(rows)[:, None] * noise

@@ -14,7 +14,6 @@ from PIL import Image
 from support.scripts import TINY, Outcome, assert_refused, call
 
 import train
-from diffusion.runs import resume
 from diffusion.runs.checkpoints import Checkpoint, newest_good, read
 from diffusion.runs.resume import continued
 
@@ -355,66 +354,6 @@ def test_classes_must_be_those_of_the_folder(counts: dict[str, int], said: str, 
     assert outcome.out.startswith("photos: ")  # what the folder holds
     assert_refused(outcome._replace(out=""), "network.num_classes=3", said)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
-
-
-def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
-    torch.save({"weights": torch.zeros(3)}, tmp_path / "other.ckpt")
-    (tmp_path / "text.ckpt").write_text("step,loss\n1,2\n")
-    for name in ("other.ckpt", "text.ckpt"):
-        for option in ("resume", "init_from"):
-            assert_refused(call(train, tmp_path, f"{option}={name}"), name)
-
-
-def test_a_configuration_that_is_not_whole_cannot_be_resumed(tmp_path: Path) -> None:
-    folder = tmp_path / "run" / "checkpoints"
-    folder.mkdir(parents=True)
-    torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, folder / "a.ckpt")
-    assert_refused(
-        call(train, tmp_path, "resume=run/checkpoints/a.ckpt"), "a.ckpt is refused: the configuration has no network"
-    )
-
-
-def test_a_lone_checkpoint_is_not_resumed_in_a_folder_of_other_things(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("diffusion.runs.checkpoints.check_checkpoint", lambda contents: None)
-    torch.save({"config": {"dataset": {"name": "digits"}}, "state_dict": {}, "global_step": 1}, tmp_path / "a.ckpt")
-    assert_refused(call(train, tmp_path, "resume=a.ckpt"), "outside of a run folder", "init_from=a.ckpt")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
-
-
-def test_limits_that_are_typed_replace_those_that_are_not() -> None:
-    limits = {"max_steps": 850, "max_epochs": None, "max_time": None}
-    config = {"budget_minutes": 10.0, "trainer": limits | {"precision": "32-true"}}
-
-    def after(**typed: object) -> tuple[object, ...]:
-        result = resume.limited(config, typed)
-        return result["budget_minutes"], *(result["trainer"][name] for name in limits)
-
-    assert after() == (10.0, 850, None, None)
-    assert resume.limited(config, {"trainer.max_steps": 500}) == config | {
-        "budget_minutes": None, "trainer": config["trainer"]
-    }  # fmt: skip
-    assert resume.limited(config, {"trainer.max_epochs": 100})["trainer"]["max_steps"] is None
-    assert resume.limited(config, {"trainer.max_epochs": 100})["budget_minutes"] is None
-    assert after(budget_minutes=5) == (10.0, None, None, None)
-
-
-def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DIFFUSION_RESUME", raising=False)
-    monkeypatch.setattr("diffusion.runs.checkpoints.check_checkpoint", lambda contents: None)
-    path = tmp_path / "a.ckpt"
-    torch.save({"config": {}, "state_dict": {}, "global_step": 7}, path)
-    found = Checkpoint(path, 7, {}, {}, None)
-    assert resume.agreed(lambda: found) == found
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert resume.agreed(lambda: pytest.fail("the second process must not search")) == found
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert resume.agreed(lambda: None) is None
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert resume.agreed(lambda: pytest.fail("the second process must not search")) is None
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root writes everywhere")
