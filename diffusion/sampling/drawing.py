@@ -213,7 +213,7 @@ class Drawing:
 
     def _noised(self) -> Tensor:
         """Real data of the test split at the times of the states that are drawn: (frames, n, *S)."""
-        test, pipeline = self._test_split(), self.pipeline
+        test, pipeline = held_out(self.model.config), self.pipeline
         if self.n > len(test):
             raise ConfigError(f"n={self.n}: show=both draws as many real samples, and the test split has {len(test)}")
         index = torch.arange(self.n)
@@ -223,14 +223,6 @@ class Drawing:
         states = trajectory(pipeline.denoiser.schedule, x0, times, noise)
         return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
 
-    def _test_split(self) -> Examples:
-        source = self.model.config["dataset"]["source"]
-        check_source(source)
-        # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
-        here = source | ({"download": False} if "download" in source else {})
-        splits: Splits = build(here, "dataset.source").load()
-        return splits.test
-
     def _told_test_data(self) -> Tensor | None:
         """Gives a model that has to be told images, and was told none, those made from test data, with their labels.
 
@@ -239,7 +231,7 @@ class Drawing:
         """
         if self.pipeline.condition is None or self.pipeline.given is not None:
             return None
-        test = self._test_split()
+        test = held_out(self.model.config)
         index = torch.arange(min(self.n, len(test)))
         print(
             "conditioned on images made from test data; condition=photo.png, or a folder, gives others", file=sys.stderr
@@ -257,6 +249,16 @@ class Drawing:
         memory.check_samples(f"n={n}", kept * frames, shape)
         memory.check(f"n={n}", 32 * n)  # the samples' numbers
         memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)
+
+
+def held_out(config: Mapping[str, Any]) -> Examples:
+    """The test data of a run's data set."""
+    source = config["dataset"]["source"]
+    check_source(source)
+    # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
+    here = source | ({"download": False} if "download" in source else {})
+    splits: Splits = build(here, "dataset.source").load()
+    return splits.test
 
 
 def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int | list[int] | None, int | None]:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import cli
-import train
 from data import prepare
 from data.folder import Folder
 from data.module import DataModule
 from data.stream import Images, Splits
+from diffusion.training.data import warn_of_likeness
 from diffusion.training.logger import RunLogger
 
 
@@ -26,7 +26,7 @@ def test_training_data_that_hardly_differ_are_warned_of(level: int, warns: bool)
     datamodule = DataModule(SimpleNamespace(shape=(1, 4, 4), load=lambda: Splits(given, given, given)), 2, 0)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train.warn_of_likeness(datamodule)
+        warn_of_likeness(datamodule)
     assert [str(w.message).startswith("the training data are nearly all alike") for w in caught] == [True] * warns
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.pages import blocks
 
 from diffusion.denoisers import EpsPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser
 from diffusion.networks.unet import UNet
@@ -18,12 +19,6 @@ from diffusion.samplers import DDIMSampler, TrailingGrid, prior
 from diffusion.schedules import LinearSchedule, VPSchedule
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"^```(\w+)(?: +(\S+))?\n(.*?)^```$", re.M | re.S)
-
-
-def blocks(page: str) -> list[tuple[str, str, str]]:
-    """(language, caption, text) of each fenced block of a page."""
-    return BLOCK.findall((ROOT / page).read_text())
 
 
 def test_extending_page_adds_one_of_each_kind_of_part_that_work_together_and_a_notebook(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.pages import blocks
 from support.scripts import assert_refused, call
-from test_docs import blocks
 
 import evaluate
 import export

@@ -1,19 +1,18 @@
 """The forward process drawn above the reverse one."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import sample
 from data.images import DataUnavailable, Mnist
 from diffusion import media
 from diffusion.forward import trajectory
 from diffusion.media import processes
 from diffusion.noise import Noise
+from diffusion.sampling.drawing import held_out
 from diffusion.schedules import CosineSchedule, VarianceExplodingSchedule
 
 
@@ -66,6 +65,5 @@ def test_files_that_cannot_show_both_are_refused(tmp_path: Path) -> None:
 def test_data_that_are_gone_are_not_fetched_for_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Mnist, "_download", lambda self, missing: pytest.fail("a download began"))
     source = {"_target_": "data.images.Mnist", "data_dir": str(tmp_path), "download": True, "pad": 2, "holdout": 5}
-    unused: Any = None
     with pytest.raises(DataUnavailable, match="mnist is not available .*place the files in"):
-        sample.noised(unused, {"dataset": {"source": source}}, unused, 2)
+        held_out({"dataset": {"source": source}})

@@ -9,14 +9,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.odd import Reached, begun, late
 from support.scripts import call
-from test_odd_settings import Reached, begun, late
 from test_validation import BAD, changed
 
 import evaluate
 import sample
 import train
-from diffusion.evaluation import likelihoods, loading
+from diffusion.evaluation import commands, likelihoods
 from diffusion.sampling import drawing
 from diffusion.training import estimate, run
 
@@ -48,7 +48,7 @@ def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would take long raises `Reached`."""
     for owner, name in (
         *((run.Run, "fit"), (drawing, "frames_on")),
-        *((loading, "drawn"), (likelihoods, "evaluated")),
+        *((commands, "drawn"), (likelihoods, "evaluated")),
     ):
         monkeypatch.setattr(owner, name, begun)
     monkeypatch.setattr(estimate, "step_seconds", lambda *_, **__: 0.01)

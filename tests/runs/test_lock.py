@@ -60,7 +60,7 @@ def test_of_two_resumes_at_once_one_trains_and_the_other_is_refused(tmp_path: Pa
 
 
 def test_a_closed_terminal_saves_unless_it_is_ignored(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, {})
     before = signal.getsignal(signal.SIGHUP)
     try:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)

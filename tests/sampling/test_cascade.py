@@ -213,7 +213,7 @@ def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bo
             "dataset.condition=lowres is made from images, and these data are points",
         ),
         ("dataset.condition=lowres dataset.condition.factor=3", "factor=3 does not divide images of 8x8 pixels"),
-        ("dataset.condition=lowres network=tutorial", "this network cannot be conditioned on images"),
+        ("dataset.condition=lowres network=tutorial", "a TutorialUNet cannot be conditioned on images"),
         ("dataset.source.downsample=3", "downsample=3: must divide the images' 8 rows"),
         ("dataset.condition=masked dataset.condition.largest=2", "need 0 < smallest <= largest <= 1"),
         (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hydra import compose, initialize_config_dir
+from support.configs import resolved
 
 import cli
 from diffusion.build import build
@@ -18,7 +18,7 @@ from diffusion.runs.parts import Parts
 from diffusion.samplers import AnnealedLangevinSampler, prior
 from diffusion.sampling.pipeline import sampler_and_times
 from diffusion.settings.training import PARTS, Settings, settings
-from diffusion.training import setup, steps, trainer
+from diffusion.training import steps, trainer
 
 ROOT = Path(__file__).parents[2]
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
@@ -26,17 +26,6 @@ SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow", "ncsn"]  # for any dataset
 CASCADE = ["cascade_base", "cascade_sr"]
 ENCODING = ["dataset=digits", "network=autoencoder", "denoiser=autoencoder", "objective=elbo"]
 TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
-
-
-def resolved(*overrides: str) -> dict[str, Any]:
-    """The configuration that `python train.py overrides` works with."""
-    with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
-        composed = compose("train", [*overrides, "dataset.path=photos"] if _is_folder(overrides) else overrides)
-        return setup.resolved(composed).config
-
-
-def _is_folder(overrides: tuple[str, ...]) -> bool:
-    return any(override in ("dataset=folder", "experiment=folder", "experiment=fast_folder") for override in overrides)
 
 
 def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:

@@ -7,21 +7,21 @@ import signal
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any
+from types import ModuleType
 
 import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.odd import SECONDS, Reached, begun, late
 from support.scripts import call
 
 import cli
 import evaluate
 import sample
 import train
-from diffusion.evaluation import likelihoods, loading
-from diffusion.sampling import parallel
+from diffusion.evaluation import commands, likelihoods
+from diffusion.sampling import drawing
 from diffusion.training import estimate, run
 
 CHECKPOINT = Path(__file__).parents[1] / "fixtures" / "digits.ckpt"
@@ -34,11 +34,6 @@ SCRIPTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "sample": (sample, (f"ckpt={CHECKPOINT}", "accelerator=cpu", "out=x.png")),
     "evaluate": (evaluate, (f"ckpt={CHECKPOINT}", "accelerator=cpu", "n=100", "cache=null", "out=scores")),
 }
-SECONDS = 60
-
-
-class Reached(BaseException):
-    """The script has checked everything and would begin."""
 
 
 def choices(script: str) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -59,14 +54,6 @@ def choices(script: str) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 CASES = {script: list(choices(script)) for script in SCRIPTS}
-
-
-def begun(*_: Any, **__: Any) -> Any:
-    raise Reached
-
-
-def late(number: int, frame: FrameType | None) -> None:
-    raise AssertionError(f"it did not end within {SECONDS} s")
 
 
 def fault(script: str, chosen: tuple[str, ...], key: str, value: str, folder: Path) -> str | None:
@@ -100,8 +87,8 @@ def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.Run, "fit", begun)
     monkeypatch.setattr(run, "claim_folder", begun)
     monkeypatch.setattr(estimate, "step_seconds", lambda *_, **__: 0.01)
-    monkeypatch.setattr(parallel, "frames_on", begun)
-    monkeypatch.setattr(loading, "drawn", begun)
+    monkeypatch.setattr(drawing, "frames_on", begun)
+    monkeypatch.setattr(commands, "drawn", begun)
     monkeypatch.setattr(likelihoods, "evaluated", begun)
     signal.signal(signal.SIGALRM, late)
 

@@ -138,12 +138,11 @@ def test_newest_good_checkpoint_is_used(damage: str, run: Path, capsys: pytest.C
         cut = whole[: len(whole) // 2]
         contents = {"empty": b"", "truncated": cut, "bit": flipped(whole), "text": b"not a checkpoint"}
         last.write_bytes(contents[damage])
-    path, contents = newest_good(run)
-    assert path.name == "best.ckpt"
-    assert contents["global_step"] == 4
+    found = newest_good(run)
+    assert (found.path.name, found.step) == ("best.ckpt", 4)
     (warning,) = capsys.readouterr().err.splitlines()
     assert warning.startswith(f"warning: {last} ")
-    assert warning.endswith(f"using {path} instead")
+    assert warning.endswith(f"using {found.path} instead")
 
     (run / "checkpoints" / "best.ckpt").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"best\.ckpt.*last\.ckpt") as error:

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from support.configs import resolved
 from support.meta import DeviceError, Net, no_autocast  # noqa: F401
-from test_configs import resolved
 from torch import Tensor, nn
 
 import cli
