@@ -68,7 +68,8 @@ class Table:
             result = measurement()
         except TimeIsUp:
             result = "stopped: the time was up"
-        except Exception as error:  # one part that fails must not hide the others
+        # A table of many parts: one that fails in any way is counted, named and makes the exit status 1.
+        except Exception as error:
             self.failed += 1
             lines = str(error).strip().splitlines() or [""]
             result = f"failed: {type(error).__name__}: {lines[-1].removeprefix('error: ')}"

@@ -164,7 +164,8 @@ def _graph(model: nn.Module, arguments: list[Tensor], names: list[str], output: 
                 model.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
                 input_names=names, output_names=[output], dynamic_shapes=nested,
             )  # fmt: skip
-    except Exception as error:  # of torch's exporter, whose kinds are private
+    # The exporter lets through whatever the traced code or its own private passes raise.
+    except Exception as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(f"torch cannot export this model to ONNX: {reason}") from error
     finally:

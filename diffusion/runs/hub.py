@@ -48,7 +48,8 @@ def push(folder: Path, name: str) -> str:
         api = HfApi()
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder)
-    except Exception as error:  # of the package, of its HTTP library, or of the network
+    # Its HTTP library differs between versions and has errors of its own; whatever went wrong, the folder is whole.
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"push={name} failed ({reason}); {folder} is kept: log in by hf auth login, then hf upload {name} {folder}"

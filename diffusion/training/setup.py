@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -96,34 +96,29 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
         return other | {"network": conditioned(other["network"], condition, other["dataset"]["shape"])}
 
     def attempt(other: dict[str, Any]) -> None:
-        for _, stage in _STAGES:
-            stage(with_channels(other))
+        for _ in _checked(with_channels(other)):
+            pass
 
-    for groups, stage in _STAGES:
-        try:
-            stage(with_channels(config))
-        except ValueError as error:
-            meant = mistaken(config, typed) if stage is _sampling else ""
-            raise Unfit(f"{error}; {meant}" if meant else str(error), groups, config, attempt) from error
-    return with_channels(config)
-
-
-def _loss(config: dict[str, Any]) -> None:
-    Parts(config).objective.check(planned(config))
+    groups: tuple[str, ...] = ("network",)
+    try:
+        whole = with_channels(config)
+        for groups in _checked(whole):  # noqa: B007 (the last one is that of the check that failed)
+            pass
+    except ValueError as error:
+        meant = mistaken(config, typed) if "sampler" in groups else ""
+        raise Unfit(f"{error}; {meant}" if meant else str(error), groups, config, attempt) from error
+    return whole
 
 
-def _sampling(config: dict[str, Any]) -> None:
-    model = planned(config)
+def _checked(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Before each check, the groups whose other choices may help if it fails; raises ValueError where it does."""
+    yield ("network", "denoiser", "schedule")
+    model, parts = planned(config), Parts(config)
+    yield ("objective", "denoiser", "schedule")
+    parts.objective.check(model)
+    yield ("sampler", "grid", "denoiser", "schedule")
     if isinstance(model, TrainableDenoiser):
-        method_of(Parts(config), model)
-
-
-# What is checked one after the other, with the groups whose other choices may help.
-_STAGES: tuple[tuple[tuple[str, ...], Callable[[dict[str, Any]], object]], ...] = (
-    (("network", "denoiser", "schedule"), planned),
-    (("objective", "denoiser", "schedule"), _loss),
-    (("sampler", "grid", "denoiser", "schedule"), _sampling),
-)
+        method_of(parts, model)
 
 
 def conditioned(network: Mapping[str, Any], condition: ImageCondition, shape: Sequence[int]) -> dict[str, Any]:

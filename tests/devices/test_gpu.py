@@ -25,7 +25,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measure]:
         yield lambda function, folder, *arguments: function(folder, device, *arguments)
         return
     if not os.environ["TEST_GPUS"]:
-        pytest.skip("PyTorch finds no CUDA device here")
+        pytest.skip("PyTorch finds no CUDA device here")  # its equalities ran on the CPU, as the other parameter
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_show, initargs=(os.environ["TEST_GPUS"],)) as process:
         yield lambda function, folder, *arguments: process.submit(function, folder, device, *arguments).result()

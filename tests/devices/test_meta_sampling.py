@@ -246,10 +246,13 @@ def test_both_likelihoods_run(kind: str) -> None:
     cond = {"image": torch.zeros(2, 2, 8, 8, device="meta")} if denoiser.condition_channels else {}
     with Net(copies=True):
         for eight_bit in (True, False):
-            variational_bound(Conditioned(denoiser, cond), x, TrailingGrid()(denoiser.schedule, 3), noise, eight_bit)
+            times = TrailingGrid()(denoiser.schedule, 3)
+            terms = variational_bound(Conditioned(denoiser, cond), x, times, noise, eight_bit)
+            assert (terms.shape, terms.device.type) == ((2, 4), "meta")
         for options in ({"steps": 2}, {"tolerance": 1e-3}, {"steps": 1, "probe": "gaussian"}):
-            x_1, _ = ode_log_density(Conditioned(denoiser, cond), x.double(), noise, **options)  # type: ignore[arg-type]
-            prior_log_density(denoiser.schedule, x_1)
+            x_1, change = ode_log_density(Conditioned(denoiser, cond), x.double(), noise, **options)  # type: ignore[arg-type]
+            density = prior_log_density(denoiser.schedule, x_1)
+            assert (x_1.shape, change.shape, density.shape, density.device.type) == (x.shape, (2,), (2,), "meta")
 
 
 @pytest.mark.parametrize("extractor", [RandomConvolutions(1), Classifier(SHAPE, 3)], ids=["random", "classifier"])

@@ -65,6 +65,7 @@ def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Te
 def train_a_step(module: DiffusionModule, batch: dict[str, Tensor]) -> None:
     """All that Lightning calls in an optimizer step."""
     optimizer: Any = module.configure_optimizers()
+    module.denoiser.zero_grad()
 
     def closure() -> Tensor:
         loss = module.training_step(batch, 0)
@@ -73,6 +74,9 @@ def train_a_step(module: DiffusionModule, batch: dict[str, Tensor]) -> None:
         return loss
 
     module.optimizer_step(0, 0, optimizer, closure)
+    trained = [p for p in module.denoiser.network.parameters() if p.requires_grad]
+    assert all(p.grad is not None and p.grad.device.type == "meta" for p in trained)
+    assert module.last_loss.device.type == module.grad_norm.device.type == "meta"
 
 
 @pytest.mark.parametrize("experiment", cli.choices_of("experiment"))

@@ -91,8 +91,8 @@ def saved(folder: Path, scheduler: Any) -> Any:
     return pipeline
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "defaults")
-def test_the_network_computes_what_that_of_diffusers_does(options: dict[str, Any]) -> None:
+def difference(options: dict[str, Any]) -> float:
+    """The largest between our network's output and that of diffusers, with these options and the same weights."""
     wanted = theirs(**options)
     config = json.loads(wanted.to_json_string())
     network = build(unet2d.network_config(config), "network").eval()
@@ -103,7 +103,13 @@ def test_the_network_computes_what_that_of_diffusers_does(options: dict[str, Any
     with torch.no_grad():
         expected = wanted(x, t, class_labels=label).sample
         found = network(x, t.float(), {} if label is None else {"label": label})
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert found.shape == expected.shape
+    return (found - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "defaults")
+def test_the_network_computes_what_that_of_diffusers_does(options: dict[str, Any]) -> None:
+    assert difference(options) <= 1e-5
 
 
 @settings(max_examples=25, deadline=None)
@@ -135,9 +141,7 @@ def test_the_network_computes_what_that_of_diffusers_does_for_any_options(data: 
         "flip_sin_to_cos": st.booleans(),
         "num_class_embeds": st.sampled_from([None, 5]),
     }
-    test_the_network_computes_what_that_of_diffusers_does(
-        {name: data.draw(choice, name) for name, choice in choices.items()}
-    )
+    assert difference({name: data.draw(choice, name) for name, choice in choices.items()}) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", ["DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "UniPCMultistepScheduler"])

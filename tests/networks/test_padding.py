@@ -120,8 +120,11 @@ def test_blocks_are_counted_by_level() -> None:
 
 
 def test_one_number_of_blocks_is_that_number_in_each_level() -> None:
-    one, several = (UNet((1, 8, 8), widths=(8, 8), attention=(), blocks=blocks) for blocks in (2, (2, 2)))
+    one, several = (perturbed(UNet((1, 8, 8), widths=(8, 8), attention=(), blocks=blocks)) for blocks in (2, (2, 2)))
     several.load_state_dict(one.state_dict())
+    x = draw(2, 1, 8, 8)
+    assert one(x, C_NOISE, {}).abs().max() > 0.01
+    assert torch.equal(one(x, C_NOISE, {}), several(x, C_NOISE, {}))
 
 
 def test_a_stored_configuration_without_a_later_argument_is_the_one_with_its_default() -> None:

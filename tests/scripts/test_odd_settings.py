@@ -67,7 +67,8 @@ def fault(script: str, chosen: tuple[str, ...], key: str, value: str, folder: Pa
         outcome = call(module, folder, *own, *chosen, f"{key}={value}")
     except Reached:
         return None
-    except Exception as error:  # every one is a traceback in a terminal
+    # Whatever gets out of a script is a traceback in a terminal: it is what the caller fails by.
+    except Exception as error:
         return f"{type(error).__name__}: {error}"
     finally:
         signal.alarm(0)
