@@ -81,8 +81,8 @@ class Parts:
     def objective(self) -> Objective:
         """The loss, of latents if the model learns these."""
         objective = self._part("objective", Objective)
-        if self.settings.condition_dropout != 0:
-            objective = ConditionDropout(objective, self.settings.condition_dropout)
+        if dropout := self.config.get("condition_dropout"):
+            objective = ConditionDropout(objective, dropout)
         return objective if self.codec is None else LatentObjective(objective, self.codec)
 
     @cached_property

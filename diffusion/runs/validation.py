@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from diffusion.build import build
 from diffusion.machine import memory
-from diffusion.models import Autoencoder, Codec, LatentObjective
-from diffusion.objectives import ConditionDropout, Objective
-from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
+from diffusion.models import Autoencoder, Codec
 from diffusion.runs.archive import Invalid, leaves
 from diffusion.runs.models import planned
+from diffusion.runs.parts import Parts
 from diffusion.terminal.progress import counted
 
 # What the dataset's part of a configuration holds, beside what its own source checks.
@@ -41,12 +40,12 @@ def check_checkpoint(checkpoint: Mapping[str, Any]) -> None:
         raise Invalid(f"its global_step is {step!r}")
     with _building():
         check_config(config)
-        model, objective, ema = _parts(config)
+        parts = _parts(config)
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not re.match(r"\d+\.\d+", version):
         raise Invalid("it names no version of Lightning")
-    _check_state(checkpoint["state_dict"], _whole_state(model, objective, ema), config)
-    _check_optimizer(checkpoint, model, config)
+    _check_state(checkpoint["state_dict"], _whole_state(parts), config)
+    _check_optimizer(checkpoint, parts)
     _check_loops(checkpoint, config)
     _check_callbacks(checkpoint.get("callbacks"))
     _check_data(checkpoint.get("DataModule"))
@@ -66,8 +65,11 @@ def check_model(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     prefix = "ema." if any(name.startswith("ema.") for name in state) else "denoiser."
     with _building():
         check_config(config, _TRAINING if trained else ())
-        model, objective = (_parts(config)[:2]) if trained else (planned(config), nn.Module())
-    _check_state(state, model.state_dict(prefix=prefix) | objective.state_dict(prefix="objective."), config)
+        parts = _parts(config) if trained else None
+        model = planned(config) if parts is None else parts.model
+    wanted = model.state_dict(prefix=prefix)
+    wanted |= {} if parts is None else parts.objective.state_dict(prefix="objective.")
+    _check_state(state, wanted, config)
 
 
 @contextmanager
@@ -122,23 +124,15 @@ def check_config(config: Mapping[str, Any], training: Sequence[str] = _TRAINING)
         raise Invalid(f"condition_dropout in its configuration is {dropout!r}")
 
 
-def _parts(config: Mapping[str, Any]) -> tuple[nn.Module, Objective, EMA | PowerEMA | None]:
-    """Model and objective on `meta`, and the averaging, as a run puts them together."""
+def _parts(config: Mapping[str, Any]) -> Parts:
+    """What a run with this configuration puts together, on `meta`."""
     model = planned(config)
     with memory.bounded("the objective"), torch.device("meta"):
-        objective = build(config["objective"], "objective")
-        if not isinstance(objective, Objective):
-            raise Invalid("its objective is none of this project")
-        if config.get("condition_dropout"):
-            objective = ConditionDropout(objective, config["condition_dropout"])
-        if config.get("autoencoder") is not None:
-            objective = LatentObjective(objective, _codec(config["autoencoder"]))
-    if not isinstance(build(config["learning_rate"], "learning_rate"), LearningRate):
-        raise Invalid("its learning_rate is none of this project")
-    ema = None if config["ema"] is None else build(config["ema"], "ema")
-    if not isinstance(ema, EMA | PowerEMA | None):
-        raise Invalid("its ema is none of this project")
-    return model, objective, ema
+        codec = None if config.get("autoencoder") is None else _codec(config["autoencoder"])
+        parts = Parts(dict(config), codec, model=model)
+        for name in ("objective", "optimizer", "learning_rate", "ema"):
+            getattr(parts, name)  # ConfigError for another class than a part's
+    return parts
 
 
 def _codec(described: Any) -> Codec:
@@ -156,12 +150,13 @@ def _codec(described: Any) -> Codec:
     return Codec(autoencoder, described["clip"])
 
 
-def _whole_state(model: nn.Module, objective: nn.Module, ema: EMA | PowerEMA | None) -> dict[str, Tensor]:
+def _whole_state(parts: Parts) -> dict[str, Tensor]:
     """Weights, averages and the objective's state of a run."""
+    ema = parts.ema
     averages = [] if ema is None else ["ema.", *(f"other_emas.{i}." for i in range(len(ema.weights(1)) - 1))]
-    wanted: dict[str, Tensor] = dict(objective.state_dict(prefix="objective."))
+    wanted: dict[str, Tensor] = dict(parts.objective.state_dict(prefix="objective."))
     for prefix in ("denoiser.", *averages):
-        wanted |= model.state_dict(prefix=prefix)
+        wanted |= parts.model.state_dict(prefix=prefix)
     return wanted
 
 
@@ -189,12 +184,9 @@ def _check_tensor(name: str, value: Any, wanted: Tensor, double: bool = False) -
         raise Invalid(f"{name} is {kinds[0]}, and its network has {kinds[1]}")
 
 
-def _check_optimizer(checkpoint: Mapping[str, Any], model: nn.Module, config: Mapping[str, Any]) -> None:
-    optimizer = build(config["optimizer"], "optimizer")
-    if not isinstance(optimizer, AdamW | Muon):
-        raise Invalid("its optimizer is none of this project")
-    network = model.get_submodule("network")
-    fresh = optimizer(network, fused=False)
+def _check_optimizer(checkpoint: Mapping[str, Any], parts: Parts) -> None:
+    network, config = parts.model.network, parts.config
+    fresh = parts.optimizer(network, fused=False)
     names = {id(p): name for name, p in network.named_parameters()}
     stored = checkpoint.get("optimizer_states")
     if checkpoint.get("lr_schedulers") != [] or not isinstance(stored, list) or len(stored) != 1:
