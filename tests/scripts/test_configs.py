@@ -241,9 +241,7 @@ def test_every_setting_is_read_by_the_code() -> None:
     source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").rglob("*.py")])
     interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
     for name in settings:
-        used = re.search(
-            rf"""settings_?\.{name}\b|\["{name}"\]|get\("{name}"\)|_part\("{name}"|config\.{name}\b""", source
-        )
+        used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|(get|_part)\("{name}"|config\.{name}\b""", source)
         assert used or f"${{{name}}}" in interpolated, f"nobody reads {name}"
 
 
