@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
 from diffusion.build import Unfit, nearest
+from diffusion.settings.training import with_timesteps
 from diffusion.terminal import streams
 from diffusion.terminal.commands import quoted
 
@@ -94,24 +95,37 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
 
 def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
     """Which other choices of a group would go together with the rest, found by trying each."""
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    typed = [group for group in groups_of(config_name) if group in config and OmegaConf.is_dict(config[group])]
+    typed = list(HydraConfig.get().overrides.task)
     found = []
     for group in error.groups:
-        passing: list[str] = []
+        rest, passing = [argument for argument in typed if argument.partition("=")[0] != group], []
         for name in choices_of(group):
-            chosen = OmegaConf.load(_folder(group) / f"{name}.yaml")
-            other: Any = OmegaConf.create({**{key: config._get_node(key) for key in config}, group: chosen})
-            parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in {*typed, group} - {"dataset"}}
             try:
+                other = compose(config_name, [*rest, f"{group}={name}"])
+                OmegaConf.set_struct(other, False)
+                other.dataset = config.get("dataset")  # with the shape that was read from the data
+                with_timesteps(other)
+                parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in _chosen(other, config_name)}
                 error.attempt({**error.config, **parts})
-            except USER_ERRORS:
+            except (HydraException, OmegaConfBaseException, *USER_ERRORS):
                 continue
             passing.append(name)
         if passing:
             found.append(f"{group}={', '.join(passing)}")
     return f"; with all else as it is, this would do: {'; or '.join(found)}" if found else ""
+
+
+def _chosen(config: "DictConfig", config_name: str) -> list[str]:
+    """The groups whose choice a composed configuration holds, but for the data."""
+    from omegaconf import OmegaConf
+
+    return [group for group in groups_of(config_name) if group != "dataset" and OmegaConf.is_dict(config.get(group))]
 
 
 def _remove_sweep_record() -> None:

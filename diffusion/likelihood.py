@@ -242,10 +242,7 @@ def check_ode(denoiser: Denoiser) -> None:
     _check_unclipped(denoiser)
     ends = torch.tensor([1.0, denoiser.schedule.t_min], dtype=torch.float64)
     if not denoiser.schedule.log_snr(ends).isfinite().all():
-        raise ValueError(
-            "likelihood=ode cannot go to t = 1 on a schedule with zero terminal SNR, where no data are left: use "
-            "likelihood=vlb"
-        )
+        raise ValueError("the ODE cannot go to t = 1 on a schedule with zero terminal SNR, where no data are left")
     denoiser.check_times(torch.linspace(1, denoiser.schedule.t_min, 50, dtype=torch.float64))
 
 

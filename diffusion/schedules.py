@@ -182,7 +182,7 @@ def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:
     if largest >= 1:
         raise ValueError(
             f"timesteps={timesteps} is too few for this schedule: its largest beta, scaled by 1000 / timesteps, would "
-            f"be {largest:.3g} and must be below 1; use more timesteps or schedule=cosine"
+            f"be {largest:.3g} and must be below 1; use more timesteps"
         )
     return betas
 

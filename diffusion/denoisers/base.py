@@ -105,7 +105,7 @@ class Denoiser(nn.Module, ABC):
         beta, beta_tilde = (expand(v, x_t) for v in log_variances(self.schedule, t, s))
         if self.variance == "learned":
             if prediction.extra is None:
-                raise ValueError("variance=learned needs a denoiser with further outputs, such as a network's")
+                raise ValueError("a learned variance needs a denoiser with further outputs, such as a network's")
             return mean, torch.lerp(beta_tilde.to(x_t), beta.to(x_t), (prediction.extra + 1) / 2)
         return mean, beta if self.variance == "beta" else beta_tilde
 

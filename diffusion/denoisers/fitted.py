@@ -153,7 +153,7 @@ class MixturePrior(nn.Module):
         it was."""
         (n, d), k, count = x.shape, self.basis.shape[1], len(self.means)
         if n < 2:
-            raise ValueError("denoiser=residual needs at least two training examples to know their covariance")
+            raise ValueError("a covariance is fitted to at least two training examples, and there is one")
         mean = x.mean(0)
         v, known = principal(x - mean, k)
         z = (x - mean) @ v

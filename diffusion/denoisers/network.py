@@ -129,7 +129,7 @@ class TrainableDenoiser(Denoiser, Trainable):
         self.steps = int(getattr(network, "steps", 0))
         if self.steps and schedule.timesteps != self.steps:
             raise ValueError(
-                f"network.heads={self.steps} is one head a step: use a discrete schedule with timesteps={self.steps}"
+                f"the network has {self.steps} heads, one a noising step, and the schedule has {schedule.timesteps}"
             )
 
     def output(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
@@ -173,8 +173,7 @@ class NetworkDenoiser(RegressionDenoiser):
         one = torch.ones((), dtype=torch.float64, device="cpu")
         if not all(c.isfinite() for c in (*precond(*schedule(one)), precond.c_noise(schedule, one))):
             raise ValueError(
-                "denoiser=eps, score and edm say nothing of the data at t = 1 on a schedule with zero terminal SNR: "
-                "use denoiser=v, x0 or flow, or schedule.zero_terminal_snr=false"
+                f"{type(precond).__name__} says nothing of the data at t = 1 on a schedule with zero terminal SNR"
             )
         self.precond = precond
         if self.steps:
@@ -184,8 +183,8 @@ class NetworkDenoiser(RegressionDenoiser):
         number = self.precond.c_noise(self.schedule, times[times > 0])
         if self.steps and ((number - number.round()).abs() > 1e-3).any():
             raise ValueError(
-                f"network=heads has one head for each of {self.steps} steps and none between: use grid=trailing or "
-                f"uniform, and any denoiser but edm, such as denoiser=eps"
+                f"the network has a head for each of {self.steps} noising steps and none between: it takes the "
+                f"schedule's own steps alone, by their numbers"
             )
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
@@ -202,7 +201,7 @@ class NetworkDenoiser(RegressionDenoiser):
         if self.variance == "learned":
             if out.shape[1] != 2 * x_t.shape[1]:
                 raise ValueError(
-                    f"variance=learned needs a network with {2 * x_t.shape[1]} output channels, this has {out.shape[1]}"
+                    f"a learned variance needs {2 * x_t.shape[1]} output channels, and the network has {out.shape[1]}"
                 )
             raw, extra = out.chunk(2, dim=1)
         return Prediction(c_skip * x_t + c_out * raw, raw, extra)

@@ -49,14 +49,13 @@ class ResidualDenoiser(RegressionDenoiser):
         variance: str = "beta_tilde",
     ) -> None:
         if variance == "learned":
-            raise ValueError("variance=learned needs denoiser=learned; denoiser=residual has beta or beta_tilde")
+            raise ValueError("a ResidualDenoiser learns no variance: it has beta or beta_tilde")
         if min(clusters, components) < 1:
             raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
         super().__init__(network, schedule, variance)
         if schedule.log_snr(torch.ones((), device="cpu")).isinf():
             raise ValueError(
-                "denoiser=residual cannot tell its network of a noise level without any data: use denoiser=v, x0 or "
-                "flow, or schedule.zero_terminal_snr=false"
+                "a ResidualDenoiser has no noise level for its network at t = 1 on a schedule with zero terminal SNR"
             )
         d = torch.Size(shape).numel()
         self.prior = MixturePrior(d, min(components, d), clusters, self.num_classes)

@@ -33,7 +33,7 @@ class StepDenoiser(TrainableDenoiser):
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         if schedule.timesteps is None:
-            raise ValueError("denoiser=step knows noising steps alone: choose a discrete schedule, such as linear")
+            raise ValueError("a StepDenoiser knows noising steps alone, and this schedule is continuous")
         super().__init__(network, schedule, "learned")
         self.timesteps = schedule.timesteps
 
@@ -43,8 +43,8 @@ class StepDenoiser(TrainableDenoiser):
         far = (steps.diff(dim=0).abs() - 1).abs() > 1e-3
         if far.any() or ((steps - steps.round()).abs() > 1e-3).any():
             raise ValueError(
-                f"denoiser=step knows each of its {self.timesteps} steps and nothing between or across them: use "
-                f"steps={self.timesteps} and grid=trailing, or for a likelihood likelihood=vlb"
+                f"a StepDenoiser knows each of its {self.timesteps} steps and nothing between or across them: it goes "
+                f"through every one of them"
             )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
@@ -56,7 +56,7 @@ class StepDenoiser(TrainableDenoiser):
         beta = sigma_t**2 - (ratio * sigma_s) ** 2
         out = self.output(x_t, self.schedule.c_noise(t), cond)
         if out.shape[1] != 2 * x_t.shape[1]:
-            raise ValueError(f"denoiser=step needs a network with {2 * x_t.shape[1]} outputs, this has {out.shape[1]}")
+            raise ValueError(f"a StepDenoiser needs a network with {2 * x_t.shape[1]} outputs, this has {out.shape[1]}")
         raw, extra = out.chunk(2, dim=1)
         # D = (mean - a x_t) / c with r - a = r (sigma_t^2 - sigma_s^2) / sigma_t^2 and c = alpha_s beta / sigma_t^2.
         c_skip = ratio * (sigma_t**2 - sigma_s**2) / (alpha_s * beta)

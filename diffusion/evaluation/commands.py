@@ -1,6 +1,6 @@
 """What `evaluate.py` does: a table of scores, a likelihood, or a classifier to ship."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     place = devices("auto", options.accelerator)[0].replace("mps", "cpu")
     denoiser: TrainableDenoiser = load_model(checkpoint, weights=options.weights).to(place)
     settings = {name: vars(options)[name] for name in ("seed", "steps", "tolerance", "probes")}
-    measure = Likelihood(kind, denoiser, parts.shape, dataset["clip"], condition=parts.condition, **settings)
+    measure = _measure(kind, denoiser, parts, dataset["clip"], settings)
     splits = loaded(dataset, options.data_dir, options.download, parts.shape)[1]
     check_classes(denoiser.num_classes, splits, dataset["name"])
     data = getattr(splits, options.split)
@@ -143,3 +143,18 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     write_likelihood(folder, options.split, kind, settings | figures)
     Findings(pictures=found.pictures).draw(folder, options.split, step)
     print(f"written: {record_path(folder, options.split)}")
+
+
+def _measure(
+    kind: str, denoiser: TrainableDenoiser, parts: Parts, eight_bit: bool, settings: Mapping[str, Any]
+) -> Likelihood:
+    """The likelihood that is asked for; where the model has none of this kind, the error names the other if it has."""
+    try:
+        return Likelihood(kind, denoiser, parts.shape, eight_bit, condition=parts.condition, **settings)
+    except ValueError as error:
+        other = "vlb" if kind == "ode" else "ode"
+        try:
+            Likelihood(other, denoiser, parts.shape, eight_bit, **settings | {"tolerance": None})
+        except ValueError:
+            raise error from None
+        raise ConfigError(f"{error}; with all else as it is, this would do: likelihood={other}") from error

@@ -55,7 +55,7 @@ class Autoencoder(Trainable):
         # Not by isinstance, which from Python 3.12 on does not see a module's parameters, buffers and submodules.
         needed = ("shape", "latent_shape", "log_var", "encode", "decode")
         if any(getattr(network, name, None) is None for name in needed):
-            raise ValueError("denoiser=autoencoder needs a network with two ways: network=autoencoder")
+            raise ValueError("an autoencoder needs a network that encodes and decodes")
         self.network = network
         self.shape, self.latent_shape = network.shape, network.latent_shape
 

@@ -34,7 +34,7 @@ class NoisyClassifier(Trainable):
         super().__init__()
         classes = getattr(network, "classes", None)
         if not isinstance(classes, int):
-            raise ValueError("denoiser=classifier needs a network that classifies: network=encoder")
+            raise ValueError("a classifier needs a network that tells classes apart")
         self.network, self.schedule, self.num_classes = network, schedule, classes
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:

@@ -26,9 +26,7 @@ class AutoencoderNetwork(nn.Module):
     """
 
     num_classes = 0  # it is told no labels
-    not_for_denoising = (
-        "network=autoencoder does not denoise: add denoiser=autoencoder objective=elbo, or use network=unet"
-    )
+    not_for_denoising = "this network encodes and decodes, and does not denoise"
     ends = ("encoder.1", "to_moments", "decoder.0", "to_data")
 
     def __init__(
@@ -45,8 +43,8 @@ class AutoencoderNetwork(nn.Module):
         factor = patch * 2 ** (len(widths) - 1)
         if latent < 1 or factor < 2:
             raise ValueError(
-                f"network=autoencoder needs latent of at least 1 and a lower resolution, got {latent=} and {patch=} "
-                f"with {len(widths)} level: use patch=2, or two network.widths"
+                f"an autoencoder needs latent of at least 1 and a lower resolution, got {latent=} and {patch=} "
+                f"with {len(widths)} level: give patch=2, or two widths"
             )
         channels, height, width = self.shape = tuple(shape)
         self.margins = margins((height, width), multiple)

@@ -81,7 +81,7 @@ class DiT(ImageNetwork):
                 f"dit needs patch, depth and heads of at least 1 and a width that is a multiple of 4 and of heads, got "
                 f"{patch=}, {width=}, {depth=} and {heads=}"
             )
-        multiple = check_size("dit", shape, patch, f"patch={patch}", "choose a network.patch that divides it", pad)
+        multiple = check_size("dit", shape, patch, f"patch={patch}", pad, "choose a patch that divides it")
         super().__init__(
             shape,
             multiple,

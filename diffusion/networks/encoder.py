@@ -26,7 +26,7 @@ class Encoder(nn.Module):
     """
 
     num_classes = 0  # it is told no labels
-    not_for_denoising = "network=encoder classifies: add denoiser=classifier objective=classifier, or use network=unet"
+    not_for_denoising = "this network tells classes apart, and does not denoise"
     ends = ("conv_in", "out")
 
     def __init__(
@@ -42,10 +42,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         if classes < 2:
-            raise ValueError(
-                f"network=encoder tells classes apart, and dataset.num_classes is {classes}: use data with two or "
-                f"more, such as dataset=digits"
-            )
+            raise ValueError(f"an encoder tells two or more classes apart, and the data have {classes}")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), got {dropout}")
         self.multiple = check_levels("encoder", shape, widths, blocks, attention, patch, pad)

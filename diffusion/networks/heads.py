@@ -27,14 +27,9 @@ class Heads(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 1:
-            raise ValueError(
-                f"network=heads needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images"
-            )
+            raise ValueError(f"heads need vectors of shape (d,), got shape {tuple(shape)}")
         if heads is None:
-            raise ValueError(
-                "network=heads has a head for each noising step, and this schedule is continuous: use a discrete one, "
-                "such as schedule=linear, or network=mlp"
-            )
+            raise ValueError("there is a head for each noising step, and this schedule is continuous")
         self.steps = heads
         if heads < 1 or width < 1:
             raise ValueError(f"heads and width must be at least 1, got {heads=} and {width=}")
@@ -55,8 +50,7 @@ class Heads(nn.Module):
         wrong = ((c_noise - head).abs() > 1e-3) | (head < 0) | (head >= self.steps)
         if wrong.any():
             raise ValueError(
-                f"network.heads={self.steps} has no head {c_noise[wrong][0].item() + 1:g}: set one a step, and take "
-                f"the schedule's own steps"
+                f"of {self.steps} heads, one a noising step, none is number {c_noise[wrong][0].item() + 1:g}"
             )
         rows, which, counts = head.long().unique(return_inverse=True, return_counts=True)
         # The samples of one head side by side, padded to the most that a head has: a matrix product for each.

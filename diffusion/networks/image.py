@@ -99,7 +99,9 @@ def cropped(x: Tensor, around: Margins) -> Tensor:
     return F.pad(x, [-margin for margin in around]) if any(around) else x
 
 
-def check_size(name: str, shape: Sequence[int], multiple: int, settings: str, remedy: str, pad: bool | None) -> int:
+def check_size(
+    name: str, shape: Sequence[int], multiple: int, settings: str, pad: bool | None, remedy: str = ""
+) -> int:
     """What height and width of an image have to be multiples of in a network, 1 where it pads none.
 
     Args:
@@ -107,22 +109,19 @@ def check_size(name: str, shape: Sequence[int], multiple: int, settings: str, re
         shape: (C, H, W).
         multiple: that the network needs.
         settings: those that it follows from, as they were typed.
-        remedy: what else to change.
         pad: whether other sizes are padded; None for a network that cannot.
+        remedy: what else to change.
 
     Raises:
         ValueError: the network cannot take such images.
     """
     if len(shape) != 3:
-        raise ValueError(
-            f"network={name} needs images of shape (channels, height, width), got shape {tuple(shape)}: "
-            f"choose a dataset of images, or network=mlp for points"
-        )
+        raise ValueError(f"{name} needs images of shape (channels, height, width), got shape {tuple(shape)}")
     _, height, width = shape
     if not pad and (height % multiple or width % multiple):
-        padding = "" if pad is None else "add network.pad=true, "
+        padding = "" if pad is None else "pad them (pad=true), "
         raise ValueError(
-            f"an image of {height}x{width} cannot pass network={name} with {settings}: height and width must be "
-            f"multiples of {multiple}; {padding}change the image size, or {remedy}"
+            f"an image of {height}x{width} cannot pass {name} with {settings}: height and width must be "
+            f"multiples of {multiple}; {padding}change the image size{f', or {remedy}' if remedy else ''}"
         )
     return multiple if pad else 1

@@ -35,9 +35,7 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if len(shape) != 1:
-            raise ValueError(
-                f"network=mlp needs vectors of shape (d,), got shape {tuple(shape)}; use network=unet for images"
-            )
+            raise ValueError(f"an mlp needs vectors of shape (d,), got shape {tuple(shape)}")
         if width < 2 or width % 2 or depth < 1:
             raise ValueError(f"mlp needs an even width and a depth of at least 1, got {width=} and {depth=}")
         if min(num_classes, embedding) < 0:

@@ -86,7 +86,7 @@ class TutorialUNet(nn.Module):
 
     def __init__(self, shape: Sequence[int], pad: bool = False) -> None:
         super().__init__()
-        self.multiple = check_size("tutorial", shape, 8, "three halvings", "use network=unet", pad)
+        self.multiple = check_size("tutorial", shape, 8, "three halvings", pad)
         channels = shape[0]
         self.inc = Double(channels, 64, 64)
         self.down1, self.down2, self.down3 = Down(64, 128), Down(128, 256), Down(256, 256)

@@ -214,4 +214,4 @@ def check_levels(
                 f"attention level {level} does not exist: widths={list(widths)} makes levels 0..{len(widths) - 1}"
             )
     settings = f"patch={patch} and widths={list(widths)}"
-    return check_size(name, shape, patch * 2 ** (len(widths) - 1), settings, "use fewer network.widths", pad)
+    return check_size(name, shape, patch * 2 ** (len(widths) - 1), settings, pad, "use fewer widths")

@@ -75,18 +75,15 @@ class ConditionDropout(Objective):
         assert isinstance(model, TrainableDenoiser)
         if not (model.num_classes or model.embedding or model.condition_channels):
             raise ValueError(
-                f"condition_dropout={self.share:g}: this network is conditioned on nothing that could be withheld; set "
-                f"network.num_classes=... or dataset.condition=lowres, say, or condition_dropout=0"
+                f"condition dropout of {self.share:g}: this network is conditioned on nothing that could be withheld"
             )
         if model.always_told:
-            raise ValueError(f"condition_dropout={self.share:g}: denoiser=residual needs its image; add denoiser=edm")
+            raise ValueError(f"condition dropout of {self.share:g}: this denoiser needs its image always")
         self.objective.check(model)
 
 
 def noising_steps(schedule: Schedule) -> int:
     """T of a discrete schedule; raises ValueError for another."""
     if schedule.timesteps is None:
-        raise ValueError(
-            "objective=hybrid and vlb need noising steps: choose a discrete schedule, such as schedule=cosine"
-        )
+        raise ValueError("a variational bound needs noising steps, and this schedule is continuous")
     return schedule.timesteps

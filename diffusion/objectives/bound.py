@@ -34,7 +34,7 @@ class VLBObjective(Objective):
     def __init__(self, timesteps: int | None, eight_bit: bool = True, history: int = 10) -> None:
         super().__init__()
         if timesteps is None or timesteps < 1:
-            raise ValueError("objective=vlb needs noising steps: choose a discrete schedule, such as schedule=cosine")
+            raise ValueError("a variational bound needs noising steps, and this schedule is continuous")
         if not 0 <= history <= 1000:
             raise ValueError(f"history must be from 0 to 1000, got {history}")
         self.eight_bit = eight_bit
@@ -61,7 +61,9 @@ class VLBObjective(Objective):
         super().check(model)
         assert isinstance(model, TrainableDenoiser)
         if noising_steps(model.schedule) != len(self.counts):
-            raise ValueError(f"objective.timesteps={len(self.counts)}, but the schedule has {model.schedule.timesteps}")
+            raise ValueError(
+                f"the bound is for {len(self.counts)} timesteps, and the schedule has {model.schedule.timesteps}"
+            )
 
     def probabilities(self) -> Tensor:
         """Of each step, (T,), float64 where the device has it."""

@@ -116,7 +116,8 @@ class LikelihoodWeighting(Weighting):
 
     On the raw output this is `g^2 alpha_t^2 / sigma_t^4 c_out^2`, so `g^2 / sigma_t^2` for eps and score. It goes with
     `LogSNRTimes`, and over their density `R SNR c_out^2` is left, whose mean over them is the integral over t. For eps
-    and score that is the constant R; on VE, whose log-SNR is linear in t, the loss is then R times objective=simple.
+    and score that is the constant R; on VE, whose log-SNR is linear in t, the loss is then R times what
+    `SimpleWeighting` makes.
     The theorem's integrand is half of this, summed over the dimensions, where a loss here is their mean.
     """
 
@@ -127,8 +128,8 @@ class LikelihoodWeighting(Weighting):
     def check(self, schedule: Schedule) -> None:
         if schedule.timesteps is not None:
             raise ValueError(
-                "objective=likelihood is for continuous time: use schedule=vp, sub_vp, variance_exploding or flow, or "
-                "objective=vlb, the likelihood of a discrete one"
+                "likelihood weighting is for continuous time, and this schedule is discrete; a discrete one has the "
+                "variational bound"
             )
 
 
@@ -155,7 +156,7 @@ class DenoisingObjective(Objective):
         if distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         if isinstance(weighting, LikelihoodWeighting) != isinstance(times, LogSNRTimes):
-            raise ValueError("LikelihoodWeighting and LogSNRTimes go together alone: use objective=likelihood")
+            raise ValueError("LikelihoodWeighting and LogSNRTimes go together alone")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
     def forward(self, model: RegressionDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -185,10 +186,7 @@ class DenoisingObjective(Objective):
         super().check(model)
         assert isinstance(model, RegressionDenoiser)
         if model.variance == "learned":
-            raise ValueError(
-                "this objective does not train the variance of denoiser=learned: use objective=hybrid or vlb, "
-                "or denoiser=eps"
-            )
+            raise ValueError("this objective does not train the variance, and the denoiser learns one")
         self.times.check(model.schedule)
         self.weighting.check(model.schedule)
 
@@ -214,14 +212,14 @@ class HybridObjective(DenoisingObjective):
         self, weighting: Weighting, distance: str = "l2", vlb_weight: float = 0.001, eight_bit: bool = True
     ) -> None:
         super().__init__(UniformTimes(), weighting, distance)
-        check_positive(vlb_weight=vlb_weight)  # without it there is objective=simple
+        check_positive(vlb_weight=vlb_weight)  # without it there is DenoisingObjective
         self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
 
     def check(self, model: nn.Module) -> None:
         Objective.check(self, model)
         assert isinstance(model, RegressionDenoiser)
         if model.variance != "learned":
-            raise ValueError("objective=hybrid trains the variance beside the mean: add denoiser.variance=learned")
+            raise ValueError("a HybridObjective trains the variance beside the mean, and this denoiser learns none")
         noising_steps(model.schedule)
         self.weighting.check(model.schedule)
 
@@ -236,6 +234,5 @@ class HybridObjective(DenoisingObjective):
 def _some_data_at_one(schedule: Schedule) -> None:
     if schedule.log_snr(torch.ones(())).isinf():
         raise ValueError(
-            "objective=min_snr and lognormal never train t = 1 of a schedule with zero terminal SNR, where sampling "
-            "begins: use objective=simple"
+            "this objective never trains t = 1 of a schedule with zero terminal SNR, where sampling begins"
         )

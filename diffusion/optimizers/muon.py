@@ -169,8 +169,8 @@ class Muon:
         ends: Sequence[str] | None = getattr(network, "ends", None)
         if ends is None:
             raise ValueError(
-                f"optimizer=muon has to know which layers of {type(network).__name__} read x and write the output: "
-                f"name them in its attribute `ends`, or use optimizer=adamw"
+                f"Muon has to know which layers of a {type(network).__name__} read x and write the output: name them "
+                f"in its attribute `ends`"
             )
         outer = [network.get_submodule(name) for name in ends]
         outer += [module for module in network.modules() if isinstance(module, nn.Embedding)]

@@ -16,7 +16,7 @@ class AdaptiveSampler(Sampler):
 
     A step of the grid, from t to s, takes as many of the solver's own as the tolerance asks for, of six calls each, and
     three calls to begin. So the grid says only which states are seen and where the last jump to D begins: it should
-    have few steps and end at t_min, as `grid=log_snr steps=5` does; `trailing` ends far from it. See
+    have few steps and end at t_min, as five of a `LogSNRGrid` do; `trailing` ends far from it. See
     `diffusion.ode.solve` for how the error of each sample is controlled.
 
     Args:
@@ -39,8 +39,8 @@ class AdaptiveSampler(Sampler):
         super().check(denoiser, times)
         if len(times) - 1 > MOST_STEPS:
             raise ValueError(
-                f"sampler=adaptive starts its solver anew at each of the grid's {len(times) - 1} times, and "
-                f"{MOST_STEPS} are the most: use grid=log_snr steps=5"
+                f"the adaptive sampler starts its solver anew at each of the grid's {len(times) - 1} times, and "
+                f"{MOST_STEPS} are the most; steps=5 is usual"
             )
 
     def step(

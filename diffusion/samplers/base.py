@@ -82,7 +82,7 @@ class Sampler(ABC):
         if denoiser.schedule.log_snr(times.max()) == -math.inf and (rising or not self.from_pure_noise):
             raise ValueError(
                 f"{type(self).__name__} cannot begin where nothing of the data is left, and nothing leads back from "
-                f"there: with a zero terminal SNR use sampler=ddpm, ddim, dpmpp_2m or dpmpp_2m_sde, with falling times"
+                f"there: the schedule has zero terminal SNR"
             )
         denoiser.check_times(times)
         if self.off_grid:
@@ -90,8 +90,7 @@ class Sampler(ABC):
                 denoiser.check_times((times[:-1] + times[1:]) / 2)
             except ValueError as error:
                 raise ValueError(
-                    f"{type(self).__name__} asks at times between the grid's, which this model does not know: use "
-                    f"sampler=ddpm, ddim or heun"
+                    f"{type(self).__name__} asks at times between the grid's, which this model does not know: {error}"
                 ) from error
 
     def __call__(

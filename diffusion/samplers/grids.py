@@ -79,7 +79,9 @@ def between(grid: Grid, schedule: Schedule, steps: int | None, t_start: float, t
     count = schedule.timesteps
     if steps is None:
         if count is None:
-            raise ValueError("steps=null is every timestep, and this schedule is continuous: set steps=20, say")
+            raise ValueError(
+                "without a number of steps every timestep is one, and this schedule is continuous: set steps=20, say"
+            )
         steps = round(t_start * count) - round(t_end * count)
     return grid(schedule, steps, t_start, t_end)
 
@@ -162,7 +164,6 @@ def _ends(schedule: Schedule, high: float, low: float) -> Tensor:
     ends = schedule.log_snr(torch.tensor([high, low], dtype=torch.float64))
     if not ends.isfinite().all():
         raise ValueError(
-            "grid=log_snr and grid=karras have no first step on a schedule with zero terminal SNR: use grid=trailing, "
-            "uniform or quadratic"
+            "a grid laid by the log-SNR or by noise levels has no first step on a schedule with zero terminal SNR"
         )
     return ends

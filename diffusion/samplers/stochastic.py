@@ -151,8 +151,8 @@ class LangevinSampler(Sampler):
         above = times[times > 0]
         if len(above) == 0 or not torch.isclose(above[-1], above.new_tensor(denoiser.schedule.t_min)):
             raise ValueError(
-                "sampler=langevin stays at the lowest noise level, and its times must end there: use grid=uniform with "
-                "steps of at least 2"
+                "a Langevin sampler stays at the lowest noise level: its last time above 0 must be t_min, as "
+                "on a uniform grid of at least 2 steps"
             )
 
     def step(

@@ -65,6 +65,23 @@ PARTS = (
 )
 
 
+def with_timesteps(config: "DictConfig") -> None:
+    """Writes the shorthand `timesteps`, where it is given, into the settings of the schedule.
+
+    Raises:
+        ConfigError: the schedule has no such setting.
+    """
+    timesteps = config.get("timesteps")
+    if timesteps is None:
+        return
+    if "timesteps" not in config.schedule:
+        raise ConfigError(
+            f"timesteps={timesteps}: this schedule is continuous in time and has no number of steps; "
+            f"steps=... sets how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
+        )
+    config.schedule.timesteps = timesteps
+
+
 def settings(config: Mapping[str, Any]) -> Settings:
     """The checked top-level values of a configuration; raises ConfigError also for values that nobody reads."""
     return construct(Settings, {key: value for key, value in config.items() if key not in PARTS})

@@ -17,6 +17,7 @@ from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
 from diffusion.sampling.pipeline import method_of
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
+from diffusion.settings.training import with_timesteps
 from diffusion.training.steps import mistaken
 
 
@@ -54,13 +55,7 @@ def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoi
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
     """The parts of a new run: the configuration with what the dataset and the shorthands say filled in, which nothing
     changes any more."""
-    if config.timesteps is not None:
-        if "timesteps" not in config.schedule:
-            raise ConfigError(
-                f"timesteps={config.timesteps}: this schedule is continuous in time and has no number of steps; "
-                f"steps=... sets how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
-            )
-        config.schedule.timesteps = config.timesteps
+    with_timesteps(config)
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
         raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
     check_source(config.dataset.source)

@@ -174,9 +174,7 @@ def test_parameterizations_that_say_nothing_of_the_data_in_pure_noise_are_refuse
     schedule, precond = CosineSchedule(20, zero_terminal_snr=True), PRECONDITIONERS[name]
     network = nn.Linear(2, 2)
     if name in ("eps", "score", "edm"):
-        with pytest.raises(
-            ValueError, match=r"denoiser=eps, score and edm.*zero terminal SNR: use denoiser=v, x0 or flow"
-        ):
+        with pytest.raises(ValueError, match=r"Preconditioner says nothing of the data at t = 1.*zero terminal SNR"):
             NetworkDenoiser(network, schedule, precond)
     else:
         NetworkDenoiser(network, schedule, precond)
@@ -318,7 +316,7 @@ def test_a_learned_variance_runs_from_beta_tilde_to_beta_in_the_logarithm(schedu
 def test_a_learned_variance_needs_twice_the_channels() -> None:
     schedule, x_t, t = LinearSchedule(), torch.zeros(3, 2), torch.tensor(0.5)
     learned = NetworkDenoiser(FixedNetwork(torch.zeros(3, 3)), schedule, EpsPreconditioner(), "learned")
-    with pytest.raises(ValueError, match="needs a network with 4 output channels, this has 3"):
+    with pytest.raises(ValueError, match="needs 4 output channels, and the network has 3"):
         learned(x_t, t)
     with pytest.raises(ValueError, match="needs a denoiser with further outputs"):
         ConstantDenoiser(schedule, x_t, "learned").transition(x_t, t, t / 2)

@@ -194,7 +194,7 @@ def test_no_steps_are_refused(grid: Grid) -> None:
 
 @pytest.mark.parametrize("grid", [LogSNRGrid(), KarrasGrid()])
 def test_even_steps_from_an_infinite_log_snr_are_refused(grid: Grid) -> None:
-    with pytest.raises(ValueError, match="zero terminal SNR: use grid=trailing"):
+    with pytest.raises(ValueError, match="no first step on a schedule with zero terminal SNR"):
         grid(CosineSchedule(50, zero_terminal_snr=True), 10)
 
 

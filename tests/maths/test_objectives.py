@@ -219,16 +219,16 @@ def test_what_never_trains_the_start_is_refused_with_zero_terminal_snr() -> None
         DenoisingObjective(UniformTimes(), MinSNRWeighting()),
         DenoisingObjective(LognormalTimes(), SimpleWeighting()),
     ):
-        with pytest.raises(ValueError, match="never train t = 1 .*: use objective=simple"):
+        with pytest.raises(ValueError, match="never trains t = 1 "):
             objective.check(model)
     DenoisingObjective(UniformTimes(), SimpleWeighting()).check(model)
 
 
 def test_likelihood_weighting_is_refused_where_time_is_discrete() -> None:
     model = NetworkDenoiser(Stored(torch.zeros(1)), LinearSchedule(), EpsPreconditioner())
-    with pytest.raises(ValueError, match=r"objective=likelihood is for continuous time.*objective=vlb"):
+    with pytest.raises(ValueError, match=r"likelihood weighting is for continuous time"):
         DenoisingObjective(LogSNRTimes(), LikelihoodWeighting()).check(model)
-    with pytest.raises(ValueError, match="go together alone: use objective=likelihood"):
+    with pytest.raises(ValueError, match="go together alone"):
         DenoisingObjective(UniformTimes(), LikelihoodWeighting())
 
 

@@ -226,7 +226,7 @@ def test_plain_langevin_steps_are_the_papers_at_the_lowest_level_whatever_the_ti
     after, known = LangevinSampler(0.5, 2).step(denoiser, x, _tensor(0.9)[0], low, (), lambda: z)
     torch.testing.assert_close(after, expected, rtol=1e-9, atol=1e-9)
     assert known[0].t == low
-    with pytest.raises(ValueError, match=r"must end there: use grid=uniform"):
+    with pytest.raises(ValueError, match=r"must be t_min, as on a uniform grid"):
         LangevinSampler().check(denoiser, TrailingGrid()(denoiser.schedule, 5))
 
 

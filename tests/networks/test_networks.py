@@ -254,7 +254,7 @@ def test_the_mlp_sees_the_class_and_the_noise_level_and_trains_every_parameter()
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
-        ((1, 8, 8), {}, "network=unet for images"),
+        ((1, 8, 8), {}, "an mlp needs vectors"),
         ((2,), {"width": 7}, "even width"),
         ((2,), {"depth": 0}, "depth of at least 1"),
     ],

@@ -251,8 +251,8 @@ def test_latents_that_cannot_be_are_refused_in_one_line(folder: Path, typed: str
             f"{' '.join(ENCODING)} score_every=2",
             "score_every=2 scores samples, and a model of this kind, autoencoder, draws none",
         ),
-        (train, f"{' '.join(RUN)} denoiser=autoencoder", "needs a network with two ways: network=autoencoder"),
-        (train, f"{' '.join(RUN)} network=autoencoder", "network=autoencoder does not denoise"),
+        (train, f"{' '.join(RUN)} denoiser=autoencoder", "needs a network that encodes and decodes"),
+        (train, f"{' '.join(RUN)} network=autoencoder", "does not denoise"),
         (train, f"{' '.join(RUN)} objective=elbo", "ELBOObjective is a loss of a Autoencoder"),
         (
             train,

@@ -228,7 +228,7 @@ def test_three_lines_of_a_notebook_give_a_tensor(folder: Path, monkeypatch: pyte
         (f"ckpt={RUN} frames=0", ["frames must be at least 1"]),
         (f"ckpt={RUN} eta=1", ["eta=1 belongs to the ddim sampler: add sampler=ddim"]),
         (f"ckpt={RUN} sampler=ddim eta=3", ["eta must lie in [0, 1], got 3"]),
-        (f"ckpt={RUN} sampler=langevin steps=9", ["stays at the lowest noise level", "use grid=uniform"]),
+        (f"ckpt={RUN} sampler=langevin steps=9", ["stays at the lowest noise level", "on a uniform grid"]),
         (f"ckpt={RUN} sampler=ddmi", ["sampler=ddmi does not exist", "ddim"]),
         (f"ckpt={RUN} sampler.eta=1", ["sampler.eta does not belong"]),
         (f"ckpt={RUN} stepz=1", ["no setting stepz (did you mean steps?)"]),

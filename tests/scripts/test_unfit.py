@@ -17,6 +17,7 @@ import train
         ("denoiser=learned", {"objective": ["hybrid", "vlb"], "denoiser": ["eps", "x0", "v"]}),
         ("objective=elbo", {"objective": ["simple", "vlb"]}),
         ("network=mlp", {"network": ["unet", "tutorial"]}),
+        ("objective=hybrid", {"denoiser": ["learned"]}),
     ],
 )
 def test_what_would_go_with_the_rest_is_named_and_does(
@@ -31,3 +32,10 @@ def test_what_would_go_with_the_rest_is_named_and_does(
         assert set(names) <= set(named[group])
     assert all(set(names) <= set(cli.choices_of(group)) for group, names in named.items())
     assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_what_was_typed_for_the_group_counts_in_what_would_go(tmp_path: Path) -> None:
+    outcome = call(train, tmp_path, "timesteps=10", "accelerator=cpu")  # which a schedule=linear has not by itself
+    assert "schedule=cosine, geometric\n" in outcome.err
+    outcome = call(train, tmp_path, "schedule.zero_terminal_snr=true", "accelerator=cpu")
+    assert "schedule=" not in outcome.err.partition("this would do: ")[2]

@@ -1,6 +1,7 @@
 """The direction of imports, read from the source: who may know of whom."""
 
 import ast
+import re
 import sys
 from pathlib import Path
 
@@ -81,3 +82,15 @@ def test_only_what_runs_are_made_of_knows_data_and_nothing_the_scripts_or_hydra(
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)
 def test_lightning_stays_with_the_training_code(path: Path) -> None:
     assert path.is_relative_to(ROOT / "diffusion/training") or not LIGHTNING & _tops(path)
+
+
+CHOICES = re.compile(rf"\b({'|'.join(sorted(path.name for path in (ROOT / 'configs').iterdir() if path.is_dir()))})=\w")
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if room(path) in CORE or room(path) == "optimizers"], ids=_name
+)
+def test_mathematics_says_facts_and_names_no_choice_of_the_command_line(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert [text for text in texts if CHOICES.search(text)] == []
