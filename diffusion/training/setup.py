@@ -58,6 +58,11 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     with_timesteps(config)
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
         raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
+    if config.get("network") is None:
+        raise ConfigError(
+            f"dataset={config.dataset.name} has no network of its own in configs/network: choose one, network=unet for "
+            f"images or network=mlp for points"
+        )
     check_source(config.dataset.source)
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     shape = list(source.shape)

@@ -11,7 +11,7 @@ import yaml
 from support.configs import resolved
 
 import cli
-from diffusion.build import build
+from diffusion.build import ConfigError, build
 from diffusion.noise import TRAINING, Noise
 from diffusion.runs.models import build_model
 from diffusion.runs.parts import Parts
@@ -117,6 +117,11 @@ def test_every_dataset_has_a_network_of_its_size(dataset: str) -> None:
     assert config["schedule"]["timesteps"] == 1000
     assert config["denoiser"]["precond"]["_target_"].endswith("EpsPreconditioner")
     assert config["ema"] is not None
+
+
+def test_a_dataset_without_a_network_of_its_name_asks_for_one() -> None:
+    with pytest.raises(ConfigError, match=r"dataset=digits has no network of its own.*network=unet for images"):
+        resolved("dataset=digits", "~network")
 
 
 @pytest.mark.parametrize(

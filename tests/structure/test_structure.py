@@ -12,6 +12,7 @@ def test_a_configuration_changes_only_while_it_is_put_together() -> None:
     """Later changes are copies: of a resumed run's, of Lightning's options, of a graph's metadata."""
     changed = {place.file for place in counts.config_changes()}
     assert changed <= {
+        "diffusion/settings/training.py",
         "diffusion/training/setup.py",
         "diffusion/runs/resume.py",
         "diffusion/training/trainer.py",
