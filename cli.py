@@ -274,7 +274,7 @@ def composition_error(error: BaseException, config_name: str) -> str:
                 f"{key} does not belong to the {group} that is chosen: choose another by {group}=..., or leave it out"
             )
         if place := hints.home(key, config_name, settings_of):
-            return f"there is no setting {key} of {config_name}.py: {place}"
+            return f"there is no setting {key} of {hints.script(config_name)}: {place}"
         inside = sorted((name for name in keys if name.endswith(f".{key}")), key=lambda name: name.count("."))
         others = [name for name in (*keys, *groups_of(config_name)) if "." in name or "." not in key]
         near = f" (did you mean {inside[0]}?)" if inside else nearest(key, others)
@@ -364,7 +364,7 @@ def help_page(config_name: str, usage: str) -> str:
             *(["\nGroups, chosen by name: sampler=ddim", *chosen] if groups else []),
             "\nSettings, by name: seed=1" + (theirs if groups else ""),
             *settings,
-            f"\npython {config_name}.py [name=value ...] --cfg job prints every setting that these make.",
+            f"\n{hints.command(config_name)} [name=value ...] --cfg job prints every setting that these make.",
         ]
     )
 

@@ -72,6 +72,16 @@ INSTEAD = {
 }
 
 
+def script(name: str) -> str:
+    """`train.py`, or `lightning-diffusion train` where the project is installed as a package."""
+    return f"lightning-diffusion {name}" if __package__ else f"{name}.py"
+
+
+def command(name: str) -> str:
+    """How a script is called: `python train.py`, or `lightning-diffusion train`."""
+    return script(name) if __package__ else f"python {script(name)}"
+
+
 def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) -> str | None:
     """Where a setting that `script` does not have belongs, as a sentence; None if nobody knows it.
 
@@ -96,5 +106,5 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
 
 
 def _scripts(names: Iterable[str]) -> str:
-    files = [f"{name}.py" for name in names]
+    files = [script(name) for name in names]
     return " and ".join([", ".join(files[:-1]), files[-1]] if len(files) > 1 else files)

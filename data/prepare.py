@@ -67,8 +67,8 @@ def build(arguments: list[str]) -> tuple[str, Source]:
         if config != before and _options(config) == _options(before):
             raise ValueError(f"{argument} changes nothing of what dataset={name} has: leave it out")
     options = _options(config)
-    module, _, class_name = options.pop("_target_").rpartition(".")
-    return name, getattr(importlib.import_module(module), class_name)(**options)
+    _, module, class_name = options.pop("_target_").split(".")
+    return name, getattr(importlib.import_module(f"{__package__}.{module}"), class_name)(**options)
 
 
 def main(arguments: list[str]) -> int:

@@ -8,6 +8,7 @@ typed and what is allowed.
 import contextlib
 import difflib
 import importlib
+import importlib.util
 import inspect
 import re
 import types
@@ -25,6 +26,8 @@ MOVED = {
     "diffusion.classifiers": "diffusion.models",
     "diffusion.autoencoder": "diffusion.models",
 }
+# As a package of pip, diffusion holds data/ and configs/, which in a checkout lie beside it.
+INSTALLED = importlib.util.find_spec("diffusion.data") is not None
 _TARGET = re.compile(r"(?:diffusion|data)(?:\.[a-z][a-z0-9_]*)+\.[A-Z]\w*")
 
 
@@ -122,6 +125,8 @@ def resolve(target: Any, where: str) -> type:
         raise refusal
     module_name, _, name = target.rpartition(".")
     module_name = MOVED.get(module_name, module_name)
+    if INSTALLED and module_name.startswith("data."):
+        module_name = f"diffusion.{module_name}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import yaml
 
-from diffusion.build import build
+from diffusion.build import INSTALLED, build
 from diffusion.samplers.base import Sampler
+from diffusion.terminal import streams
 
-CONFIGS = Path(__file__).parent.parent.parent / "configs" / "sampler"
+CONFIGS = Path(__file__).parents[1 if INSTALLED else 2] / "configs" / "sampler"
 
 
 def source(sampler: Sampler) -> str:
@@ -50,4 +51,5 @@ def table(configs: Path = CONFIGS) -> str:
 
 
 if __name__ == "__main__":
+    streams.protect()
     print(table())

@@ -46,16 +46,6 @@ def test_published_malicious_versions_of_lightning_are_excluded() -> None:
     assert ranges()["pytorch-lightning"].specifier.contains(pins()["pytorch-lightning"])
 
 
-def test_packages_and_modules_of_the_distribution_exist() -> None:
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert set(setup["packages"]) == {
-        ".".join(path.parent.relative_to(ROOT).parts)
-        for top in ("diffusion", "data")
-        for path in ROOT.glob(f"{top}/**/__init__.py")
-    }
-    assert set(setup["py-modules"]) == {path.stem for path in ROOT.glob("*.py")}
-
-
 def test_each_package_is_listed_once() -> None:
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     assert len(pins()) == len(lines)
