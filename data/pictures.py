@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,26 +46,26 @@ def images_in(folder: Path) -> list[Path]:
     return found
 
 
-def check_header(path: Path) -> None:
+def check_header(file: Path | BinaryIO) -> None:
     """Raises UnreadableImage if a file does not begin as an image does."""
-    with _opened(path):
+    with _opened(file):
         pass
 
 
-def read_image(path: Path, channels: int, background: int | None = None) -> Image.Image:
+def read_image(file: Path | BinaryIO, channels: int, background: int | None = None) -> Image.Image:
     """A file's first frame, upright, with 8 bits a channel, in mode L for one channel and RGB for three.
 
     Args:
-        path: of the file.
+        file: its path, or what was opened.
         channels: 1 or 3.
         background: grey level put behind transparent parts; None refuses an image that has some.
 
     Raises:
         UnreadableImage: the file cannot be read, is too large, or has no such pixels.
     """
-    with _opened(path) as file:
-        file.load()
-        image = ImageOps.exif_transpose(file)
+    with _opened(file) as opened:
+        opened.load()
+        image = ImageOps.exif_transpose(opened)
         if 0 in image.size:
             raise UnreadableImage("it has no pixels")
         if image.mode.startswith("F"):
@@ -89,13 +90,13 @@ def read_pixels(path: Path, channels: int, size: tuple[int, int] | None = None) 
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(file: Path | BinaryIO) -> Iterator[Image.Image]:
     """An image file; whatever goes wrong with it meanwhile becomes UnreadableImage."""
     try:
-        if path.exists() and not path.is_file():
+        if isinstance(file, Path) and file.exists() and not file.is_file():
             raise UnreadableImage("not a regular file")
-        with Image.open(path) as file:
-            yield file
+        with Image.open(file) as image:
+            yield image
     except UnreadableImage:
         raise
     except Image.UnidentifiedImageError as error:

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data.folder import Folder, LazyImages
+from data.collection import LazyImages
+from data.folder import Folder
 from data.module import DataModule
 
 ORIENTATION = 0x0112

@@ -194,7 +194,7 @@ def test_a_stray_picture_beside_class_folders_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("photos.zip", "is an archive: unpack it first"), ("a.png", "is a file: give a folder of images")],
+    [("photos.tar", "is an archive: unpack it first"), ("a.png", "is a file: give a folder of images")],
 )
 def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / name).write_bytes(b"")

@@ -16,4 +16,5 @@ def resolved(*overrides: str) -> dict[str, Any]:
 
 
 def _is_folder(overrides: tuple[str, ...]) -> bool:
-    return any(override in ("dataset=folder", "experiment=folder", "experiment=fast_folder") for override in overrides)
+    folders = ("dataset=folder", "dataset=huggingface", "experiment=folder", "experiment=fast_folder")
+    return any(override in folders for override in overrides)
