@@ -104,15 +104,15 @@ class Folder(Collection):
         tree: Tree = Archive(self.path) if zipped else Directory(self.path)
         where = printable(str(self.path))
         if not len(tree):
-            others = f"; {_passed_over(tree.passed_over)}" if tree.passed_over else ""
-            raise ValueError(f"{where}: no images there (looked for {' '.join(SUFFIXES)}){others}")
+            there = f"; {_passed_over(tree.passed_over)}" if tree.passed_over else ""
+            raise ValueError(f"{where}: no images there (looked for {' '.join(SUFFIXES)}){there}")
         labels = self._labels(tree)
         report(f"{where}: {self._found(tree)}")
         build, readable = self.decoded(tree, labels, self.fits(len(tree)), str(self.path))
-        train, *others = self.held_out(readable, 2)
-        everything = build(train)
-        val, test = (everything if rows is train else build(rows) for rows in others)
-        return Splits(everything, val, test)
+        rows, *held = self.held_out(readable, 2)
+        train = build(rows)
+        val, test = (train if part is rows else build(part) for part in held)
+        return Splits(train, val, test)
 
     def _labels(self, tree: Tree) -> torch.Tensor:
         """A label for each image, int64, and the names of the `classes`."""

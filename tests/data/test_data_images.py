@@ -296,14 +296,17 @@ def test_prepare_fails_with_one_line(arguments: list[str], message: str, capsys:
     assert re.search(message, error)
 
 
+# Their shape is a setting.
+SIZED = ("folder", "huggingface")
+
+
 @pytest.mark.parametrize("name", [path.stem for path in sorted(prepare.CONFIGS.glob("*.yaml"))])
 def test_every_yaml_file_builds_a_source_of_its_shape(name: str, tmp_path: Path) -> None:
-
-    arguments = [f"dataset={name}", *([f"dataset.path={tmp_path}"] if name == "folder" else [])]
+    arguments = [f"dataset={name}", *([f"dataset.path={tmp_path}"] if name in SIZED else [])]
     config = OmegaConf.load(prepare.CONFIGS / f"{name}.yaml")
     _, source = prepare.build(arguments)
     assert config.name == name
-    expected = [3, 128, 128] if name == "folder" else config.shape
+    expected = [3, 128, 128] if name in SIZED else config.shape
     assert list(source.shape) == expected
 
 
@@ -312,7 +315,7 @@ def test_each_setting_of_prepare_changes_the_data_or_is_refused(name: str) -> No
     config = OmegaConf.load(prepare.CONFIGS / f"{name}.yaml")
     keys = ["data_dir", "download", *(f"dataset.{key}" for key in config)]
     keys += [f"dataset.source.{key}" for key in config.source if key != "_target_"]
-    arguments = [f"dataset={name}", *(["dataset.path=photos"] if name == "folder" else [])]
+    arguments = [f"dataset={name}", *(["dataset.path=photos"] if name in SIZED else [])]
     _, default = prepare.build(arguments)
     for key in keys:
         try:
