@@ -122,7 +122,7 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
     )
 
 
-def _clipped(denoiser: Denoiser, clip: bool | str) -> Denoiser:
+def clipped(denoiser: Denoiser, clip: bool | str) -> Denoiser:
     """The denoiser whose answers are brought into [-1, 1] in this way, by their own range or by clamping, or not."""
     if clip == "dynamic":
         return DynamicThreshold(denoiser)
@@ -195,7 +195,7 @@ class Pipeline:
         sampler, times = sampler_and_times(parts, denoiser, steering.t_start, steering.t_end)
         rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)
         return cls(
-            denoiser=_clipped(denoiser, parts.config["clip"]) if codec is None else denoiser,
+            denoiser=clipped(denoiser, parts.config["clip"]) if codec is None else denoiser,
             sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
             times=times,
             shape=parts.shape,

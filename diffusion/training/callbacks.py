@@ -30,11 +30,15 @@ class AfterStep(pl.Callback):
 
     @contextmanager
     def aside(self, module: DiffusionModule) -> Iterator[None]:
-        """What is no training: its seconds are added to `aside_s`, which `Metrics` leaves out of images/s."""
+        """What is no training: its seconds are added to `aside_s`, which `Metrics` leaves out of images/s.
+
+        The module is in evaluation mode."""
         if module.device.type == "cuda":
             torch.cuda.synchronize(module.device)  # steps that are still under way are training
-        began = time.monotonic()
+        began, training = time.monotonic(), module.training
+        module.eval()
         yield
+        module.train(training)
         self.aside_s += time.monotonic() - began
         self.asides += 1
 

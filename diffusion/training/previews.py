@@ -4,7 +4,6 @@ Each acts after an optimizer step as a pure function of its number, never in the
 draw does not advance the training's random numbers.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -13,21 +12,19 @@ from torch import Tensor
 
 from data.stream import Examples
 from diffusion import media
-from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser
-from diffusion.models import decoded
-from diffusion.noise import PREVIEW, Noise
+from diffusion.denoisers import Condition, Denoiser
+from diffusion.noise import PREVIEW
 from diffusion.samplers import (
     DDIMSampler,
     DDPMSampler,
     DPMSolverPP2MSampler,
-    Evaluation,
     Grid,
     LogSNRGrid,
     Sampler,
     TrailingGrid,
-    prior,
 )
-from diffusion.sampling.conditions import as_picture, of_examples
+from diffusion.sampling.conditions import Rows, as_picture, of_examples
+from diffusion.sampling.pipeline import Pipeline, clipped
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule
@@ -61,8 +58,10 @@ class Preview(AfterStep):
                 told = None  # each class in turn, unless it is told images, which have classes of their own
                 if module.denoiser.condition_channels:
                     told = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
-                states = drawn(module, range(self.n), self.shape, self.clip, self.steps, told)
-                frames = media.animation([shown(module, state).cpu() for state in states])
+                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, told)
+                keep = range(len(pipeline.times))
+                states = pipeline.frames(self.n, device=str(module.device), keep=keep)
+                frames = media.animation(list(states))
                 writer = module.logger.experiment
                 writer.add_image("samples", frames[-1], step)
                 writer.add_summary(media.tensorboard_gif("denoising", frames), step)
@@ -77,37 +76,32 @@ class Preview(AfterStep):
             writer.add_image(name, media.picture(images), step)
 
 
-@torch.no_grad()
-def drawn(
-    module: DiffusionModule,
-    numbers: range,
-    shape: tuple[int, ...],
-    clip: bool,
-    steps: int,
-    told: Tensor | None = None,
-) -> Iterator[Evaluation]:
-    """The states of the samples with these numbers on their way from fixed noise, by the averaged weights.
+def preview_pipeline(
+    module: DiffusionModule, shape: tuple[int, ...], clip: bool, steps: int, told: Tensor | None = None
+) -> Pipeline:
+    """Draws with the averaged weights by `quick_method`, from noise of its own: the same images at every step.
 
-    A conditional model is told what belongs to the validation data `told` (n,); where that is None, each class in turn.
-    The training's own random numbers stay as they were.
+    A conditional model is told what belongs to the validation data `told` (n,), image k of item k; where that is None,
+    each class in turn.
     """
     assert isinstance(module.evaluated, Denoiser)
-    denoiser = ClippedDenoiser(module.evaluated) if clip else module.evaluated
-    schedule = denoiser.schedule
-    training = module.training
-    module.eval()
-    noise = Noise(0, torch.tensor(numbers, device=module.device), PREVIEW)
-    cond = {} if told is None else val_conditions(module, told)
-    if told is None and denoiser.num_classes:
-        cond["label"] = noise.index % denoiser.num_classes
+    denoiser = clipped(module.evaluated, clip)
+    given = {} if told is None else val_conditions(module, told)
+    label = given.pop("label").tolist() if "label" in given else None
     if told is None and denoiser.embedding:  # nobody said what to draw
-        cond["embedding"] = torch.zeros(len(numbers), denoiser.embedding)
-    cond = {name: value.to(module.device) for name, value in cond.items()}
-    with torch.autocast(module.device.type, enabled=False):
-        x = prior(schedule, noise, shape if module.codec is None else module.codec.latent_shape)
-        sampler, times = quick_method(denoiser, steps)
-        yield from sampler(Conditioned(denoiser, cond), x, times, noise)
-    module.train(training)
+        given["embedding"] = torch.zeros(1, denoiser.embedding)
+    sampler, times = quick_method(denoiser, steps)
+    return Pipeline(
+        denoiser=denoiser,
+        sampler=sampler,
+        times=times,
+        shape=shape,
+        num_classes=denoiser.num_classes,
+        given=Rows(given) if given else None,
+        label=label,
+        stream=PREVIEW,
+        codec=module.codec,
+    )
 
 
 def val_conditions(module: DiffusionModule, rows: Tensor) -> Condition:
@@ -115,12 +109,6 @@ def val_conditions(module: DiffusionModule, rows: Tensor) -> Condition:
     datamodule = module.trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(module.evaluated, Denoiser)
     return of_examples(module.evaluated, datamodule.condition, datamodule.splits.val, rows)
-
-
-def shown(module: DiffusionModule, state: Evaluation) -> Tensor:
-    """x_t, or what it shows if it is latents."""
-    assert isinstance(module.evaluated, Denoiser)
-    return decoded(module.codec, module.evaluated.schedule, state.x_t, state.t)
 
 
 def quick_method(denoiser: Denoiser, steps: int) -> tuple[Sampler, Tensor]:

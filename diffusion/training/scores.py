@@ -16,7 +16,7 @@ from diffusion.sampling.conditions import Examples
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule
-from diffusion.training.previews import drawn, shown
+from diffusion.training.previews import preview_pipeline
 
 
 class Scores(AfterStep):
@@ -70,12 +70,8 @@ class Scores(AfterStep):
 
     def scores(self, module: DiffusionModule) -> dict[str, float]:
         """The scores by their names, which end in the number of samples; none if a sample is not finite."""
-        numbers = range(len(self._real))
-        batches = [
-            list(drawn(module, numbers[k : k + 64], self.shape, self.clip, 20, self._told[k : k + 64]))[-1]
-            for k in numbers[::64]
-        ]
-        fake = torch.cat([shown(module, last).cpu() for last in batches])
+        pipeline = preview_pipeline(module, self.shape, self.clip, 20, self._told)
+        fake = pipeline.sample(len(self._real), device=str(module.device))
         if not fake.isfinite().all():
             return {}  # a gap in the curves
         if self._extractor is None:

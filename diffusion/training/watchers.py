@@ -59,11 +59,8 @@ class Shown(AfterStep):
             examples = trainer.datamodule.splits.val  # type: ignore[attr-defined]
             index = torch.arange(min(self.n, len(examples)))
             x, label = examples.get(index).to(module.device), examples.labels[index].to(module.device)
-            training = module.training
-            module.eval()
             with torch.autocast(module.device.type, enabled=False):
                 found = module.evaluated.shown(x, label, Noise(0, index.to(module.device), PREVIEW))
-            module.train(training)
             for name, what in found.items():
                 picture = _picture(what)
                 module.logger.experiment.add_image(name, picture, step)

@@ -19,7 +19,7 @@ from diffusion.noise import PREVIEW, Noise
 from diffusion.runs.parts import Parts
 from diffusion.schedules import LinearSchedule
 from diffusion.training.module import DiffusionModule
-from diffusion.training.previews import drawn, shown
+from diffusion.training.previews import preview_pipeline
 from diffusion.training.run import Run
 
 # network=heads sorts samples by head and denoiser=step checks times: both have to know numbers. They are for points.
@@ -102,8 +102,9 @@ def _preview(module: DiffusionModule, config: dict[str, Any], batch: dict[str, T
     condition = None if condition is None else build(condition)
     module.trainer.datamodule = SimpleNamespace(splits=splits, condition=condition)  # type: ignore[attr-defined]
     told = None if condition is None else torch.arange(2)
-    for state in drawn(module, range(2), tuple(config["dataset"]["shape"]), bool(config["clip"]), 3, told):
-        assert shown(module, state).cpu().shape[1:] == tuple(config["dataset"]["shape"])
+    pipeline = preview_pipeline(module, tuple(config["dataset"]["shape"]), bool(config["clip"]), 3, told)
+    for state in pipeline.states(batch["serial"]):
+        assert pipeline.decoded(state.x_t, state.t).shape[1:] == tuple(config["dataset"]["shape"])
 
 
 class _Examples:

@@ -89,6 +89,9 @@ def test_time_that_is_spent_on_pictures_and_scores_is_not_training_time() -> Non
     module: Any = SimpleNamespace(
         device=torch.device("cpu"),
         images_per_step=16,
+        training=True,
+        eval=lambda: None,
+        train=lambda mode: None,
         last_loss=torch.tensor(0.0),
         grad_norm=torch.tensor(0.0),
         raise_if_diverged=lambda: None,
