@@ -15,5 +15,6 @@ ROOMS = (
     "runs",
     "sampling",
     "evaluation",
+    "exports",
     "training",
 )
