@@ -204,6 +204,11 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
         for argument in arguments:
             if re.match(rf"{re.escape(group)}=\s*[\[{{]", argument):
                 fail(f"{argument}: {group} is chosen by one name; the choices are {', '.join(choices_of(group))}")
+            # Hydra passes over an optional group's unknown names.
+            names = re.fullmatch(rf"{re.escape(group)}=([\w,]+)", argument)
+            for name in names[1].split(",") if names else ():
+                if name != "null" and not (_folder(group) / f"{name}.yaml").exists():
+                    fail(_unknown_choice(group, name, choices_of(group)))
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
         slashed = group.replace(".", "/")
@@ -260,9 +265,8 @@ def composition_error(error: BaseException, config_name: str) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
-        group = group.replace("/", ".")
         choices = [option for option in error.options if group != "network" or _is_own_name(option)]
-        return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
+        return _unknown_choice(group.replace("/", "."), name, choices)
     if isinstance(error, OverrideParseException):
         quoting = """write name=value, and name='"..."' where the value has spaces or special characters"""
         return f"cannot read {error.override!r}: {quoting}"
@@ -303,6 +307,10 @@ def composition_error(error: BaseException, config_name: str) -> str:
     return one_line(error)
 
 
+def _unknown_choice(group: str, name: str, choices: list[str]) -> str:
+    return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
+
+
 def _is_own_name(network: str) -> bool:
     """Whether a network is more than a dataset's default."""
     return not (CONFIGS / "dataset" / f"{network}.yaml").exists()
@@ -311,7 +319,7 @@ def _is_own_name(network: str) -> bool:
 def groups_of(config_name: str) -> list[str]:
     """The groups that a configuration chooses from; one inside another as it is typed, with a dot."""
     text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
-    return [name.replace("/", ".") for name in re.findall(r"^  - (\w+(?:/\w+)*): ", text, re.MULTILINE)]
+    return [name.replace("/", ".") for name in re.findall(r"^  - (?:optional )?(\w+(?:/\w+)*): ", text, re.MULTILINE)]
 
 
 def _folder(group: str) -> Path:

@@ -43,6 +43,9 @@ def test_help_names_every_group_choice_and_setting_with_its_comment(script: Any,
         for name in cli.choices_of(group):
             assert f" {name}" in page.out
     settings = yaml.safe_load(text)
+    chosen = {next(iter(entry)) for entry in settings["defaults"] if isinstance(entry, dict)}
+    groups = {name.removeprefix("optional ").replace("/", ".") for name in chosen if not name.startswith("override")}
+    assert groups == set(cli.groups_of(script.__name__))
     for name in settings:
         assert name in ("defaults", "hydra") or f"  {name}:" in page.out
     for line in text.partition("\n\n")[2].partition("\nhydra:")[0].splitlines():
