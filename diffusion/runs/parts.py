@@ -9,6 +9,7 @@ import torch
 from data.conditions import ImageCondition
 from data.stream import Source
 from diffusion.build import ConfigError, build
+from diffusion.denoisers import Denoiser, Wrapper
 from diffusion.models import Codec, LatentObjective
 from diffusion.objectives import ConditionDropout, Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
@@ -105,6 +106,11 @@ class Parts:
     def grid(self) -> Grid:
         return self._part("grid", Grid)
 
+    def wrapped(self, denoiser: Denoiser) -> Denoiser:
+        """The denoiser in the wrapper that is asked for, if one is."""
+        described = self.config.get("wrapper")
+        return denoiser if described is None else self._built(described, "wrapper", Wrapper, denoiser=denoiser)
+
     def _part(self, name: str, *classes: type) -> Any:
         described = self.config.get(name)
         if not isinstance(described, Mapping):  # a value in the place of its settings, `learning_rate=0.001`
@@ -113,8 +119,8 @@ class Parts:
             )
         return self._built(described, name, *classes)
 
-    def _built(self, described: Any, name: str, *classes: type) -> Any:
-        part = build(described, name)
+    def _built(self, described: Any, name: str, *classes: type, **extra: Any) -> Any:
+        part = build(described, name, **extra)
         if not isinstance(part, classes):
             raise ConfigError(f"{name} names a {type(part).__name__}, which is no {name.rpartition('.')[2]}")
         return part

@@ -39,7 +39,7 @@ class Drawing:
     Args:
         options: how many, how and where to.
         steering: guidance, masks and starts.
-        method: "sampler" and "grid", each a configuration or None for the model's own.
+        method: "sampler", "grid" and "wrapper", each a configuration or None for none but the model's own.
         typed: names of the settings that a person wrote.
 
     Raises:
@@ -63,6 +63,7 @@ class Drawing:
             options.conditioning_noise,
             sampler=with_eta(method.get("sampler"), own, options.eta),
             grid=method.get("grid"),
+            wrapper=method.get("wrapper"),
             steps=options.steps,
             clip=options.clip,
         )

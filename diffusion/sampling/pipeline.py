@@ -180,7 +180,8 @@ class Pipeline:
             checkpoint: see `diffusion.runs.checkpoints`.
             weights: "ema", "raw" or a width; see `diffusion.runs.trained.load_model`.
             steering: guidance, masks and starts.
-            changes: replace entries of the run's configuration: sampler, grid, steps or clip; None keeps the run's own.
+            changes: replace entries of the run's configuration: sampler, grid, steps, clip or the wrapper around the
+                denoiser; None keeps the run's own.
         """
         steering = steering or Steering()
         parts = Parts(checkpoint.config | {key: value for key, value in changes.items() if value is not None})
@@ -190,7 +191,7 @@ class Pipeline:
             steering.check_latents()
             if changes.get("clip") is not None:
                 raise ConfigError("clip= clamps the pixels of each step, and this model draws latents: leave it out")
-        denoiser = given.steered(model, steering, checkpoint, weights)
+        denoiser = parts.wrapped(given.steered(model, steering, checkpoint, weights))
         init = given.start(steering, parts.shape)
         sampler, times = sampler_and_times(parts, denoiser, steering.t_start, steering.t_end)
         rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)

@@ -183,10 +183,10 @@ class Options:
 
 
 def read(config: Mapping[str, Any], typed: Container[str] = ()) -> tuple[Options, Steering, dict[str, Any]]:
-    """The checked values of a composed configuration, as a plain dict; with the sampler and the grid that were asked
-    for, by these names, each None where the model's own is to be used."""
+    """The checked values of a composed configuration, as a plain dict; with the sampler, the grid and the wrapper that
+    were asked for, by these names, each None where there is none but the model's own."""
     plain = dict(config)
-    method = {name: plain.pop(name, None) for name in ("sampler", "grid")}
+    method = {name: plain.pop(name, None) for name in ("sampler", "grid", "wrapper")}
     if plain["eta"] is not None and "sampler.eta" in typed:
         raise ConfigError(f"eta={plain['eta']} and sampler.eta={method['sampler']['eta']}: give one of them")
     steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})

@@ -99,6 +99,10 @@ def test_dynamic_thresholding_brings_samples_back_into_the_range(folder: Path) -
     clamped, dynamic = (draw(folder, *base, f"clip={clip}") for clip in ("true", "dynamic"))
     saturated = [np.isin(images, (0, 255)).mean() for images in (clamped, dynamic)]
     assert saturated[1] < 0.5 * saturated[0]
+    wrapped = draw(folder, *base, "clip=false", "wrapper=dynamic_threshold")
+    assert np.array_equal(wrapped, dynamic)
+    other = draw(folder, *base, "clip=false", "wrapper=dynamic_threshold", "wrapper.share=0.5")
+    assert (other != dynamic).any()
 
 
 @pytest.mark.parametrize(
