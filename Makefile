@@ -5,7 +5,7 @@ VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(VERSION)
 
-.PHONY: install demo test slow gpu mutants lint format clean
+.PHONY: install demo test slow lowest gpu mutants lint format clean
 
 $(READY): requirements.txt
 	@[ -n "$(VERSION)" ] || { echo "error: $(PYTHON) does not run" >&2; exit 1; }
@@ -29,6 +29,14 @@ test: $(READY) ## the whole default suite
 
 slow: $(READY) ## the long proofs
 	$(BIN)/python -m pytest -m slow
+
+# On the oldest Python, since old versions have no wheels for the newest.
+lowest: ## the suite with the lowest versions that pyproject.toml allows, in .venv-lowest: make lowest PYTHON=python3.11
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -q packaging
+	.venv-lowest/bin/python tests/lowest.py > .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pip install -q -r .venv-lowest/requirements.txt
+	.venv-lowest/bin/python -m pytest
 
 # A bare machine's own Python is used as it is, since its torch fits its GPU; an environment made by install goes first.
 gpu: ## every experiment on a GPU, equalities, throughput: one table in eight minutes; WHEELS=folder DATA_DIR=folder

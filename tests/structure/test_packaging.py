@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import lowest
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -46,10 +47,20 @@ def test_published_malicious_versions_of_lightning_are_excluded() -> None:
     assert ranges()["pytorch-lightning"].specifier.contains(pins()["pytorch-lightning"])
 
 
+def test_every_dependency_has_a_lowest_version_which_is_within_its_range() -> None:
+    for line in lowest.requirements():
+        requirement = Requirement(line)
+        (pinned,) = requirement.specifier
+        assert ranges()[canonicalize_name(requirement.name)].specifier.contains(pinned.version)
+    with pytest.raises(ValueError, match=r"torch<3: give one lower bound, torch>="):
+        lowest.lowest("torch<3")
+
+
 def test_each_package_is_listed_once() -> None:
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     assert len(pins()) == len(lines)
-    assert len(PROJECT["dependencies"]) == len({Requirement(line).name for line in PROJECT["dependencies"]})
+    ours = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    assert len(ours) == len(ranges())
 
 
 def program(path: Path, *lines: str) -> None:
