@@ -112,8 +112,10 @@ class Rows:
         encoded = []
         if name.startswith("latent_"):
             encoded = [f"autoencoder={self.run(name.replace('latent', 'autoencoder'))}"]
-        data = self._data(config)
-        self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *self._size(config))
+        tuned = name == "few_step"  # whose model and data are those of the run that it tunes
+        data = [f"init_from={self.run('fast_digits')}"] if tuned else self._data(config)
+        size = [] if tuned else self._size(config)
+        self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *size)
         drawing = [f"ckpt={self.run(name)}", "n=16", "out=drawn.npz", "batch_size=16", "devices=1"]
         steps = [] if name == "swissroll" else ["steps=4"]  # that one takes its own steps alone
         if name.startswith("classifier_"):

@@ -118,6 +118,11 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     folder = checkpoint.folder if options.out is None else Path(options.out)
     check_writable(folder)
     parts, kind, step = Parts(checkpoint.config), str(options.likelihood), checkpoint.step
+    if parts.tunes:
+        raise ConfigError(
+            f"likelihood={kind}: {checkpoint.path} is tuned for few calls and has no likelihood, since its answers "
+            f"are no posterior means: measure the model that it was tuned from"
+        )
     # Densities need float64, which Apple's GPUs do not have.
     place = devices("auto", options.accelerator)[0].replace("mps", "cpu")
     denoiser: TrainableDenoiser = load_model(checkpoint, weights=options.weights).to(place)

@@ -2,6 +2,7 @@
 
 from diffusion.objectives.base import DROP, ENCODE, NOISE, TIME, ConditionDropout, Objective
 from diffusion.objectives.bound import VLBObjective
+from diffusion.objectives.consistency import ConsistencyObjective
 from diffusion.objectives.denoising import (
     DISTANCES,
     DenoisingObjective,
@@ -23,6 +24,7 @@ __all__ = [
     "NOISE",
     "TIME",
     "ConditionDropout",
+    "ConsistencyObjective",
     "DenoisingObjective",
     "HybridObjective",
     "LikelihoodWeighting",

@@ -24,6 +24,7 @@ class Objective(nn.Module, ABC):
     """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and more to be logged, (B,) each."""
 
     trains: type[nn.Module] = Trainable  # the models that it is a loss of
+    tunes: bool = False  # whether it makes a consistency model of one that is trained already
 
     @abstractmethod
     def forward(self, model: Any, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ from diffusion.build import ConfigError
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.exchange import diffusers, weights
 from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs.parts import tunes
 from diffusion.runs.trained import load_model
 from diffusion.trainable import Trainable
 
@@ -40,6 +41,11 @@ def export_folder(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str
     diffusers.check_new(out)
     if config["dataset"].get("condition") is not None:
         raise ConfigError("this model is conditioned on images, and a DDPMPipeline has none: export another")
+    if tunes(config):
+        raise ConfigError(
+            "a DDPMPipeline has no sampler=consistency, and this model is tuned for that: export the model that it was "
+            "tuned from"
+        )
     denoiser: TrainableDenoiser = load_model(checkpoint, weights=chosen)
     diffusers.save(out, *diffusers.exported(config, denoiser.network))
     lines = [f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"]

@@ -8,7 +8,7 @@ import torch
 
 from data.conditions import ImageCondition
 from data.stream import Source
-from diffusion.build import ConfigError, build
+from diffusion.build import ConfigError, build, resolve
 from diffusion.denoisers import Denoiser, Wrapper
 from diffusion.models import Codec, LatentObjective
 from diffusion.objectives import ConditionDropout, Objective
@@ -17,6 +17,15 @@ from diffusion.runs.models import build_model
 from diffusion.samplers import Grid, Sampler
 from diffusion.settings.training import Settings, settings
 from diffusion.trainable import Trainable
+
+
+def tunes(config: Mapping[str, Any]) -> bool:
+    """Whether the objective of a configuration makes a consistency model of a trained one."""
+    described = config.get("objective")  # models of other programs have none
+    if not isinstance(described, Mapping):
+        return False
+    cls = resolve(described.get("_target_"), "objective")
+    return issubclass(cls, Objective) and cls.tunes
 
 
 class Parts:
@@ -85,6 +94,11 @@ class Parts:
         if dropout := self.config.get("condition_dropout"):
             objective = ConditionDropout(objective, dropout)
         return objective if self.codec is None else LatentObjective(objective, self.codec)
+
+    @cached_property
+    def tunes(self) -> bool:
+        """Whether the model is a consistency model, whose D is no posterior mean but where its ODE ends."""
+        return tunes(self.config)
 
     @cached_property
     def optimizer(self) -> AdamW | Muon:

@@ -20,7 +20,7 @@ CHANGEABLE = (
     *("devices", "accelerator", "compile", "checkpoint_every", "workers", "data_dir", "download", "dataset.path"),
 )
 # Settings that the dataset's source repeats.
-_OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
+OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
 _LIMITS = ("max_steps", "max_epochs", "max_time")
 # How the first process tells those that it starts which checkpoint it goes on from; empty: none.
 _AGREED = "DIFFUSION_RESUME"
@@ -140,8 +140,8 @@ def continued(checkpoint: Checkpoint, typed: Mapping[str, Any], auto: bool = Fal
     for name, value in typed.items():
         if name in CHANGEABLE:
             _put(config, name, value)
-            if name in _OF_SOURCE and _OF_SOURCE[name] in config["dataset"]["source"]:
-                config["dataset"]["source"][_OF_SOURCE[name]] = value
+            if name in OF_SOURCE and OF_SOURCE[name] in config["dataset"]["source"]:
+                config["dataset"]["source"][OF_SOURCE[name]] = value
         elif name not in ("resume", "dataset") and not auto:
             again = f"{name}={value}".replace(" ", "")
             raise ConfigError(
@@ -208,7 +208,7 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
     for part, names in (("trainer", CHANGEABLE), ("dataset", CHANGEABLE)):
         for name in names:
             rest.get(part, {}).pop(name.removeprefix(f"{part}."), None)
-    for name in _OF_SOURCE.values():
+    for name in OF_SOURCE.values():
         rest.get("dataset", {}).get("source", {}).pop(name, None)
     found: dict[str, Any] = canonical(rest)
     return found

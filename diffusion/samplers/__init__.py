@@ -2,7 +2,17 @@
 
 from diffusion.samplers.adaptive import MOST_STEPS, AdaptiveSampler
 from diffusion.samplers.base import Draw, Evaluation, History, Sampler, prior
-from diffusion.samplers.grids import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.samplers.consistency import ConsistencySampler
+from diffusion.samplers.grids import (
+    Grid,
+    KarrasGrid,
+    LevelsGrid,
+    LogSNRGrid,
+    QuadraticGrid,
+    TrailingGrid,
+    UniformGrid,
+    between,
+)
 from diffusion.samplers.multistep import (
     DPMSolverPP2MSampler,
     DPMSolverPP2MSDESampler,
@@ -27,6 +37,7 @@ __all__ = [
     "AdaptiveSampler",
     "AnnealedLangevinSampler",
     "ChurnSampler",
+    "ConsistencySampler",
     "DDIMSampler",
     "DDPMSampler",
     "DPMSolverPP2MSDESampler",
@@ -41,6 +52,7 @@ __all__ = [
     "IPNDMSampler",
     "KarrasGrid",
     "LangevinSampler",
+    "LevelsGrid",
     "LogSNRGrid",
     "PredictorCorrectorSampler",
     "QuadraticGrid",

@@ -42,7 +42,8 @@ class Sampler(ABC):
     a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
     there. `off_grid`: whether a step asks the denoiser at times other than its two. `by_transition`: whether a step is
     the model's own, `Denoiser.transition`. `affine`: whether a step is affine in the state and in its draws if the
-    denoiser is affine. `remembers`: whether a step reads the history.
+    denoiser is affine. `remembers`: whether a step reads the history. `flow_map`: whether a step takes D for where the
+    ODE ends, which only that of a consistency model is.
     """
 
     order: int
@@ -53,6 +54,7 @@ class Sampler(ABC):
     by_transition: bool = False
     affine: bool = True
     remembers: bool = False
+    flow_map: bool = False
 
     @abstractmethod
     def step(

@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -129,6 +130,40 @@ class LogSNRGrid(Grid):
     def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
         ends = _ends(schedule, high, low)
         return schedule.inverse(torch.lerp(ends[0], ends[1], torch.linspace(0, 1, count, dtype=torch.float64)))
+
+
+class LevelsGrid(Grid):
+    """Few noise levels, for a model that needs few calls: from t_start on the chosen ones, or even steps in log-SNR
+    that stop short of t_min.
+
+    Args:
+        levels: sigma / alpha at the times after the first, falling; there is one more step than levels. None is even
+            steps in log-SNR, the last of them to the end itself.
+    """
+
+    def __init__(self, levels: list[float] | None = None) -> None:
+        if any(not 0 < level < math.inf for level in levels or []):
+            raise ValueError(f"levels must be positive and finite, got {levels}")
+        if any(after >= before for before, after in pairwise(levels or [])):
+            raise ValueError(f"levels must fall from one to the next, got {levels}")
+        self.levels = levels
+
+    def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
+        ends = _ends(schedule, high, low)
+        steps = count - whole
+        if self.levels is None:
+            return schedule.inverse(torch.lerp(ends[0], ends[1], torch.arange(count, dtype=torch.float64) / steps))
+        if len(self.levels) != steps - 1:
+            raise ValueError(
+                f"levels={self.levels} are for {len(self.levels) + 1} steps: set steps={len(self.levels) + 1}, or "
+                f"{steps - 1} levels"
+            )
+        first, last = (-ends / 2).exp().tolist()
+        if not all(last < level < first for level in self.levels):
+            raise ValueError(f"levels must lie between {last:.3g} and {first:.3g} here, got {self.levels}")
+        between_ends = torch.tensor(self.levels, dtype=torch.float64)
+        ratios = torch.cat((ends.new_tensor([first]), between_ends, ends.new_tensor([last] * whole)))
+        return schedule.inverse(-2 * ratios.log())
 
 
 class KarrasGrid(Grid):

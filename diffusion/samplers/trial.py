@@ -99,9 +99,10 @@ class Finding(NamedTuple):
 
 
 def can_be_tried(sampler: Sampler, times: Tensor, variance: str = "beta", calls: int = MOST_CALLS) -> bool:
-    """Whether the trial is exact and quick: an affine step, no learned variance in it, not too many steps or calls."""
+    """Whether the trial is exact and quick: an affine step of a posterior mean, no learned variance in it, not too many
+    steps or calls."""
     steps = len(times) - 1
-    exact = sampler.affine and not (sampler.by_transition and variance == "learned")
+    exact = sampler.affine and not sampler.flow_map and not (sampler.by_transition and variance == "learned")
     return exact and (steps <= MOST_STEPS if sampler.order else steps * sampler.calls <= calls)
 
 

@@ -1,5 +1,6 @@
 """What a web page draws with, from a checkpoint."""
 
+from diffusion.build import ConfigError
 from diffusion.exchange.page import Drawable
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.codecs import drawing
@@ -9,8 +10,13 @@ from diffusion.sampling.pipeline import sampler_and_times
 
 def drawable_of(checkpoint: Checkpoint, weights: str | float = "ema") -> Drawable:
     """The checkpoint's denoiser with its own sampler, grid and steps."""
-    denoiser, codec = drawing(checkpoint, weights)
     parts = Parts(checkpoint.config)
+    if parts.tunes:
+        raise ConfigError(
+            f"a page has no sampler=consistency, and {checkpoint.path} is tuned for that: export it as .onnx, or the "
+            f"model that it was tuned from"
+        )
+    denoiser, codec = drawing(checkpoint, weights)
     sampler, times = sampler_and_times(parts, denoiser)
     return Drawable(
         denoiser=denoiser,

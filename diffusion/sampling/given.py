@@ -15,6 +15,7 @@ from diffusion.denoisers import Condition, Denoiser, Rescheduled, TrainableDenoi
 from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting
 from diffusion.models import LabelLogProb, NoisyClassifier
 from diffusion.runs.checkpoints import Checkpoint, find
+from diffusion.runs.parts import tunes
 from diffusion.runs.trained import load_model
 from diffusion.settings.sampling import Steering
 
@@ -151,6 +152,11 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
         raise ConfigError(f"guide={steering.guide} draws data of shape {shapes[0]}, and the model {shapes[1]}")
     if canonical(theirs.get("autoencoder")) != canonical(ours.get("autoencoder")):
         raise ConfigError(f"guide={steering.guide} is no model in the latents of the model's own autoencoder")
+    if tunes(theirs) != tunes(ours):
+        raise ConfigError(
+            f"guide={steering.guide}: of it and the model one is tuned by experiment=few_step, so their answers are "
+            f"not of one kind: name a guide that is what the model is"
+        )
     guide: TrainableDenoiser = load_model(found, weights=chosen)
     for part, what in (("num_classes", "classes"), ("embedding", "vectors"), ("condition_channels", "images")):
         if getattr(guide, part) not in (0, getattr(denoiser, part)):

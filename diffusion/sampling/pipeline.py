@@ -66,6 +66,11 @@ def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: flo
         raise ConfigError(f"steps must be a whole number, got {steps!r}")
     if steps is not None and steps > MOST_STEPS:
         raise ConfigError(f"steps must be at most {MOST_STEPS}, got {steps}")
+    if sampler.flow_map and not parts.tunes:
+        raise ConfigError(
+            "sampler=consistency is for models that experiment=few_step has tuned: the one call of another gives the "
+            "mean of the data; python train.py experiment=few_step init_from=... tunes one"
+        )
     try:
         times = between(grid, denoiser.schedule, steps, t_start, t_end)
         sampler.check(denoiser, times)
@@ -90,7 +95,14 @@ def sampler_and_times(
         sampler, times = method_of(parts, denoiser, t_start, t_end)
     except ConfigError as error:
         raise Unfit(str(error), ("sampler", "grid"), parts.config, attempt) from error
-    _warn_if_far_off(sampler, denoiser, times)
+    if parts.tunes and not sampler.flow_map:
+        warnings.warn(
+            f"{type(sampler).__name__} takes answers of this model for the mean of the data given x_t, which they are "
+            f"no longer since it was tuned for sampler=consistency: leave sampler= out, or draw from the model before",
+            stacklevel=2,
+        )
+    else:
+        _warn_if_far_off(sampler, denoiser, times)
     return sampler, times
 
 

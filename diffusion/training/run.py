@@ -104,7 +104,7 @@ class Run:
         run.check_data(typed)
         warn_of_likeness(data)
         if codec is not None:
-            into_latents(codec, data, device, settings.cache_latents, begins)
+            into_latents(codec, data, device, settings.cache_latents, begins and not parts.tunes)
         if begins and init_from is None and model.learns_from_data:  # else the checkpoint has that
             most = 50_000 if codec is None or settings.cache_latents else 10_000  # encoding is slow
             model.prepare(*training_data(codec, data, device, settings.seed, most))

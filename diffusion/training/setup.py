@@ -19,6 +19,7 @@ from diffusion.sampling.pipeline import method_of
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 from diffusion.settings.training import with_timesteps
 from diffusion.training.steps import mistaken
+from diffusion.training.tuning import take_over
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoint | None]:
@@ -55,6 +56,7 @@ def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoi
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
     """The parts of a new run: the configuration with what the dataset and the shorthands say filled in, which nothing
     changes any more."""
+    tuned = take_over(config, typed or {})
     with_timesteps(config)
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
         raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
@@ -68,7 +70,9 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     shape = list(source.shape)
     config.dataset.shape = shape
     codec = described = None
-    if config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
+    if tuned is not None:
+        codec, described = codecs.stored_codec(tuned), tuned.config.get("autoencoder")
+    elif config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
         codec, described = codecs.codec_of(str(config.autoencoder), config.dataset.name, shape)
         config.dataset.shape, config.dataset.clip = described["latent_shape"], False
         config.dataset.recipe.sigma_data = 1.0

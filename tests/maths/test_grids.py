@@ -7,7 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from diffusion.samplers import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, TrailingGrid, UniformGrid, between
+from diffusion.samplers import (
+    Grid,
+    KarrasGrid,
+    LevelsGrid,
+    LogSNRGrid,
+    QuadraticGrid,
+    TrailingGrid,
+    UniformGrid,
+    between,
+)
 from diffusion.sampling.pipeline import GRIDS
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 
@@ -211,3 +220,42 @@ def test_ends_that_are_no_numbers_are_refused_by_name(grid: Grid, value: float) 
         grid(VPSchedule(), 5, value, 0.0)
     with pytest.raises(ValueError, match="t_start and t_end need 0 <= t_end < t_start <= 1"):
         grid(VPSchedule(), 5, 1.0, value)
+
+
+def test_few_levels_are_even_in_log_snr_and_stop_short_of_the_lowest_time(schedule: Schedule) -> None:
+    for steps in (1, 2, 5):
+        times = LevelsGrid()(schedule, steps)
+        assert (times[0], times[-1]) == (1, 0)
+        ends = schedule.log_snr(_tensor(1.0, schedule.t_min))
+        expected = torch.lerp(ends[0], ends[1], torch.arange(steps, dtype=torch.float64) / steps)
+        torch.testing.assert_close(schedule.log_snr(times[:-1]), expected, rtol=1e-6, atol=1e-6)
+    part = between(LevelsGrid(), schedule, 3, 0.8, 0.2)
+    gaps = schedule.log_snr(part).diff()
+    torch.testing.assert_close(gaps, gaps.mean().expand(3), rtol=1e-3, atol=1e-3)
+    assert (part[0], part[-1]) == (0.8, 0.2)
+
+
+def test_chosen_levels_are_those_of_the_grid(schedule: Schedule) -> None:
+    times = LevelsGrid([5.0, 0.8])(schedule, 3)
+    assert (times[0], times[-1]) == (1, 0)
+    torch.testing.assert_close((-schedule.log_snr(times[1:3]) / 2).exp(), _tensor(5.0, 0.8), rtol=1e-6, atol=0)
+    ended = LevelsGrid([0.8])(schedule, 2, t_end=0.05)
+    assert ended.shape == (3,)
+    assert ended[-1] == 0.05
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LevelsGrid([0.8, 5.0]), "levels must fall from one to the next"),
+        (lambda: LevelsGrid([0.8, 0.8]), "levels must fall from one to the next"),
+        (lambda: LevelsGrid([0.0]), "levels must be positive and finite"),
+        (lambda: LevelsGrid([math.nan]), "levels must be positive and finite"),
+        (lambda: LevelsGrid([0.8])(VPSchedule(), 3), "are for 2 steps: set steps=2, or 2 levels"),
+        (lambda: LevelsGrid([0.8])(VarianceExplodingSchedule(), 2, t_start=0.3), "levels must lie between"),
+        (lambda: LevelsGrid([1000.0])(VarianceExplodingSchedule(), 2), "levels must lie between 0.00.* and "),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()

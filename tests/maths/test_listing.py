@@ -39,6 +39,7 @@ def test_the_command_lists_every_sampler_that_can_be_chosen() -> None:
         ("annealed_langevin", "0", "yes", "6", "1907.05600"),
         ("adaptive", "5", "no", "varies", "2011.13456"),
         ("langevin", "0", "yes", "100", "1907.05600"),
+        ("consistency", "0", "yes", "1", "2303.01469"),
     ],
 )
 def test_its_columns_are_order_stochastic_calls_settings_and_source(

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from support.configs import resolved
+from support.configs import FIXTURES, resolved
 
 import cli
 from diffusion.build import ConfigError, build
@@ -25,6 +25,7 @@ FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_"
 SDES = ["vp_sde", "subvp_sde", "ve_sde", "flow", "ncsn"]  # for any dataset
 CASCADE = ["cascade_base", "cascade_sr"]
 ENCODING = ["dataset=digits", "network=autoencoder", "denoiser=autoencoder", "objective=elbo"]
+TUNED = f"init_from={FIXTURES / 'residual.ckpt'}"
 TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 
 
@@ -32,6 +33,7 @@ def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:
     """The loss on two random samples, with gradients in all weights."""
     denoiser, objective = build_model(config), build(config["objective"])
     batch = {"x": torch.rand(2, *config["dataset"]["shape"]) * 2 - 1, "label": torch.zeros(2, dtype=torch.long)}
+    batch["serial"] = torch.arange(2)
     if config["dataset"].get("condition") is not None:
         batch |= build(config["dataset"]["condition"]).augmented(batch["x"], 0, torch.arange(2))
     loss: torch.Tensor = objective(denoiser, batch, Noise(0, torch.arange(2), TRAINING))["loss"].mean()
@@ -49,7 +51,7 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
     for part in ("objective", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
     assert build(config["optimizer"], "optimizer")(network, fused=False).param_groups
-    name = {**dict.fromkeys((*SDES, "learned_variance"), "digits"), **dict.fromkeys(CASCADE, "fashion")}
+    name = {**dict.fromkeys((*SDES, "learned_variance", "few_step"), "digits"), **dict.fromkeys(CASCADE, "fashion")}
     assert config["dataset"]["name"] == name.get(experiment, experiment.removesuffix("_cond").rpartition("_")[2])
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
 
@@ -136,6 +138,8 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
     fitting = {
         "karras": ["schedule=variance_exploding"],
         "langevin": ["grid=uniform"],
+        "levels": ["sampler=ddim"],
+        "consistency": ["objective=consistency", "sampler=consistency", "grid=levels", TUNED],
         "likelihood": ["schedule=vp"],
         "edm": ["schedule=variance_exploding"],
         "learned": ["objective=hybrid"],

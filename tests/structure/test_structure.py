@@ -14,6 +14,7 @@ def test_a_configuration_changes_only_while_it_is_put_together() -> None:
     assert changed <= {
         "diffusion/settings/training.py",
         "diffusion/training/setup.py",
+        "diffusion/training/tuning.py",
         "diffusion/runs/resume.py",
         "diffusion/training/trainer.py",
         "diffusion/exchange/onnx.py",

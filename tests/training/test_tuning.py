@@ -1,0 +1,161 @@
+"""A trained run is tuned to draw in one or two calls, with the model and the data that it has."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.configs import resolved
+from support.scripts import assert_refused, call
+
+import evaluate
+import export
+import sample
+import train
+from diffusion.build import Unfit, canonical
+from diffusion.runs.checkpoints import read
+from diffusion.sampling import Pipeline
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+RESIDUAL = f"init_from={FIXTURES / 'residual.ckpt'}"
+BRIEF = ("experiment=few_step", "trainer.max_steps=3", "val_every=3", "preview_every=0", "accelerator=cpu")
+
+
+def stored(name: str) -> dict[str, Any]:
+    return read(FIXTURES / f"{name}.ckpt").config
+
+
+@pytest.mark.parametrize("name", ["residual", "enlarging"])
+def test_a_tuning_takes_data_and_model_of_the_run_it_begins_from(name: str) -> None:
+    config, theirs = resolved("experiment=few_step", f"init_from={FIXTURES / name}.ckpt"), stored(name)
+    for part in ("dataset", "network", "schedule", "denoiser", "condition_dropout", "clip"):
+        assert canonical(config[part]) == canonical(theirs[part]), part
+    assert config["objective"]["sigma_data"] == theirs["dataset"]["recipe"]["sigma_data"]
+    assert (config["steps"], config["sampler"]["_target_"]) == (2, "diffusion.samplers.ConsistencySampler")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a tuned run."""
+    folder = tmp_path_factory.mktemp("tuned")
+    outcome = call(train, folder, *BRIEF, RESIDUAL, "train_images=64", "objective.images_per_stage=64")
+    assert outcome.code == 0, outcome.err
+    return folder / "lightning_logs" / "digits" / "version_0" / "checkpoints" / "last.ckpt"
+
+
+def test_it_trains_and_draws_in_two_calls_or_one(tuned: Path, tmp_path: Path) -> None:
+    weights, before = (read(path).part("denoiser.network.") for path in (tuned, FIXTURES / "residual.ckpt"))
+    assert any(not torch.equal(weights[name], before[name]) for name in weights)
+    prior, before = (read(path).part("denoiser.prior.") for path in (tuned, FIXTURES / "residual.ckpt"))
+    assert all(torch.equal(prior[name], before[name]) for name in prior)  # what was fitted to the data stays
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # its own sampler is not tried on Gaussians, where it would be far off
+        outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png")
+    assert "ConsistencySampler, 2 steps" in outcome.err
+    chosen = ("steps=3", "grid.levels=[5,0.8]", "grid=levels")
+    for further in (("steps=1", "label=3", "guidance=2"), chosen):
+        outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", *further)
+        assert outcome.code == 0, outcome.err
+
+
+def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="DDIMSampler takes answers of this model for the mean"):
+        outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", "sampler=ddim", "steps=2")
+    assert outcome.code == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        (evaluate, ["likelihood=ode"], "has no likelihood"),
+        (export, ["out=page.html"], "a page has no sampler=consistency"),
+        (export, ["out=folder"], "sampler=consistency"),
+        (sample, ["interpolate=[1,2]"], "deterministic"),
+        (sample, [f"guide={FIXTURES / 'residual.ckpt'}", "guidance=1.5"], "their answers are not of one kind"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_a_tuned_model_cannot_do_is_refused(
+    script: Any, arguments: list[str], said: str, tuned: Path, tmp_path: Path
+) -> None:
+    assert_refused(call(script, tmp_path, f"ckpt={tuned}", *arguments), said)
+
+
+def test_a_model_that_is_not_tuned_is_not_drawn_in_a_call() -> None:
+    sampler = {"_target_": "diffusion.samplers.ConsistencySampler"}
+    with pytest.raises(Unfit, match="the one call of another gives the mean of the data; .*experiment=few_step"):
+        Pipeline.load(str(FIXTURES / "residual.ckpt"), sampler=sampler, steps=2)
+
+
+@pytest.mark.parametrize(("levels", "said"), [([0.8, 0.2], "are for 3 steps"), ([100.0], "levels must lie between")])
+def test_levels_that_do_not_fit_are_refused(levels: list[float], said: str, tuned: Path) -> None:
+    with pytest.raises(Unfit, match=said):
+        Pipeline.load(str(tuned), grid={"_target_": "diffusion.samplers.LevelsGrid", "levels": levels})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "tunes a trained model: add init_from="),
+        (["init_from=nowhere"], "there is no checkpoint nowhere"),
+        (
+            [f"init_from={FIXTURES / 'digits.ckpt'}"],
+            "a model of denoiser=edm, residual, v or flow can",
+        ),
+        ([f"init_from={FIXTURES / 'learned.ckpt'}"], "does not train the variance"),
+        ([f"init_from={FIXTURES / 'classifier.ckpt'}"], "is a loss of a RegressionDenoiser"),
+        ([f"init_from={FIXTURES / 'autoencoder.ckpt'}"], "is a loss of a RegressionDenoiser"),
+        ([f"init_from={FIXTURES / 'swissroll.ckpt'}"], "is a loss of a RegressionDenoiser"),
+        ([RESIDUAL, "network.widths=[8]"], "network.widths= belongs to the model that is tuned"),
+        ([RESIDUAL, "dataset=fashion"], "dataset= belongs to the model that is tuned"),
+        ([RESIDUAL, "schedule=vp"], "schedule= belongs to the model that is tuned"),
+        ([RESIDUAL, "timesteps=50"], "timesteps= belongs to the model that is tuned"),
+        ([RESIDUAL, "autoencoder=last"], "autoencoder= belongs to the model that is tuned"),
+    ],
+    ids=lambda value: " ".join(Path(word).name for word in value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_tuned_is_refused(arguments: list[str], said: str, tmp_path: Path) -> None:
+    assert_refused(call(train, tmp_path, *BRIEF, *arguments), said)
+    assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_the_name_of_its_own_dataset_may_be_typed(tmp_path: Path) -> None:
+    outcome = call(train, tmp_path, *BRIEF, RESIDUAL, "dataset=digits", "download=false", "trainer.max_steps=1")
+    assert_refused(outcome, "download= does nothing for dataset=digits")
+
+
+def test_a_model_of_latents_keeps_its_codec(tmp_path: Path) -> None:
+    path = FIXTURES / "latent.ckpt"
+    outcome = call(train, tmp_path, *BRIEF, f"init_from={path}", "train_images=64", "trainer.max_steps=1")
+    assert outcome.code == 0, outcome.err
+    found = read(tmp_path / "lightning_logs" / "digits" / "version_0" / "checkpoints" / "last.ckpt")
+    before, after = (checkpoint.part("objective.codec.") for checkpoint in (read(path), found))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    outcome = call(sample, tmp_path, "ckpt=last", "out=x.png")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.slow
+def test_a_resumed_tuning_is_the_run_that_was_not_cut_off(tmp_path: Path) -> None:
+    settings = (*BRIEF, RESIDUAL, "train_images=64", "objective.images_per_stage=128", "learning_rate.decay=none")
+    for folder, limits in (("whole", [6]), ("parts", [3, 6])):
+        for limit in limits:
+            again = ("resume=last",) if limit != limits[0] else settings
+            outcome = call(train, tmp_path / folder, *again, f"trainer.max_steps={limit}")
+            assert outcome.code == 0, outcome.err
+    whole, parts = (
+        read(tmp_path / folder / "lightning_logs/digits/version_0/checkpoints/last.ckpt").state
+        for folder in ("whole", "parts")
+    )
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_tuned_stage_of_a_cascade_enlarges_in_two_calls(tmp_path: Path) -> None:
+    outcome = call(train, tmp_path, *BRIEF, f"init_from={FIXTURES / 'enlarging.ckpt'}", "train_images=64")
+    assert outcome.code == 0, outcome.err
+    stages = f"ckpt=[{FIXTURES / 'base.ckpt'},last]"
+    outcome = call(sample, tmp_path, stages, "out=x.png", "n=4")
+    assert outcome.code == 0, outcome.err
