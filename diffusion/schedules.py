@@ -168,72 +168,63 @@ def _check_timesteps(timesteps: int) -> None:
         raise ValueError(f"timesteps must be from 1 to a million, got {timesteps}")
 
 
-def _check_betas(beta_start: float, beta_end: float) -> None:
-    for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
-        if not 0 < beta < 1:
-            raise ValueError(f"{name} must lie strictly between 0 and 1, of 1000 timesteps, got {beta}")
+class ScaledSchedule(DiscreteSchedule):
+    """Betas stated for T = 1000 and scaled by 1000 / T, so that the last noise level hardly depends on T.
+
+    Args:
+        timesteps: T.
+        beta_start: the first beta of 1000.
+        beta_end: the last one.
+        zero_terminal_snr: see `DiscreteSchedule`.
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        zero_terminal_snr: bool = False,
+    ) -> None:
+        _check_timesteps(timesteps)
+        for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
+            if not 0 < beta < 1:
+                raise ValueError(f"{name} must lie strictly between 0 and 1, of 1000 timesteps, got {beta}")
+        betas = self._betas(timesteps, beta_start, beta_end) * (1000 / timesteps)
+        # beta_end counts too: a table of one row holds beta_start alone, and would leave most of the data at t = 1.
+        largest = max(betas.max().item(), beta_end * 1000 / timesteps)
+        if largest >= 1:
+            raise ValueError(
+                f"timesteps={timesteps} is too few for this schedule: its largest beta, scaled by 1000 / timesteps, "
+                f"would be {largest:.3g} and must be below 1; use more timesteps"
+            )
+        super().__init__(betas, zero_terminal_snr)
+
+    @abstractmethod
+    def _betas(self, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+        """beta_1..beta_T before they are scaled, float64."""
 
 
-def _scaled(betas: Tensor, beta_end: float, timesteps: int) -> Tensor:
-    """Betas stated for T = 1000 and scaled by 1000 / T, so that the last noise level hardly depends on T."""
-    betas = betas * (1000 / timesteps)
-    # beta_end counts too: a table of one row holds beta_start alone, and would leave most of the data at t = 1.
-    largest = max(betas.max().item(), beta_end * 1000 / timesteps)
-    if largest >= 1:
-        raise ValueError(
-            f"timesteps={timesteps} is too few for this schedule: its largest beta, scaled by 1000 / timesteps, would "
-            f"be {largest:.3g} and must be below 1; use more timesteps"
-        )
-    return betas
-
-
-class LinearSchedule(DiscreteSchedule):
+class LinearSchedule(ScaledSchedule):
     """Betas linear in i from beta_start to beta_end (Ho et al. 2020, arXiv 2006.11239, section 4)."""
 
-    def __init__(
-        self,
-        timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        _check_timesteps(timesteps)
-        _check_betas(beta_start, beta_end)
-        betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
-        super().__init__(_scaled(betas, beta_end, timesteps), zero_terminal_snr)
+    def _betas(self, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+        return torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
 
 
-class QuadraticSchedule(DiscreteSchedule):
+class QuadraticSchedule(ScaledSchedule):
     """Betas whose square root is linear in i, as the code of Ho et al. 2020 (arXiv 2006.11239) offers."""
 
-    def __init__(
-        self,
-        timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        _check_timesteps(timesteps)
-        _check_betas(beta_start, beta_end)
-        roots = torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64)
-        super().__init__(_scaled(roots**2, beta_end, timesteps), zero_terminal_snr)
+    def _betas(self, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
+        return torch.linspace(beta_start**0.5, beta_end**0.5, timesteps, dtype=torch.float64) ** 2
 
 
-class SigmoidSchedule(DiscreteSchedule):
+class SigmoidSchedule(ScaledSchedule):
     """Betas along a sigmoid over [-6, 6], scaled to run from about beta_start to about beta_end (Xu et al. 2022,
     GeoDiff)."""
 
-    def __init__(
-        self,
-        timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        zero_terminal_snr: bool = False,
-    ) -> None:
-        _check_timesteps(timesteps)
-        _check_betas(beta_start, beta_end)
+    def _betas(self, timesteps: int, beta_start: float, beta_end: float) -> Tensor:
         curve = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
-        super().__init__(_scaled(beta_start + (beta_end - beta_start) * curve, beta_end, timesteps), zero_terminal_snr)
+        return beta_start + (beta_end - beta_start) * curve
 
 
 class CosineSchedule(DiscreteSchedule):
