@@ -13,6 +13,7 @@ Examples:
     python sample.py ckpt=[base,sr] conditioning_noise=0.1   a cascade: small images first, then enlarged
     python sample.py ckpt=last interpolate=[1,2] frames=24 sampler=ddim   from the samples of seed 1 to those of seed 2
     python sample.py ckpt=last init=a.png mask=m.png     the white part of the mask anew; resample=10 fits it in better
+    python sample.py ckpt=last measure=blur blur_width=2 noise=0.05 init=blurred.png   what a blurred image shows
 """
 
 import sys

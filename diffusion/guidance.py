@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion.denoisers import NOTHING, Condition, Denoiser, Prediction, Wrapper, dropped
 from diffusion.forward import log_variances
@@ -240,6 +240,101 @@ class Inpainting(Guidance):
         mean, log_var = self.denoiser.step(x_t, t, s, prediction)
         exact = expand(log_variances(self.schedule, t, s)[1], x_t).to(x_t)
         return mean, torch.lerp(exact, log_var.to(x_t), self.mask.to(x_t))
+
+
+class MeasurementGuidance(Guidance):
+    """The denoiser of `p(x0 | y)`, given a linear measurement with noise `y = A x0 + s n`, n from N(0, I).
+
+        D' = D + V A^T (A V A^T + s^2 I)^-1 (y - A D),  V = Cov[x0 | x_t] = sigma_t^2 / alpha_t dD/dx_t
+
+    Where p(x0 | x_t) is the Gaussian N(D, V) this is its mean given y too, so on Gaussian data D' is exact. V is the
+    second-order form of Tweedie's formula: `alpha_t D = x_t + sigma_t^2 grad log p(x_t)`, and the covariance is
+    `sigma_t^2 / alpha_t^2 (I + sigma_t^2 grad^2 log p(x_t))`. Moment matching (Rozet et al. 2024, Learning Diffusion
+    Priors from Observations by Expectation Maximization, arXiv 2405.13712, section 4.2) keeps V; diffusion posterior
+    sampling (Chung et al. 2023, arXiv 2209.14687) puts a number in the place of the matrix and its inverse.
+
+    No matrix is formed. `V A^T u` is a product of u with the Jacobian of A D, by backpropagation, and the system is
+    solved by conjugate gradients, each iteration of which backpropagates through the denoiser once.
+
+    Args:
+        denoiser: what is steered.
+        measurement: A, linear, from x0 (B, *S) to (B, *M).
+        measured: y, (*M) or (B, *M).
+        noise: s, the standard deviation of y's noise, at least 0.
+        iterations: of the solver; as many as y has values solve the system, and few leave out directions in which
+            x_t says little of y.
+    """
+
+    measured: Tensor
+
+    def __init__(
+        self, denoiser: Denoiser, measurement: nn.Module, measured: Tensor, noise: float, iterations: int = 5
+    ) -> None:
+        super().__init__(denoiser)
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise must be a standard deviation, finite and at least 0, got {noise}")
+        if iterations < 1:
+            raise ValueError(f"iterations must be at least 1, got {iterations}")
+        _check_energy(self.schedule, 1.0)
+        self.measurement, self.noise, self.iterations = measurement, noise, iterations
+        self.register_buffer("measured", measured)
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+        alpha, sigma = self.schedule(float64(t))
+        scale = expand((sigma**2 / alpha).to(x_t), x_t)
+        further = torch.is_grad_enabled() and x_t.requires_grad
+        with torch.enable_grad():
+            x = x_t if further else x_t.detach().requires_grad_()
+            prediction = self.denoiser.predict(x, t, cond)
+            expected = self.measurement(prediction.x0)  # A D
+
+        def moved(u: Tensor) -> Tensor:
+            """V A^T u."""
+            (product,) = torch.autograd.grad(expected, x, u, retain_graph=True, create_graph=further)
+            return scale * product
+
+        def covariance(u: Tensor) -> Tensor:
+            """(A V A^T + s^2 I) u, the covariance of y given x_t times u."""
+            return self.measurement(moved(u)) + self.noise**2 * u
+
+        if not further:
+            prediction = prediction.map(Tensor.detach)
+        missed = self.measured.to(expected) - (expected if further else expected.detach())
+        shift = moved(conjugate_gradients(covariance, missed, self.iterations))
+        return prediction._replace(x0=prediction.x0 + shift)
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """x with M x = b for each sample, by so many iterations from x = 0 (Hestenes & Stiefel 1952, section 3).
+
+    A trained denoiser's Jacobian is not exactly symmetric and positive: a sample stops at the first direction p in
+    which `p^T M p` is not positive, with what it has by then.
+
+    Args:
+        product: M v, of v shaped like b; M is symmetric, and positive definite where all iterations are to be made.
+        b: (B, *M).
+        iterations: one for each distinct eigenvalue of M solves the system exactly.
+    """
+
+    def inner(u: Tensor, v: Tensor) -> Tensor:
+        return (u * v).flatten(1).sum(1)
+
+    def ratio(above: Tensor, below: Tensor) -> Tensor:
+        """Their quotient, and 0 for samples that have stopped."""
+        return expand(torch.where(going, above / torch.where(going, below, 1), 0), b)
+
+    x, residual, direction = torch.zeros_like(b), b, b
+    square = inner(residual, residual)
+    going = torch.ones_like(square, dtype=torch.bool)
+    for _ in range(iterations):
+        image = product(direction)
+        curvature = inner(direction, image)
+        going = going & (curvature > 0)
+        step = ratio(square, curvature)
+        x, residual = x + step * direction, residual - step * image
+        before, square = square, inner(residual, residual)
+        direction = residual + ratio(square, before) * direction
+    return x
 
 
 def gradient(log_prob: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

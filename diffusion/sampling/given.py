@@ -6,17 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.conditions import ImageCondition
 from data.pictures import UnreadableImage, images_in, read_pixels
 from diffusion.build import ConfigError, canonical
 from diffusion.denoisers import Condition, Denoiser, Rescheduled, TrainableDenoiser
-from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting
+from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting, MeasurementGuidance
 from diffusion.models import LabelLogProb, NoisyClassifier
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.parts import tunes
 from diffusion.runs.trained import load_model
+from diffusion.sampling.measurements import ROUNDING, Blur, Downsample, Grey, Known
 from diffusion.settings.sampling import Steering
 
 
@@ -41,7 +42,10 @@ def steered(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weig
     elif steering.guidance != 1:
         _check_guidable(denoiser, checkpoint.config, steering.guidance)
         denoiser = ClassifierFreeGuidance(denoiser, *extrapolated)
-    if steering.init is not None and steering.mask is not None:
+    if steering.measure is not None:
+        noise = ROUNDING if steering.noise is None else steering.noise
+        denoiser = MeasurementGuidance(denoiser, *_measurement(steering, shape), noise)
+    elif steering.init is not None and steering.mask is not None:
         known = read_image(steering.init, "init", shape, steering.resize)
         denoiser = Inpainting(denoiser, known, read_mask(steering.mask, shape, steering.resize))
     return denoiser
@@ -132,6 +136,41 @@ def _by_classifier(denoiser: Denoiser, steering: Steering, shape: tuple[int, ...
     guided = EnergyGuidance(denoiser, log_prob, steering.guidance)
     guided.num_classes = classifier.num_classes
     return guided
+
+
+def _measurement(steering: Steering, shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    """The measurement that was asked for, of images of this shape, and its result: the image of init=."""
+    path = str(steering.init)
+    if steering.measure == "downsample":
+        picture = read_picture(path, "init", shape)
+        return _downsampling(path, picture, shape), picture
+    if steering.measure == "grey":
+        if len(shape) == 3 and shape[0] != 3:
+            raise ConfigError("measure=grey takes the colours away, and this model draws grey images: leave it out")
+        return Grey(), read_image(path, "init", (1, *shape[1:]), steering.resize)
+    picture = read_image(path, "init", shape, steering.resize)
+    if steering.measure == "blur":
+        assert steering.blur_width is not None
+        return Blur(steering.blur_width), picture
+    mask = read_mask(str(steering.mask), shape, steering.resize)
+    if mask.all():
+        raise ConfigError(f"mask={steering.mask} is all white, which keeps nothing: paint black what is known")
+    known = Known(1 - mask)
+    return known, known(picture)
+
+
+def _downsampling(path: str, picture: Tensor, shape: tuple[int, ...]) -> Downsample:
+    """What reduces images of this shape to the size of the picture (C, h, w)."""
+    (height, width), (rows, columns) = shape[1:], picture.shape[1:]
+    factor = height // rows
+    if factor < 2 or (factor * rows, factor * columns) != (height, width):
+        factors = [f for f in range(2, min(height, width) + 1) if height % f == width % f == 0]
+        sizes = ", ".join(f"{width // f}x{height // f}" for f in factors) or "no smaller size"
+        raise ConfigError(
+            f"init={path} is {columns}x{rows} pixels (width x height), and measure=downsample restores "
+            f"{width}x{height} from {sizes}"
+        )
+    return Downsample(factor)
 
 
 def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weights: str | float) -> Denoiser:

@@ -9,6 +9,9 @@ from typing import Any
 from diffusion.build import ConfigError, construct
 from diffusion.settings.idle import refuse
 
+# Measurements that an image can be restored from, see `diffusion.sampling.measurements`.
+MEASUREMENTS = ("blur", "downsample", "mask", "grey")
+
 
 @dataclass(frozen=True)
 class Steering:
@@ -33,6 +36,10 @@ class Steering:
         t_end: where it ends.
         interpolate: two ends, each a seed, whose noise, or an image, whose inversion is where sampling begins; samples
             lead from one to the other.
+        measure: how the image of `init` was measured of the one that is wanted: "blur", "downsample", "mask" or "grey".
+        noise: standard deviation of the noise in that image, whose values lie in [-1, 1]; None is that of rounding to
+            8 bits.
+        blur_width: standard deviation of the blur, in pixels.
         invert: turn the image of `init` into the noise that a deterministic sampler makes it of.
     """
 
@@ -51,6 +58,9 @@ class Steering:
     t_start: float = 1.0
     t_end: float = 0.0
     interpolate: list[str | int] | None = None
+    measure: str | None = None
+    noise: float | None = None
+    blur_width: float | None = None
     invert: bool = False
 
     def __post_init__(self) -> None:
@@ -71,12 +81,14 @@ class Steering:
                 f"t_start and t_end need 0 <= t_end < t_start <= 1 (1 is noise, 0 is data), got "
                 f"t_start={self.t_start:g} and t_end={self.t_end:g}"
             )
+        self._check_measure()
         if self.mask is not None and self.init is None and self.condition is None:
             raise ValueError(f"mask={self.mask} needs the image that it belongs to: add init=photo.png")
         if self.init is None and self.t_start < 1:
             raise ValueError(f"t_start={self.t_start:g} needs an image to begin from: add init=photo.png")
         self._check_between()
-        if self.init is not None and self.mask is None and self.t_start == 1 and not self.invert:
+        used = self.mask is not None or self.measure is not None or self.invert
+        if self.init is not None and self.t_start == 1 and not used:
             raise ValueError(
                 "init= has no effect at t_start=1 (pure noise): add t_start=0.6 to begin near it, or mask= for a part"
             )
@@ -108,6 +120,36 @@ class Steering:
                 what = "invert=true" if self.invert else "interpolate="
                 raise ValueError(f"{name}={getattr(self, name)} does not go with {what}: leave one of them out")
 
+    def _check_measure(self) -> None:
+        """Raises ValueError if an image cannot be restored, or not together with the rest."""
+        if self.measure is None:
+            for name in ("noise", "blur_width"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name}={getattr(self, name):g} belongs to restoration: add measure=blur, say")
+            return
+        if self.measure not in MEASUREMENTS:
+            raise ValueError(f"measure must be one of {', '.join(MEASUREMENTS)}, got {self.measure!r}")
+        what = f"measure={self.measure}"
+        if self.init is None:
+            raise ValueError(f"{what} restores an image: add init=photo.png, the image as it was measured")
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise ValueError(
+                f"noise must be a standard deviation, at least 0, of values from -1 to 1, got {self.noise:g}"
+            )
+        for name, kind, example in (("mask", "mask", "mask.png"), ("blur_width", "blur", "1.5")):
+            given = getattr(self, name) is not None
+            if self.measure == kind and not given:
+                raise ValueError(f"{what} needs {name}: add {name}={example}")
+            if self.measure != kind and given:
+                raise ValueError(f"{name}= does nothing for {what}: leave it out")
+        if self.blur_width is not None and not 0 < self.blur_width < math.inf:
+            raise ValueError(f"blur_width must be a positive number of pixels, got {self.blur_width:g}")
+        if self.resize and self.measure == "downsample":
+            raise ValueError(f"resize=true does nothing for {what}, whose image has a smaller size than the model's")
+        if self.t_start < 1 or self.resample > 1 or self.invert:
+            name = "t_start" if self.t_start < 1 else "resample" if self.resample > 1 else "invert"
+            raise ValueError(f"{name}={getattr(self, name)} does not go with {what}: leave one of them out")
+
     def given(self) -> dict[str, Any]:
         """What differs from the defaults."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
@@ -118,6 +160,11 @@ class Steering:
             raise ConfigError(
                 f"mask={self.mask}: this model draws latents, whose decoder would not keep the known pixels: "
                 f"use a model of pixels, or begin from the image with t_start=0.6"
+            )
+        if self.measure is not None:
+            raise ConfigError(
+                f"measure={self.measure} restores pixels, and this model draws latents, of which their measurement is "
+                f"no linear one: use a model of pixels"
             )
         if self.classifier is not None:
             raise ConfigError(f"classifier={self.classifier} knows noisy pixels, and this model draws latents")

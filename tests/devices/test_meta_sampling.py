@@ -24,7 +24,7 @@ from diffusion.denoisers import (
     StepDenoiser,
 )
 from diffusion.evaluation.extractors import Classifier, RandomConvolutions
-from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting
+from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting, MeasurementGuidance
 from diffusion.likelihood import ode_log_density, prior_log_density, variational_bound
 from diffusion.models import Autoencoder, Codec, LabelLogProb, NoisyClassifier
 from diffusion.networks.autoencoder import AutoencoderNetwork
@@ -36,6 +36,7 @@ from diffusion.samplers import DDIMSampler, DDPMSampler, RePaintSampler, Sampler
 from diffusion.sampling import Pipeline
 from diffusion.sampling.cascade import joined
 from diffusion.sampling.conditions import Rows
+from diffusion.sampling.measurements import Blur
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, expand
 
 SHAPE = (1, 8, 8)
@@ -97,6 +98,10 @@ def inpainted(schedule: Schedule, make: Any) -> Denoiser:
     return Inpainting(make(schedule), torch.zeros(SHAPE), mask)
 
 
+def restored(schedule: Schedule, make: Any) -> Denoiser:
+    return MeasurementGuidance(make(schedule), Blur(1.5), torch.zeros(SHAPE), 0.1)
+
+
 def autoguided(schedule: Schedule) -> Denoiser:
     guide = Rescheduled(network(VPSchedule()), schedule)
     return DynamicThreshold(Autoguidance(network(schedule), guide, 2.0, interval=[0.1, 5.0]))
@@ -112,6 +117,8 @@ KINDS: dict[str, Any] = {
     "autoguided": autoguided,
     "inpainted": lambda schedule: inpainted(schedule, network),
     "inpainted_residual": lambda schedule: inpainted(schedule, residual),
+    "restored": lambda schedule: restored(schedule, network),
+    "restored_residual": lambda schedule: restored(schedule, residual),
     "conditioned": lambda schedule: network(schedule, condition_channels=2),
     "conditioned_residual": lambda schedule: residual(schedule, condition_channels=2),
 }
