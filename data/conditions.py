@@ -5,13 +5,13 @@ nothing, 0, where they are 0 too. All zero is therefore no condition, whatever t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.stream import mix, whole
+from data.stream import drawn, whole
 
 # What a sample's random numbers are for; `data.stream` has 1 and 2.
 _LEVEL, _NOISE, _BLUR, _HOLE = 3, 4, 5, 6
@@ -118,12 +118,12 @@ class LowRes(Enlarging):
     def augmented(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]:
         low = F.avg_pool2d(x, self.factor)
         if self.blur:
-            coin, width = _drawn(torch.rand, (2,), seed, serials, _BLUR).unbind(1)
+            coin, width = drawn(torch.rand, (2,), seed, serials, _BLUR).unbind(1)
             low = blurred(low, torch.where(coin < 0.5, self.blur * width, 0))
         level = torch.zeros(len(x))
         if self.noise:
-            level = self.noise * _drawn(torch.rand, (), seed, serials, _LEVEL)
-            low = low + level[:, None, None, None] * _drawn(torch.randn, low.shape[1:], seed, serials, _NOISE)
+            level = self.noise * drawn(torch.rand, (), seed, serials, _LEVEL)
+            low = low + level[:, None, None, None] * drawn(torch.randn, low.shape[1:], seed, serials, _NOISE)
         return self.enlarged(low, level)
 
     def enlarged(self, low: Tensor, level: Tensor) -> dict[str, Tensor]:
@@ -183,7 +183,7 @@ class Masked(ImageCondition):
         return _image_shape("masked", shape)[0] + 1
 
     def __call__(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]:
-        u = _drawn(torch.rand, (4,), seed, serials, _HOLE)
+        u = drawn(torch.rand, (4,), seed, serials, _HOLE)
         rows = self._within(u[:, 0], u[:, 1], x.shape[2])[:, :, None]
         columns = self._within(u[:, 2], u[:, 3], x.shape[3])[:, None]
         return _told(x, 1 - (rows * columns)[:, None])
@@ -238,7 +238,8 @@ def blurred(x: Tensor, width: Tensor) -> Tensor:
     """
 
     def weights(side: int) -> Tensor:
-        distance = torch.arange(side)[:, None] - torch.arange(side)
+        at = torch.arange(side, device=x.device)
+        distance = at[:, None] - at
         return (-0.5 * (distance / width.clamp(min=0.01)[:, None, None]) ** 2).softmax(-1)
 
     return torch.einsum("bih,bchw,bjw->bcij", weights(x.shape[2]), x, weights(x.shape[3]))
@@ -248,12 +249,6 @@ def _told(values: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
     """Values (b, C, H, W) where they are known, (b, 1, H, W) of 0 and 1; everywhere if that is not given."""
     known = torch.ones_like(values[:, :1]) if known is None else known
     return {"image": torch.cat((values * known, known), dim=1)}
-
-
-def _drawn(draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials: Tensor, purpose: int) -> Tensor:
-    """(b, *shape) random numbers, those of each sample from a generator of its own."""
-    seeds = (mix(seed, serial, purpose) for serial in serials.tolist())
-    return torch.stack([draw(tuple(shape), generator=torch.Generator().manual_seed(word)) for word in seeds])
 
 
 def _image_shape(name: str, shape: Sequence[int]) -> tuple[int, int, int]:

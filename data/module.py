@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.augmentation import Augmentation, augmentation
 from data.changes import described
 from data.conditions import ImageCondition
 from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
@@ -29,6 +30,7 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: of validation and test, over all ranks; None is `batch_size`.
         limit: train on the first so many examples only; None is all.
         condition: of images, see `data.conditions`; None for none.
+        augment: probability of each transformation of training images, see `data.augmentation`; 0 is off.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -44,6 +46,7 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         limit: int | None = None,
         condition: ImageCondition | None = None,
+        augment: float = 0.0,
     ) -> None:
         super().__init__()
         if flip and len(source.shape) != 3:
@@ -51,6 +54,7 @@ class DataModule(pl.LightningDataModule):
         if condition is not None:
             condition.channels(source.shape)
         self.source, self.seed, self.flip, self.condition = source, seed, flip, condition
+        self.augmentation = augmentation(augment, source.shape)
         self.batch_size = whole("batch_size", batch_size, 1)
         self.workers = None if workers is None else whole("workers", workers, 0)
         self.eval_batch_size = batch_size if eval_batch_size is None else whole("eval_batch_size", eval_batch_size, 1)
@@ -108,7 +112,7 @@ class DataModule(pl.LightningDataModule):
         stream = Stream(
             self.train_size, self.batch_size, self.seed, rank, world_size, flip=self.flip, start=self._batches_done
         )
-        return self._loader(examples, stream, self.seed)
+        return self._loader(examples, stream, self.seed, self.augmentation)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation loader: every example once over the ranks, in order."""
@@ -135,10 +139,16 @@ class DataModule(pl.LightningDataModule):
             examples, Sequential(len(examples), -(-self.eval_batch_size // world_size), rank, world_size)
         )
 
-    def _loader(self, examples: Examples, sampler: Stream | Sequential, seed: int = 0) -> DataLoader[Batch]:
+    def _loader(
+        self,
+        examples: Examples,
+        sampler: Stream | Sequential,
+        seed: int = 0,
+        augmentation: Augmentation | None = None,
+    ) -> DataLoader[Batch]:
         workers = (min(4, os.cpu_count() or 1) if examples.lazy else 0) if self.workers is None else self.workers
         return DataLoader(
-            Batches(examples, self.condition, seed),
+            Batches(examples, self.condition, seed, augmentation),
             sampler=sampler,
             batch_size=None,
             num_workers=workers,

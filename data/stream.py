@@ -6,7 +6,7 @@ and any number of processes serves the same global batches.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, NotRequired, Protocol, TypedDict
 
 import torch
@@ -122,7 +122,7 @@ class Request(NamedTuple):
 
 class Batch(TypedDict):
     """A batch: `x` float32 (b, *S), `label` int64 (b,), `serial` int64 (b,); `embedding` (b, d), `image` (b, C', H, W)
-    and its `level` (b,) if there are any."""
+    and its `level` (b,), `augmentation` (b, 9) if there are any."""
 
     x: Tensor
     label: Tensor
@@ -130,12 +130,19 @@ class Batch(TypedDict):
     embedding: NotRequired[Tensor]
     image: NotRequired[Tensor]
     level: NotRequired[Tensor]
+    augmentation: NotRequired[Tensor]
 
 
 class Augmented(Protocol):
     """What makes image conditions of a batch, see `data.conditions.ImageCondition`."""
 
     def augmented(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]: ...
+
+
+class Transformation(Protocol):
+    """What transforms images and states how, see `data.augmentation.Augmentation`."""
+
+    def __call__(self, x: Tensor, seed: int, serials: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def mix(*words: int) -> int:
@@ -150,6 +157,12 @@ def mix(*words: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
         state ^= state >> 31
     return state >> 1
+
+
+def drawn(draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials: Tensor, purpose: int) -> Tensor:
+    """(b, *shape) random numbers, those of each sample from a generator of its own."""
+    seeds = (mix(seed, serial, purpose) for serial in serials.tolist())
+    return torch.stack([draw(tuple(shape), generator=torch.Generator().manual_seed(word)) for word in seeds])
 
 
 class Stream(Sampler[Request]):
@@ -249,12 +262,19 @@ class Batches(Dataset[Batch]):
 
     Args:
         examples: what is served.
-        condition: made from the images as they are served, so after they were mirrored; None for none.
-        seed: of what is random in the condition.
+        condition: made from the images as they are served, so after they were transformed; None for none.
+        seed: of what is random in condition and augmentation.
+        augmentation: of the images; None for none.
     """
 
-    def __init__(self, examples: Examples, condition: Augmented | None = None, seed: int = 0) -> None:
-        self.examples, self.condition, self.seed = examples, condition, seed
+    def __init__(
+        self,
+        examples: Examples,
+        condition: Augmented | None = None,
+        seed: int = 0,
+        augmentation: Transformation | None = None,
+    ) -> None:
+        self.examples, self.condition, self.seed, self.augmentation = examples, condition, seed, augmentation
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -267,6 +287,8 @@ class Batches(Dataset[Batch]):
         }
         if self.examples.embeddings is not None:
             batch["embedding"] = self.examples.embeddings[request.indices]
+        if self.augmentation is not None:
+            batch["x"], batch["augmentation"] = self.augmentation(batch["x"], self.seed, request.serials)
         if self.condition is not None:
             told = self.condition.augmented(batch["x"], self.seed, request.serials)
             batch["image"] = told["image"]

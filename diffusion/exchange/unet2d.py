@@ -56,7 +56,7 @@ def network_config(settings: Mapping[str, Any], learned: bool = False) -> dict[s
 def settings(config: Mapping[str, Any], network: UNet) -> dict[str, Any]:
     """Our U-Net as settings of `UNet2DModel`."""
     config = canonical(config)  # with the defaults of arguments that older configurations do not have
-    for name, allowed in {"patch": 1, "embedding": 0, "condition_channels": 0, "pad": False}.items():
+    for name, allowed in {"patch": 1, "embedding": 0, "condition_channels": 0, "pad": False, "augmentation": 0}.items():
         if config.get(name, allowed) != allowed:
             raise ConfigError(f"UNet2DModel has no counterpart of network.{name}={config[name]}: train one without it")
     widths = list(config["widths"])

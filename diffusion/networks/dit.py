@@ -75,6 +75,7 @@ class DiT(ImageNetwork):
         condition_channels: int = 0,
         condition_level: bool = False,
         pad: bool = False,
+        augmentation: int = 0,
     ) -> None:
         if min(patch, width, depth, heads) < 1 or width % 4 or width % heads:
             raise ValueError(
@@ -93,6 +94,7 @@ class DiT(ImageNetwork):
             out_channels,
             condition_channels,
             condition_level,
+            augmentation,
         )
         rows, columns = (-(-side // patch) for side in shape[1:])
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)

@@ -25,6 +25,8 @@ class ImageNetwork(nn.Module, ABC):
         out_channels: channels of its output; None is C.
         condition_channels: of cond["image"], which stands beside the input; 0 for none.
         condition_level: whether cond["level"] tells the noise in that image, from 0 to about 1.
+        augmentation: length of the vectors cond["augmentation"] that state how training images were transformed; 0 for
+            none. Without one in cond nothing was done.
     """
 
     def __init__(
@@ -39,14 +41,15 @@ class ImageNetwork(nn.Module, ABC):
         out_channels: int | None,
         condition_channels: int,
         condition_level: bool,
+        augmentation: int,
     ) -> None:
         super().__init__()
         c_in, c_out = (shape[0] if given is None else given for given in (in_channels, out_channels))
-        if min(num_classes, embedding, condition_channels) < 0 or min(c_in, c_out) < 1:
+        if min(num_classes, embedding, condition_channels, augmentation) < 0 or min(c_in, c_out) < 1:
             raise ValueError(
-                f"a network for images needs num_classes, embedding and condition_channels >= 0 and in_channels and "
-                f"out_channels >= 1, got {num_classes=}, {embedding=}, {condition_channels=}, {in_channels=} and "
-                f"{out_channels=}"
+                f"a network for images needs num_classes, embedding, condition_channels and augmentation >= 0 and "
+                f"in_channels and out_channels >= 1, got {num_classes=}, {embedding=}, {condition_channels=}, "
+                f"{augmentation=}, {in_channels=} and {out_channels=}"
             )
         self.num_classes, self.embedding, self.condition_channels = num_classes, embedding, condition_channels
         self.multiple, self.frequencies = multiple, frequencies
@@ -59,6 +62,7 @@ class ImageNetwork(nn.Module, ABC):
         self.embed_condition_level = embed_level() if condition_level else None
         self.embed_label = LabelEmbedding(num_classes, width) if num_classes else None
         self.embed_vector = nn.Linear(embedding, width, bias=False) if embedding else None  # zero says nothing
+        self.embed_augmentation = nn.Linear(augmentation, width, bias=False) if augmentation else None  # likewise
 
     @abstractmethod
     def body(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -66,12 +70,15 @@ class ImageNetwork(nn.Module, ABC):
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """F, (B, out_channels, H, W), from x (B, in_channels, H, W); c_noise (B,); cond["label"] (B,),
-        cond["embedding"] (B, d), cond["image"] (B, C', H, W) and cond["level"] (B,) if the network has them."""
+        cond["embedding"] (B, d), cond["image"] (B, C', H, W) and cond["level"] (B,) if the network has them, and
+        cond["augmentation"] (B, 9) in training."""
         emb = self.embed(sinusoidal(c_noise, self.frequencies).to(x.dtype))
         if self.embed_label is not None:
             emb = emb + self.embed_label(cond["label"])
         if self.embed_vector is not None:
             emb = emb + self.embed_vector(cond["embedding"].to(x.dtype))
+        if self.embed_augmentation is not None and "augmentation" in cond:
+            emb = emb + self.embed_augmentation(cond["augmentation"].to(x.dtype))
         if self.embed_condition_level is not None:  # the sinusoids are made for numbers up to 1000
             emb = emb + self.embed_condition_level(sinusoidal(1000 * cond["level"], self.frequencies).to(x.dtype))
         if self.condition_channels:

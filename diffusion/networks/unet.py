@@ -104,6 +104,7 @@ class UNet(ImageNetwork):
         condition_level: bool = False,
         groups: int | None = None,
         pad: bool = False,
+        augmentation: int = 0,
     ) -> None:
         multiple = check_levels("unet", shape, widths, blocks, attention, patch, pad)
         if head_channels < 1 or not 0 <= dropout < 1:
@@ -124,6 +125,7 @@ class UNet(ImageNetwork):
             out_channels,
             condition_channels,
             condition_level,
+            augmentation,
         )
         attended = {level % len(widths) for level in attention}
         self.fold, self.unfold = nn.PixelUnshuffle(patch), nn.PixelShuffle(patch)

@@ -71,10 +71,11 @@ def check(config: Mapping[str, Any]) -> None:
         return
     if config["clip"]:
         raise ConfigError("clip=true clamps pixels, and latents have no bounds: leave it out")
-    if config["cache_latents"] and config["dataset"]["flip"]:
-        raise ConfigError(
-            "cache_latents=true encodes each image once, as it is: add dataset.flip=false or cache_latents=false"
-        )
+    for name, off in (("flip", "false"), ("augment", "0")):
+        if config["cache_latents"] and config["dataset"].get(name):
+            raise ConfigError(
+                f"cache_latents=true encodes each image once, as it is: add dataset.{name}={off} or cache_latents=false"
+            )
 
 
 def stored_codec(checkpoint: Checkpoint) -> Codec | None:

@@ -28,6 +28,7 @@ def data_module(parts: Parts) -> DataModule:
         workers=settings.workers,
         limit=settings.train_images,
         condition=parts.condition,
+        augment=parts.config["dataset"].get("augment", 0.0),
     )
 
 

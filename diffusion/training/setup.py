@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from data.augmentation import LENGTH, augmentation
 from data.conditions import ImageCondition
 from diffusion.build import ConfigError, Unfit, build, check_source, resolve
 from diffusion.denoisers import TrainableDenoiser
@@ -88,24 +89,28 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
 
 
 def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Container[str]) -> dict[str, Any]:
-    """The configuration with the channels of an image condition in that of the network, if there is a condition.
+    """The configuration with what the data tell the network in that of the network: the channels of an image condition,
+    the length of an augmentation's vectors.
 
     Raises:
         Unfit: network, schedule, denoiser, objective, sampler and grid do not go together; no weight is drawn yet.
     """
 
-    def with_channels(other: dict[str, Any]) -> dict[str, Any]:
-        if condition is None:
-            return other
-        return other | {"network": conditioned(other["network"], condition, other["dataset"]["shape"])}
+    def told(other: dict[str, Any]) -> dict[str, Any]:
+        network, dataset = other["network"], other["dataset"]
+        if condition is not None:
+            network = conditioned(network, condition, dataset["shape"])
+        if augmentation(dataset.get("augment", 0.0), dataset["shape"]) is not None:
+            network = augmented(network)
+        return other | {"network": network}
 
     def attempt(other: dict[str, Any]) -> None:
-        for _ in _checked(with_channels(other)):
+        for _ in _checked(told(other)):
             pass
 
     groups: tuple[str, ...] = ("network",)
     try:
-        whole = with_channels(config)
+        whole = told(config)
         for groups in _checked(whole):  # noqa: B007 (the last one is that of the check that failed)
             pass
     except ValueError as error:
@@ -132,3 +137,14 @@ def conditioned(network: Mapping[str, Any], condition: ImageCondition, shape: Se
     if not given.keys() <= inspect.signature(cls).parameters.keys():
         raise ConfigError(f"a {cls.__name__} cannot be conditioned on images")
     return {**network, **given}
+
+
+def augmented(network: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a network that is told how images were transformed; raises ConfigError if it cannot be."""
+    cls = resolve(network.get("_target_"), "network")
+    if "augmentation" not in inspect.signature(cls).parameters:
+        raise ConfigError(
+            f"dataset.augment= tells the network how images were transformed, and a {cls.__name__} cannot be told: use "
+            f"network=unet or dit, or dataset.augment=0"
+        )
+    return {**network, "augmentation": LENGTH}
