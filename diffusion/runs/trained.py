@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeGuard, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from diffusion.build import ConfigError
@@ -102,8 +103,16 @@ def _another_kind(checkpoint: Checkpoint, found: str, wanted: str) -> str:
     return text
 
 
-def load_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | float = "ema") -> None:
+def load_weights(
+    model: nn.Module, checkpoint: Checkpoint, weights: str | float = "ema", optional: Sequence[str] = ()
+) -> None:
     """Puts a checkpoint's weights into a model.
+
+    Args:
+        model: into which they go.
+        checkpoint: that has them.
+        weights: see `load_model`.
+        optional: names of those that one of the two may lack: the checkpoint's are left, and the model's become zero.
 
     Raises:
         CheckpointError: they have other names or shapes.
@@ -117,6 +126,12 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint, weights: str | float 
         chosen |= _average(checkpoint, weights, names)
     elif isinstance(weights, int):
         chosen |= _earlier(checkpoint, weights, names)
+    own = model.state_dict()
+    for name in optional:
+        if name not in own:
+            chosen.pop(name, None)
+        elif name not in chosen:
+            chosen[name] = torch.zeros_like(own[name])
     try:
         model.load_state_dict(chosen)
     except RuntimeError as error:

@@ -33,6 +33,9 @@ from diffusion.training.scores import Scores
 from diffusion.training.steps import check_sampling
 from diffusion.training.watchers import watchers
 
+# What tells a network of dataset.augment. Zero, or left out, the network is what it is for untransformed images.
+AUGMENTED = "network.embed_augmentation.weight"
+
 
 def claim_folder(dataset: str, root: Path = ROOT) -> Path:
     """Makes `root/dataset/version_N` with the lowest N that is free; two runs at once get two folders."""
@@ -124,7 +127,7 @@ class Run:
                 f"init_from={checkpoint.path}: what denoiser=residual fitted to its images is of no use for others: "
                 f"that run's dataset.condition is {told}, and this one's {tells}"
             )
-        load_weights(self.module.denoiser, checkpoint)
+        load_weights(self.module.denoiser, checkpoint, optional=(AUGMENTED,))
         self._begin_averages()
 
     def check_data(self, typed: Container[str]) -> None:
@@ -135,7 +138,8 @@ class Run:
             raise ConfigError(f"train_images={limit} is more than the {size} training examples: leave it out")
         for watcher in self.watchers:
             if isinstance(watcher, Scores) and watcher.every:
-                watcher.judge_by(self.data.splits.val)
+                images = len(self.parts.shape) == 3
+                watcher.judge_by(self.data.splits.val, self.data.train_sample(numbers=2**25)[0] if images else None)
 
     def _begin_averages(self) -> None:
         for average in self.module.averages:

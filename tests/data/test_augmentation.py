@@ -187,6 +187,23 @@ def test_without_augmentation_the_network_is_the_one_that_it_was(
     assert not any("augmentation" in name for name in first)
 
 
+def test_a_run_begins_with_the_weights_of_one_without_augmentation_and_the_reverse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ("preview_every=0", "lr=1e-9", "trainer.max_steps=1", "val_every=1")
+    for more in ((), ("dataset.augment=0.5", "init_from=0"), ("init_from=1",)):
+        outcome = call(train, tmp_path, *TINY, *quick, *more)
+        assert outcome.code == 0, outcome.err
+    monkeypatch.chdir(tmp_path)
+    bare, told, again = (load_model(find(k)).state_dict() for k in "012")
+    assert told.keys() - bare.keys() == {"network.embed_augmentation.weight"}
+    assert told["network.embed_augmentation.weight"].abs().max() < 1e-6
+    assert again.keys() == bare.keys()
+    for name, value in bare.items():
+        torch.testing.assert_close(told[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

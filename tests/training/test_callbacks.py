@@ -2,6 +2,7 @@
 
 import csv
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import train
 from data.images import Digits
 from data.stream import Images, Splits
 from diffusion.denoisers import ClippedDenoiser
+from diffusion.evaluation.copying import neighbours
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
 from diffusion.evaluation.table import held
@@ -76,6 +78,30 @@ def test_too_few_validation_data_for_a_score_are_refused() -> None:
     with pytest.raises(ValueError, match="score_every=1 needs more than 84 validation data, and there are 84: leave"):
         scores.judge_by(Images(torch.zeros(84, 1, 8, 8, dtype=torch.uint8)))
     scores.judge_by(Images(torch.zeros(85, 1, 8, 8, dtype=torch.uint8)))
+    enough, too_few = torch.zeros(5, 1, 8, 8), torch.zeros(4, 1, 8, 8)
+    Scores(1, (1, 8, 8), clip=True).judge_by(Images(quantised(enough)), enough)  # by which copies are found
+    for held_out, training in ((too_few, enough), (enough, too_few)):
+        with pytest.raises(ValueError, match="more than 84 validation data"):
+            Scores(1, (1, 8, 8), clip=True).judge_by(Images(quantised(held_out)), training)
+
+
+def test_a_run_warns_once_of_copies_and_not_of_blurred_samples() -> None:
+    digits = Digits().load()
+    training = digits.train.get(torch.arange(300))
+    scores = Scores(1, (1, 8, 8), clip=True)
+    scores.judge_by(digits.val, training)
+    new, copies = quantised(digits.test.get(torch.arange(100))), quantised(training[:100] + 0.02)
+    _, nearest = neighbours(quantised(training), quantised(training), 2)
+    between = quantised((training + training[nearest[:, 1]]) / 2)  # near, as what is blurred is, to two images alike
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert abs(scores._image_scores(new)["copying_pixels"] - 0.5) < 0.1
+        assert scores._image_scores(between)["copying_pixels"] > 0.7
+    with pytest.warns(UserWarning, match="samples come nearer to training images than held-out images do, in 100 %"):
+        assert scores._image_scores(copies)["copying_pixels"] == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scores._image_scores(copies)["copying_pixels"] == 1
 
 
 def test_scores_of_data_that_are_neither_images_nor_points_in_the_plane_are_refused() -> None:
