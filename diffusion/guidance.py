@@ -254,7 +254,7 @@ class MeasurementGuidance(Guidance):
     sampling (Chung et al. 2023, arXiv 2209.14687) puts a number in the place of the matrix and its inverse.
 
     No matrix is formed. `V A^T u` is a product of u with the Jacobian of A D, by backpropagation, and the system is
-    solved by conjugate gradients, each iteration of which backpropagates through the denoiser once.
+    solved by `minimal_residual`, each iteration of which backpropagates through the denoiser once.
 
     Args:
         denoiser: what is steered.
@@ -300,40 +300,41 @@ class MeasurementGuidance(Guidance):
         if not further:
             prediction = prediction.map(Tensor.detach)
         missed = self.measured.to(expected) - (expected if further else expected.detach())
-        shift = moved(conjugate_gradients(covariance, missed, self.iterations))
+        shift = moved(minimal_residual(covariance, missed, self.iterations))
         return prediction._replace(x0=prediction.x0 + shift)
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
-    """x with M x = b for each sample, by so many iterations from x = 0 (Hestenes & Stiefel 1952, section 3).
+def minimal_residual(product: Callable[[Tensor], Tensor], b: Tensor, iterations: int) -> Tensor:
+    """x with M x = b for each sample, by so many iterations of generalised conjugate residuals from x = 0 (Eisenstat,
+    Elman & Schultz 1983, Variational iterative methods for nonsymmetric systems of linear equations, section 2).
 
-    A trained denoiser's Jacobian is not exactly symmetric and positive: a sample stops at the first direction p in
-    which `p^T M p` is not positive, with what it has by then.
+    Of all x in the span of b, M b, M^2 b, ... each iteration takes the one whose `|b - M x|` is least, so that this
+    never grows, whatever M is. A trained denoiser's Jacobian is not exactly symmetric, and the error of conjugate
+    gradients, which count on that, does grow.
 
     Args:
-        product: M v, of v shaped like b; M is symmetric, and positive definite where all iterations are to be made.
+        product: M v, of v shaped like b.
         b: (B, *M).
-        iterations: one for each distinct eigenvalue of M solves the system exactly.
+        iterations: one for each distinct eigenvalue of a symmetric, positive definite M solves the system exactly.
     """
 
     def inner(u: Tensor, v: Tensor) -> Tensor:
-        return (u * v).flatten(1).sum(1)
+        return expand((u * v).flatten(1).sum(1), b)
 
-    def ratio(above: Tensor, below: Tensor) -> Tensor:
-        """Their quotient, and 0 for samples that have stopped."""
-        return expand(torch.where(going, above / torch.where(going, below, 1), 0), b)
-
-    x, residual, direction = torch.zeros_like(b), b, b
-    square = inner(residual, residual)
-    going = torch.ones_like(square, dtype=torch.bool)
+    x, residual = torch.zeros_like(b), b
+    before: list[tuple[Tensor, Tensor, Tensor]] = []  # directions p, their images q = M p, and q^T q
     for _ in range(iterations):
-        image = product(direction)
-        curvature = inner(direction, image)
-        going = going & (curvature > 0)
-        step = ratio(square, curvature)
-        x, residual = x + step * direction, residual - step * image
-        before, square = square, inner(residual, residual)
-        direction = residual + ratio(square, before) * direction
+        p, q = residual, product(residual)
+        whole = inner(q, q)
+        for earlier_p, earlier_q, square in before:
+            share = inner(q, earlier_q) / square
+            p, q = p - share * earlier_p, q - share * earlier_q
+        square = inner(q, q)
+        new = square > torch.finfo(q.dtype).eps * whole  # else rounding is all that is left of q
+        square = torch.where(new, square, 1)
+        step = torch.where(new, inner(residual, q) / square, 0)
+        x, residual = x + step * p, residual - step * q
+        before.append((p, q, square))
     return x
 
 

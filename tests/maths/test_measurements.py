@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import Conditioned, Denoiser, GaussianMixtureDenoiser, Prediction
-from diffusion.guidance import MeasurementGuidance, conjugate_gradients
+from diffusion.guidance import MeasurementGuidance, minimal_residual
 from diffusion.likelihood import ode_log_density
 from diffusion.noise import Noise
 from diffusion.samplers import DDIMSampler, LogSNRGrid, prior
@@ -124,19 +124,26 @@ def test_the_moments_of_a_mixture_are_matched(mixture: GaussianMixtureDenoiser, 
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_conjugate_gradients_solve_in_as_many_iterations_as_there_are_eigenvalues() -> None:
+def test_a_system_is_solved_in_as_many_iterations_as_it_has_eigenvalues() -> None:
     matrix, b = COVARIANCE + torch.eye(D), drawn(3, D, seed=8)
     solved = b @ torch.linalg.inv(matrix)
     for iterations, near in ((1, False), (D - 2, False), (D, True), (3 * D, True)):
-        found = conjugate_gradients(lambda v: v @ matrix, b, iterations)
+        found = minimal_residual(lambda v: v @ matrix, b, iterations)
         assert found.isfinite().all()
         assert torch.allclose(found, solved, rtol=1e-9, atol=1e-9) == near
 
 
-def test_conjugate_gradients_stop_where_the_matrix_is_not_positive() -> None:
-    b = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
-    found = conjugate_gradients(lambda v: v * torch.tensor([1.0, -2.0], dtype=torch.float64), b, 5)
-    assert torch.equal(found, torch.zeros(2, 2, dtype=torch.float64))
+def test_what_is_left_of_a_system_never_grows_whatever_its_matrix_is() -> None:
+    # Neither symmetric nor positive, as the Jacobian of a trained denoiser may be in some directions.
+    b = torch.cat((drawn(4, D, seed=9), torch.zeros(1, D, dtype=torch.float64)))
+    for seed in range(5):
+        matrix = drawn(D, D, seed=seed)
+        left = [
+            (b - minimal_residual(lambda v, matrix=matrix: v @ matrix, b, k) @ matrix).norm(dim=1) for k in range(1, D)
+        ]
+        for fewer, more in zip([b.norm(dim=1), *left], left, strict=False):
+            assert (more <= fewer + 1e-9).all()
+        assert (minimal_residual(lambda v, matrix=matrix: v @ matrix, b, 3)[-1] == 0).all()
 
 
 def test_what_else_the_model_says_stays_its_own() -> None:
