@@ -49,6 +49,8 @@ def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Te
     batch["serial"] = torch.arange(COPIES)
     if config["dataset"].get("condition") is not None:
         batch |= build(config["dataset"]["condition"]).augmented(batch["x"], 0, batch["serial"])
+    if length := config["network"].get("augmentation"):
+        batch["augmentation"] = torch.zeros(COPIES, length)
     if module.denoiser.embedding:
         batch["embedding"] = torch.zeros(COPIES, module.denoiser.embedding)
     progress = SimpleNamespace(total=SimpleNamespace(ready=1))
@@ -133,6 +135,7 @@ class _Examples:
         *("ema=power optimizer=muon", "ema=none", "objective.distance=huber", "network.dropout=0.1"),
         "network.num_classes=10 condition_dropout=0.5",
         *(f"dataset/condition={name}" for name in ("lowres", "augmented", "edges", "masked")),
+        "dataset.augment=0.12 optimizer=muon",
     ],
 )
 def test_every_part_of_a_training_step_stays_on_the_device(overrides: str) -> None:
