@@ -141,6 +141,7 @@ def test_a_model_of_latents_keeps_its_codec(tmp_path: Path) -> None:
 def test_a_resumed_tuning_is_the_run_that_was_not_cut_off(tmp_path: Path) -> None:
     settings = (*BRIEF, RESIDUAL, "train_images=64", "objective.images_per_stage=128", "learning_rate.decay=none")
     for folder, limits in (("whole", [6]), ("parts", [3, 6])):
+        (tmp_path / folder).mkdir()
         for limit in limits:
             again = ("resume=last",) if limit != limits[0] else settings
             outcome = call(train, tmp_path / folder, *again, f"trainer.max_steps={limit}")
