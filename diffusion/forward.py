@@ -1,4 +1,4 @@
-"""The forward process q, from data to noise: its states, its steps, and what a known x0 says of them.
+"""The forward process q, from data to noise: its states, its steps, and its posterior given x0.
 
 `x_t = alpha_t x0 + sigma_t eps` with `eps ~ N(0, I)`, and for s < t
 
@@ -30,7 +30,7 @@ def noised(schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
 
 
 def trajectory(schedule: Schedule, x0: Tensor, times: Tensor, noise: Noise) -> Tensor:
-    """Data on their way to noise, with one eps a sample: (len(times), n, *S).
+    """The states x_t of data at several times, with one eps for each sample: (len(times), n, *S).
 
     Each cloud is a draw from `q(x_t)`; with the same eps at all times samples move along smooth curves.
 
@@ -54,7 +54,7 @@ def renoised(schedule: Schedule, x_s: Tensor, s: Tensor, t: Tensor, eps: Tensor)
 def at_equal_log_snr(schedule: Schedule, other: Schedule, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """The same state on another schedule: x_u, `alpha_u / alpha_t` times x_t, and u, where the log-SNR is that of t.
 
-    u is shaped like t; it ends where the other schedule's noise levels do, and the state is another one beyond.
+    u is shaped like t and clamped to the range of the other schedule; where it is clamped, the log-SNR is another one.
     """
     u = other.inverse(schedule.log_snr(float64(t)))
     return expand((other(u)[0] / schedule(float64(t))[0]).to(x_t), x_t) * x_t, u
@@ -76,7 +76,7 @@ def posterior(schedule: Schedule, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor)
 def log_variances(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """Logarithms of beta and beta_tilde of the step from t to s, shaped like t and s.
 
-    To s = 0 beta_tilde would be zero: the step before it on an even grid, from 2 t to t, lends its own, as in
+    At s = 0 beta_tilde would be zero. There it is that of the step before on an even grid, from 2 t to t, as in
     improved-diffusion (Nichol & Dhariwal 2021, arXiv 2102.09672); a grid of one step has only beta.
     """
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)

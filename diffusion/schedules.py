@@ -1,15 +1,15 @@
-"""Noise schedules: how much of the data is left at time t.
+"""Noise schedules: alpha_t and sigma_t, the shares of data and noise at time t.
 
 The one convention of this project: `x_t = alpha_t * x0 + sigma_t * eps` with `eps ~ N(0, I)` and t in [t_min, 1],
 where t grows with noise. `log_snr = log(alpha_t^2 / sigma_t^2)` falls as t grows. t = 0 is data, a marker with
-(alpha, sigma) = (1, 0) at which sampling ends. Nothing assumes `alpha^2 + sigma^2 = 1`.
+(alpha, sigma) = (1, 0) at which sampling ends. No code assumes `alpha^2 + sigma^2 = 1`.
 
 Coefficients are computed in float64 where the device has it and returned in the dtype of t.
 
-They live where t lives. In training t is (B,) on the batch's device. In a sampler it is a scalar () on the CPU, and so
-are its coefficients: torch takes a CPU scalar as a number into an operation on any device, but no other CPU tensor, not
-even one of shape (1,). So coefficients meet x through `expand`, and t that meets a model's statistics comes to x first,
-through `beside`.
+They are on the device of t. In training t is (B,) on the batch's device. In a sampler t is a scalar () on the CPU, and
+so are its coefficients. torch accepts a CPU scalar in an operation on any device, but no other CPU tensor, not even one
+of shape (1,). So `expand` moves coefficients to x, and `beside` moves t to x where t is used with a model's
+statistics.
 """
 
 import math
@@ -75,7 +75,7 @@ class Schedule(ABC):
         """The t in [t_min, 1] at which the schedule has this log-SNR; clamped to that range."""
 
     def c_noise(self, t: Tensor) -> Tensor:
-        """What a network is told about t: 1000 t, or i - 1 on a discrete schedule (DDPM's code counts from zero)."""
+        """The network's input for t: 1000 t, or i - 1 on a discrete schedule (DDPM's code counts from zero)."""
         return 1000 * t if self.timesteps is None else t * self.timesteps - 1
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,13 +95,13 @@ class DiscreteSchedule(Schedule):
     `alpha_t^2 = prod_{j <= i} (1 - beta_j)` and `sigma_t^2 = 1 - alpha_t^2` at t = i / T; row 0 of the table is i = 1.
     The table is float64. Between its rows log_snr is interpolated linearly in t, so that samplers may use any t.
 
-    With zero terminal SNR nothing of the data is left at t = 1: `alpha_t <- (alpha_t - alpha_T) alpha_1 / (alpha_1 -
+    With zero terminal SNR alpha is 0 at t = 1: `alpha_t <- (alpha_t - alpha_T) alpha_1 / (alpha_1 -
     alpha_T)` (Lin et al. 2023, arXiv 2305.08891, algorithm 1), which keeps alpha_1. In the last interval alpha / sigma
     then falls linearly to 0, where log_snr is -inf and the rates are infinite.
 
     Args:
         betas: beta_1..beta_T, each in (0, 1).
-        zero_terminal_snr: whether to rescale the table so.
+        zero_terminal_snr: whether to rescale the table in this way.
     """
 
     def __init__(self, betas: Tensor, zero_terminal_snr: bool = False) -> None:
@@ -169,7 +169,7 @@ def _check_timesteps(timesteps: int) -> None:
 
 
 class ScaledSchedule(DiscreteSchedule):
-    """Betas stated for T = 1000 and scaled by 1000 / T, so that the last noise level hardly depends on T.
+    """Betas that are given for T = 1000 and scaled by 1000 / T, so that the last noise level hardly depends on T.
 
     Args:
         timesteps: T.
@@ -244,7 +244,7 @@ class CosineSchedule(DiscreteSchedule):
 
 
 class ListedSchedule(DiscreteSchedule):
-    """Betas as they are listed, of schedules that have no formula here.
+    """A table of given betas, for schedules that have no formula here.
 
     Args:
         betas: beta_1..beta_T, each in (0, 1); not scaled.
@@ -317,7 +317,8 @@ class VarianceExplodingSchedule(Schedule):
 
 
 class GeometricSchedule(VarianceExplodingSchedule):
-    """NCSN's noise levels (Song & Ermon 2019, arXiv 1907.05600, section 3): `alpha_t = 1` and T of them, in a ratio.
+    """NCSN's noise levels (Song & Ermon 2019, arXiv 1907.05600, section 3): `alpha_t = 1` and T levels in geometric
+    progression.
 
     `sigma_t = sigma_min (sigma_max / sigma_min)^((i - 1) / (T - 1))` at t = i / T. The paper's images lie in [0, 1] and
     its levels between 1 and 0.01; in [-1, 1] that is 2 and 0.02.
@@ -336,7 +337,7 @@ class GeometricSchedule(VarianceExplodingSchedule):
 class LinearBetaSchedule(Schedule):
     """Continuous time with beta(t) linear from beta_min to beta_max and `alpha_t = exp(-B / 2)`, `B = int_0^t beta`.
 
-    A subclass says how sigma_t follows from B (Song et al. 2021, arXiv 2011.13456, appendices B and C).
+    A subclass defines sigma_t as a function of B (Song et al. 2021, arXiv 2011.13456, appendices B and C).
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:

@@ -1,4 +1,4 @@
-"""What estimates the data under the noise: networks, exact mixtures, corrections of a fitted mixture."""
+"""Denoisers, which estimate the data under the noise: networks, exact mixtures, corrections of a fitted mixture."""
 
 from diffusion.denoisers.base import (
     NO_LABEL,

@@ -1,4 +1,4 @@
-"""Denoisers: `D(x_t, t, cond) = E[x0 | x_t, cond]`, the one thing that samplers, losses and guidance know of a model.
+"""Denoisers: `D(x_t, t, cond) = E[x0 | x_t, cond]`, the only interface of samplers, losses and guidance to a model.
 
 Other forms follow from D: `eps = (x_t - alpha_t D) / sigma_t`, `score = (alpha_t D - x_t) / sigma_t^2`,
 `v = alpha_t eps - sigma_t D`.
@@ -18,7 +18,7 @@ from diffusion.schedules import Schedule, expand
 Condition = dict[str, Tensor]
 
 
-# What stands in a condition where nothing is said. Grey images are told from none by their last channel, which is 1.
+# The values of a condition that is withheld. An image has a last channel of 1, so a grey image differs from none.
 NO_LABEL = -1
 
 
@@ -26,9 +26,9 @@ NOTHING: dict[str, float] = {"label": NO_LABEL, "embedding": 0.0, "image": 0.0}
 
 
 def dropped(cond: Condition, where: Tensor) -> Condition:
-    """The condition with nothing said of the samples at `where`, a bool tensor (B,).
+    """The condition, withheld from the samples at `where`, a bool tensor (B,).
 
-    A label becomes `NO_LABEL`, an embedding or an image zero; whatever else there is stays.
+    A label becomes `NO_LABEL`, an embedding or an image zero; other entries stay.
     """
     return {
         name: value.masked_fill(expand(where, value), NOTHING[name]) if name in NOTHING else value
@@ -37,36 +37,36 @@ def dropped(cond: Condition, where: Tensor) -> Condition:
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t, each tensor shaped like it; None where it does not say."""
+    """What a denoiser returns for x_t: tensors shaped like x_t, or None if it has no such output."""
 
     x0: Tensor  # D
     raw: Tensor | None = None  # the network's output F, which regression trains
     extra: Tensor | None = None  # a learned variance, see `Denoiser`
     prior: Tensor | None = None  # what the network corrects, see `ResidualDenoiser`
-    slope: Tensor | None = None  # by which guidance moves the mean of a step, see `MeanShiftGuidance`
+    slope: Tensor | None = None  # gradient by which guidance moves the mean of a step, see `MeanShiftGuidance`
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Prediction":
-        """The same change of each tensor that is there."""
+        """Applies the same change to each tensor that is not None."""
         return Prediction(change(self.x0), *(None if value is None else change(value) for value in self[1:]))
 
 
 class Denoiser(nn.Module, ABC):
     """`denoiser(x_t, t, cond) -> D`, an estimate of `E[x0 | x_t, cond]`.
 
-    x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty if there is nothing to
-    know: "label" (B,) int64, "embedding" (B, d), "image" (B, C', H, W) and its noise's "level" (B,).
+    x_t is (B, *S); t is () or (B,), in [t_min, 1]; cond is a dict of tensors with B rows, empty for an unconditional
+    model: "label" (B,) int64, "embedding" (B, d), "image" (B, C', H, W) and its noise's "level" (B,).
 
     Args:
-        schedule: where t stands between data and noise.
+        schedule: alpha and sigma at each t.
         variance: that of the step `p(x_s | x_t)`: "beta", `sigma_t^2 - (alpha_t sigma_s / alpha_s)^2`, right when x0 is
             N(0, I), or "beta_tilde", that of `q(x_s | x_t, x0)`, right when x0 is one point (Ho et al. 2020, section
-            3.2), or "learned", between the two where `Prediction.extra` says: -1 is beta-tilde, 1 beta.
+            3.2), or "learned", an interpolation of the two by `Prediction.extra`: -1 is beta-tilde, 1 is beta.
     """
 
     num_classes: int = 0  # labels that cond["label"] may hold; 0 for a model without
     embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
     condition_channels: int = 0  # of cond["image"]; 0 for a model without
-    acts_in_step: bool = False  # whether D alone, without `step`, misses what it is for
+    acts_in_step: bool = False  # whether it acts in `step` alone, so that a sampler that uses only D would ignore it
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -76,14 +76,14 @@ class Denoiser(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        """D and whatever else the model says."""
+        """D and the model's other outputs."""
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Condition | None = None) -> Tensor:
         """D, shaped like x_t."""
         return self.predict(x_t, t, cond or {}).x0
 
     def check_times(self, times: Tensor) -> None:
-        """Raises ValueError, saying what would do, if this model cannot go along these times; any will do for most."""
+        """Raises ValueError, with what to do, if the model cannot be evaluated at these times; most models accept all."""
 
     def transition(
         self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
@@ -96,7 +96,7 @@ class Denoiser(nn.Module, ABC):
         return *self.step(x_t, t, s, prediction), prediction.x0
 
     def step(self, x_t: Tensor, t: Tensor, s: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of `p(x_s | x_t)` from what `predict` said at (x_t, t).
+        """Mean and log-variance of `p(x_s | x_t)` from what `predict` returned at (x_t, t).
 
         With "learned" the log-variance is `frac log beta + (1 - frac) log beta_tilde`, `frac = (extra + 1) / 2`
         (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 15; the range of their code).
@@ -131,11 +131,11 @@ class Wrapper(Denoiser, ABC):
 
 
 class Conditioned(Wrapper):
-    """A denoiser with its condition: what samplers, the ODE and likelihoods go along, who need not know of conditions.
+    """A denoiser with a fixed condition, for samplers, the ODE and likelihoods, which pass no condition.
 
     Args:
         denoiser: the inner one.
-        cond: what it is told at every call, a row for each sample.
+        cond: its condition at every call, a row for each sample.
     """
 
     def __init__(self, denoiser: Denoiser, cond: Condition) -> None:
@@ -164,10 +164,10 @@ class ClippedDenoiser(Wrapper):
 
 
 class DynamicThreshold(Wrapper):
-    """D clamped to [-s, s] and divided by s, where s is what a share of a sample's values lie within, and at least 1
+    """D clamped to [-s, s] and divided by s: a given share of a sample's values lies in [-s, s], and s is at least 1
     (Saharia et al. 2022, arXiv 2205.11487, section 2.3).
 
-    A clamp at 1 leaves what strong guidance has driven beyond it saturated; this brings the whole sample back into
+    Strong guidance drives values beyond 1, and a clamp at 1 saturates them; this scales the whole sample back into
     [-1, 1]. The outermost wrapper, in the place of `ClippedDenoiser`.
 
     Args:
@@ -190,7 +190,7 @@ class DynamicThreshold(Wrapper):
 
 
 class Rescheduled(Denoiser):
-    """A denoiser as one on another schedule: it is asked at equal log-SNR, with x_t rescaled.
+    """A denoiser on another schedule: the inner one is called at equal log-SNR, with x_t rescaled.
 
     `check_times` raises ValueError for noise levels that its own schedule does not have.
 

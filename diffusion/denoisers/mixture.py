@@ -8,7 +8,7 @@ from diffusion.schedules import Schedule, float64
 
 
 class GaussianMixtureDenoiser(Denoiser):
-    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions: what tests compare with.
+    """The exact denoiser of a Gaussian mixture `sum_k w_k N(m_k, C_k)` in d dimensions; tests compare with it.
 
     x_t given the component k is `N(alpha m_k, alpha^2 C_k + sigma^2 I)`, so with responsibilities r_k(x_t)
     `D = sum_k r_k (m_k + alpha C_k (alpha^2 C_k + sigma^2 I)^-1 (x_t - alpha m_k))`.

@@ -31,7 +31,7 @@ class Preconditioner(ABC):
     def __call__(self, alpha_t: Tensor, sigma_t: Tensor) -> Coefficients: ...
 
     def c_noise(self, schedule: Schedule, t: Tensor) -> Tensor:
-        """The noise level as the network is told it."""
+        """The noise level as an input of the network."""
         return schedule.c_noise(t)
 
 
@@ -109,11 +109,12 @@ class EDMPreconditioner(Preconditioner):
 class TrainableDenoiser(Denoiser, Trainable):
     """A denoiser whose weights are those of one network, `network(x, c_noise, cond) -> F`; c_noise is (B,).
 
-    Its `num_classes` says which labels it knows, its `steps` how many noising steps have weights of their own, or 0.
+    `num_classes` is the number of labels that it knows; `steps` is the number of noising steps with weights of their
+    own, or 0.
 
     Raises:
-        ValueError: the schedule has other steps than the network, or the network is for another purpose, which its
-            `not_for_denoising` says.
+        ValueError: the schedule has another number of steps than the network, or the network is not for denoising (its
+            `not_for_denoising` is the message).
     """
 
     kind = "denoiser"
@@ -124,7 +125,7 @@ class TrainableDenoiser(Denoiser, Trainable):
         if refusal := getattr(network, "not_for_denoising", ""):
             raise ValueError(refusal)
         self.network = network
-        for name in ("num_classes", "embedding", "condition_channels"):  # what it does not take it need not say
+        for name in ("num_classes", "embedding", "condition_channels"):  # not every network has them
             setattr(self, name, int(getattr(network, name, 0)))
         self.steps = int(getattr(network, "steps", 0))
         if self.steps and schedule.timesteps != self.steps:
@@ -133,7 +134,7 @@ class TrainableDenoiser(Denoiser, Trainable):
             )
 
     def output(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
-        """F in x's dtype. The network may run in reduced precision under autocast; what follows never does."""
+        """F in x's dtype. The network may run in reduced precision under autocast; the code after it never does."""
         c_noise = c_noise.to(x.device, torch.float32).expand(x.shape[0])
         return self.network(x.to(self.dtype), c_noise, cond).to(x.dtype)
 
@@ -150,7 +151,7 @@ class RegressionDenoiser(TrainableDenoiser):
     def target(self, x0: Tensor, eps: Tensor, t: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
         """The F for which D is x0 at `x_t = alpha_t x0 + sigma_t eps`, shaped like x0, and c_out, (B,) float64.
 
-        t is (B,), and `prediction` what `predict` said there.
+        t is (B,), and `prediction` is what `predict` returned there.
         """
 
 
@@ -165,7 +166,7 @@ class NetworkDenoiser(RegressionDenoiser):
         variance: see `Denoiser`.
 
     Raises:
-        ValueError: the parameterization says nothing where the schedule begins.
+        ValueError: the parameterization is undefined at t = 1 of this schedule.
     """
 
     def __init__(self, network: nn.Module, schedule: Schedule, precond: Preconditioner, variance: str = "beta") -> None:

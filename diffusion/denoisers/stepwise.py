@@ -1,4 +1,4 @@
-"""The denoiser of the first diffusion model, which knows one Gaussian for each noising step."""
+"""The denoiser of the first diffusion model, which has one Gaussian for each noising step."""
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,8 @@ from diffusion.schedules import Schedule, expand, float64
 
 
 class StepDenoiser(TrainableDenoiser):
-    """A network that gives mean and variance of the step `p(x_s | x_t)` from t = i / T to s = (i - 1) / T, and of no
-    other (Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.2).
+    """A network that gives mean and variance of the step `p(x_s | x_t)` from t = i / T to s = (i - 1) / T alone
+    (Sohl-Dickstein et al. 2015, arXiv 1503.03585, section 2.2).
 
     With `a` and `c` from `q(x_s | x_t, x0)`, whose mean is `a x_t + c x0`, with `r = alpha_t / alpha_s` and beta as in
     `log_variances`, the network's halves F and h give
@@ -21,8 +21,8 @@ class StepDenoiser(TrainableDenoiser):
 
     The mean is written as in the authors' code: F = h = 0 is right for data from N(0, I). The variance has a floor
     because the best one is beta-tilde plus `c^2 Var[x0 | x_t]`, never less, and one that collapsed to a point would
-    make the KL divergence infinite. Then `D = (mean - a x_t) / c`. Of the last step, to data, beta-tilde is zero, the
-    mean is D, and a Gaussian with this variance the decoder.
+    make the KL divergence infinite. Then `D = (mean - a x_t) / c`. In the last step, to data, beta-tilde is zero, the
+    mean is D, and the decoder is a Gaussian with this variance.
 
     Args:
         network: F and h are the halves of its output, each shaped like x.
