@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,12 +21,22 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+LOGS = Path("lightning_logs")  # where runs are; `diffusion.runs.checkpoints.ROOT`, which is behind torch
 # Hydra's own options; everything else that is typed has the form name=value.
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--version")
 # Settings that name a file or a folder, whose names may have any character.
 PATHS = (
     *("ckpt", "resume", "init_from", "autoencoder", "classifier", "embedding", "condition", "init", "mask", "out"),
-    *("runtime", "samples", "cache", "data_dir", "dataset.path", "dataset.source.path", "dataset.source.data_dir"),
+    *(
+        "runs",
+        "runtime",
+        "samples",
+        "cache",
+        "data_dir",
+        "dataset.path",
+        "dataset.source.path",
+        "dataset.source.data_dir",
+    ),
 )
 LONGEST = 2000  # characters of a message
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
@@ -130,7 +140,7 @@ def _chosen(config: "DictConfig", config_name: str) -> list[str]:
 
 def _remove_sweep_record() -> None:
     """Hydra notes a sweep's settings before it checks them; the runs' own folders hold them all."""
-    record = Path("lightning_logs", "multirun.yaml")
+    record = LOGS / "multirun.yaml"
     if record.exists():
         record.unlink()
         if not any(record.parent.iterdir()):
@@ -265,8 +275,11 @@ def composition_error(error: BaseException, config_name: str) -> str:
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, name = error.missing_cfg_file.rpartition("/")
+        group = group.replace("/", ".")
+        if (group, name) in hints.PLUGINS:
+            return f"{group}={name} needs a plugin of Hydra: pip install {hints.PLUGINS[group, name]}"
         choices = [option for option in error.options if group != "network" or _is_own_name(option)]
-        return _unknown_choice(group.replace("/", "."), name, choices)
+        return _unknown_choice(group, name, choices)
     if isinstance(error, OverrideParseException):
         quoting = """write name=value, and name='"..."' where the value has spaces or special characters"""
         return f"cannot read {error.override!r}: {quoting}"
@@ -384,6 +397,18 @@ def typed() -> dict[str, Any]:
 
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
     return {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+
+
+def multirun(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for a sweep."""
+    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
+
+
+def job_number() -> int:
+    """Which job of a sweep this run is, from 0."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return int(HydraConfig.get().job.num) if sweeping() else 0
 
 
 def sweeping() -> bool:

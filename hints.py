@@ -38,6 +38,8 @@ TRAIN_WORDS = {
     **dict.fromkeys(("cond_drop_prob", "class_dropout_prob", "cfg_dropout", "p_uncond"), "condition_dropout"),
     **dict.fromkeys(("save_every", "checkpointing_steps", "save_and_sample_every", "snap"), "checkpoint_every"),
     **dict.fromkeys(("optim", "optimiser"), "optimizer"),
+    **dict.fromkeys(("loggers", "report_to", "log_with", "tracker", "wandb"), "logger"),
+    **dict.fromkeys(("wandb_project", "project_name", "experiment_name", "tracker_project_name"), "project"),
 }
 DRAW_WORDS = {
     **dict.fromkeys(("gpus", "num_gpus", "gpu", "num_processes", "nproc_per_node", "trainer.devices"), "devices"),
@@ -62,7 +64,22 @@ DRAW_WORDS = {
     **dict.fromkeys(("metrics", "features"), "extractors"),
     **dict.fromkeys(("reference", "real", "ref_path", "dataset_name"), "dataset"),
 }
-WORDS = {"train": TRAIN_WORDS, "sample": DRAW_WORDS, "evaluate": DRAW_WORDS, "export": DRAW_WORDS}
+COMPARE_WORDS = {
+    **dict.fromkeys(("run", "ckpt", "ckpts", "folders", "checkpoints", "results", "models", "sweep"), "runs"),
+    **dict.fromkeys(("sampler", "solver", "solvers", "methods", "scheduler"), "samplers"),
+    **dict.fromkeys(("metrics", "metric", "columns", "score"), "scores"),
+    **dict.fromkeys(("output", "outdir", "output_dir", "table"), "out"),
+    **dict.fromkeys(("num_samples", "num_images", "n_samples", "count"), "n"),
+}
+WORDS = {
+    "train": TRAIN_WORDS, "sample": DRAW_WORDS, "evaluate": DRAW_WORDS, "export": DRAW_WORDS, "compare": COMPARE_WORDS
+}  # fmt: skip
+# Choices of Hydra's own groups -> the package that brings them.
+PLUGINS = {
+    ("hydra.launcher", "joblib"): "hydra-joblib-launcher",
+    **{("hydra.launcher", f"submitit_{where}"): "hydra-submitit-launcher" for where in ("local", "slurm")},
+    ("hydra.sweeper", "optuna"): "hydra-optuna-sweeper",
+}
 # Settings that another script has under its own name, and what serves the purpose here.
 INSTEAD = {
     ("train", "ckpt"): "to go on with a run, resume=...; to begin with its weights, init_from=...",
@@ -87,11 +104,13 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
 
     Args:
         name: what was typed before the `=`.
-        script: train, sample, evaluate or export.
+        script: train, sample, evaluate, export or compare.
         settings_of: the settings and groups of a script.
     """
     own = set(settings_of(script))
     others = [other for other in WORDS if other != script and name in set(settings_of(other))]
+    if len(others) > 1:  # compare.py hands what it shares with others on to them
+        others = [other for other in others if other != "compare"]
     word = WORDS[script].get(name)
     if (script, name) in INSTEAD:
         return f"it belongs to {_scripts(others)}; here, {INSTEAD[script, name]}"

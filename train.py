@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING
 import cli
 from diffusion.settings import training as settings
 from diffusion.terminal.commands import pasted
-from diffusion.training.sweep import Result, table
+from diffusion.training.sweep import Result, gathered, gathering, keep, table
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-RESULTS: list[Result] = []  # of a sweep
 
 
 def main(config: "DictConfig") -> float | None:
@@ -37,7 +35,7 @@ def main(config: "DictConfig") -> float | None:
             raise
         failure = cli.one_line(error)
         print(f"error: {failure}", file=sys.stderr)
-    RESULTS.append(Result(typed, "-" if failure else str(folder), loss, failure))
+    keep(Result(typed, "-" if failure else str(folder), loss, failure), cli.job_number())
     return loss
 
 
@@ -49,7 +47,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         held: keeps the lock on the run's folder until the run has ended.
     """
     began = time.monotonic()
-    settings.check(config)
+    settings.check_loggers(settings.check(config).loggers)
 
     # Only now what imports torch, which takes seconds.
     from pytorch_lightning.utilities import rank_zero_only
@@ -59,6 +57,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.runs.resume import goes_on
     from diffusion.training import estimate, limits
     from diffusion.training.closing import less_memory, out_of_memory, said
+    from diffusion.training.logger import validation_loss
+    from diffusion.training.outlets import check
     from diffusion.training.run import Run, claim_folder
     from diffusion.training.saving import Interrupted
     from diffusion.training.setup import parts_of
@@ -66,7 +66,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
 
     quiet()
     first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
-    parts, checkpoint = parts_of(config, cli.typed())
+    parts, checkpoint = parts_of(config, cli.typed(), of_sweep=cli.sweeping())
+    check(parts.settings.loggers)
     if checkpoint is not None and first:
         held.enter_context(locked(checkpoint.folder))
     held.enter_context(memory.shortage(less_memory(parts)))
@@ -80,7 +81,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     limit = estimate.budgeted(run, trainer, began) if budget else limits.limit_of(parts, run.data.train_size)
     limits.check_limit(limit, parts)
     if checkpoint is not None and not goes_on(checkpoint, parts, limit.max_steps):
-        return checkpoint.folder, None
+        return checkpoint.folder, validation_loss(checkpoint.folder, checkpoint.step)
 
     folder = None
     if first:
@@ -99,6 +100,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     except Interrupted as stop:
         if folder is not None:
             print(f"saved; go on with: python train.py resume={pasted(folder)}", file=sys.stderr)
+            if cli.sweeping():
+                print("the sweep goes on with its own command and resume=auto", file=sys.stderr)
         sys.exit(stop.code)
     except memory.SHORTAGES as error:
         if folder is None or not memory.ran_out(error):
@@ -111,12 +114,17 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
 
 def entry() -> None:
     """The command line; a sweep ends in a table, and with exit status 1 if a run of it failed."""
-    RESULTS.clear()
-    cli.run(main, "train", __doc__ or "")
-    failed = any(result.failure for result in RESULTS)
-    if len(RESULTS) > 1 or failed:
-        print(table(RESULTS))
-    if failed:
+    if not cli.multirun(sys.argv[1:]):
+        cli.run(main, "train", __doc__ or "")
+        return
+    with gathering(cli.LOGS):
+        try:
+            cli.run(main, "train", __doc__ or "")
+        finally:
+            results = gathered()
+            if len(results) > 1 or any(result.failure for result in results):
+                print(table(results))
+    if any(result.failure for result in results):
         sys.exit(1)
 
 

@@ -1,12 +1,13 @@
 """What `evaluate.py` does: a table of scores, a likelihood, or a classifier to ship."""
 
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion.build import ConfigError, check_source
 from diffusion.denoisers import TrainableDenoiser
-from diffusion.evaluation.cache import Cache
+from diffusion.evaluation.cache import Cache, fingerprint
 from diffusion.evaluation.classifiers import class_count, train_shipped
 from diffusion.evaluation.extractors import names
 from diffusion.evaluation.files import check_samples, read_samples
@@ -15,7 +16,7 @@ from diffusion.evaluation.likelihoods import Likelihood
 from diffusion.evaluation.loading import check_classes, drawn, loaded
 from diffusion.evaluation.record import record_path, write_likelihood
 from diffusion.evaluation.table import everything
-from diffusion.machine.devices import devices
+from diffusion.machine.devices import described, devices
 from diffusion.media import check_writable
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.parts import Parts
@@ -48,8 +49,14 @@ def train_classifier(options: Options, dataset: dict[str, Any] | None, typed: Co
     train_shipped(dataset, *everything(splits.train), Path(str(options.out)))
 
 
-def score(options: Options, dataset: dict[str, Any] | None, method: dict[str, Any], typed: Collection[str]) -> None:
-    """The table of scores of samples, drawn from checkpoints by this sampler and grid, or given."""
+def score(
+    options: Options,
+    dataset: dict[str, Any] | None,
+    method: dict[str, Any],
+    typed: Collection[str],
+    say: Callable[[str], object] = print,
+) -> None:
+    """The table of scores of samples, drawn from checkpoints by this sampler and grid, or given; `say` prints it."""
     extractors = names(options.extractors)
     if options.samples is not None:
         check_samples(Path(options.samples))
@@ -70,6 +77,7 @@ def score(options: Options, dataset: dict[str, Any] | None, method: dict[str, An
             "seed": options.seed,
             **({"conditioning_noise": noise} if noise else {}),
             "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
+            **({"grid": method.get("grid") or stages[0].config["grid"]} if len(stages) == 1 else {}),
         }  # fmt: skip
     shape = None if pipeline is None else pipeline.shape
     dataset, splits = loaded(dataset, options.data_dir, options.download, shape)
@@ -86,7 +94,11 @@ def score(options: Options, dataset: dict[str, Any] | None, method: dict[str, An
     n = len(judge)
     if pipeline is not None:
         data, told = getattr(splits, options.split), judge.reference.told
+        began = time.monotonic()
         given = drawn(pipeline, data, told, options.seed, places, options.batch(pipeline.shape))
+        settings |= {"seconds": time.monotonic() - began, "device": described(places)}
+        if len(stages) == 1:
+            settings["calls_per_sample"] = pipeline.calls
     assert given is not None
     fake, labels = given
     found = judge(fake[:n], None if labels is None else labels[:n])
@@ -97,13 +109,14 @@ def score(options: Options, dataset: dict[str, Any] | None, method: dict[str, An
             f"holds too few others"
         )
     origin = f"in {options.samples}" if model is None else f"of {model.path}"
-    print(f"{n} samples {origin} against as many of")
-    print(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
-    print(found.text())
+    say(f"{n} samples {origin} against as many of")
+    say(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
+    say(found.text())
     if folder is not None:
         step = 0 if model is None else model.step
-        found.write(folder, options.split, settings | {"n": n, "step": step}, step)
-        print(f"written: {record_path(folder, options.split)}")
+        settings |= {"n": n, "real": fingerprint(judge.reference.real), "step": step}
+        found.write(folder, options.split, settings, step)
+        say(f"written: {record_path(folder, options.split)}")
 
 
 def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collection[str]) -> None:

@@ -1,5 +1,7 @@
 """Pictures of an evaluation: nearest neighbours, class histograms, the terms of a variational bound."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -7,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion import media
+from diffusion.evaluation.seeds import Row, mean
 from diffusion.media import Pixels
 
 
@@ -59,6 +62,32 @@ def bound_picture(times: Tensor, terms: Tensor, unit: str) -> Pixels:
     each.legend()
     total.plot(times.numpy(), mean.cumsum())
     total.set(xlabel="t", title="their sum, from t = 1 on")
+    return drawn(figure)
+
+
+def comparison_picture(title: str, rows: Sequence[Row], scores: Sequence[str]) -> Pixels:
+    """A panel for each score, in it a line for each row: its runs as points, their mean and its interval.
+
+    Args:
+        title: of the whole.
+        rows: from top to bottom.
+        scores: by name.
+    """
+    figure = Figure(figsize=(4 + 3 * len(scores), 1.2 + 0.32 * len(rows)), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
+    for axes, score in zip(panels, scores, strict=True):
+        for height, row in enumerate(rows):
+            values = row.scores.get(score, [])
+            axes.plot(values, [height] * len(values), "o", markersize=3, color="0.6")
+            if values:
+                found = mean(values)
+                axes.errorbar(
+                    found.value, height, xerr=found.half_width, fmt="D", markersize=4, capsize=3, color="#3e60d6"
+                )
+        axes.set(xlabel=score, yticks=range(len(rows)), yticklabels=[row.name for row in rows])
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].invert_yaxis()
+    figure.suptitle(title, fontsize=9)
     return drawn(figure)
 
 

@@ -1,5 +1,7 @@
 """Which devices there are, and what may be asked of them."""
 
+from collections.abc import Sequence
+
 import torch
 
 from diffusion.terminal.progress import counted
@@ -33,6 +35,15 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
         raise ValueError(f"devices={devices}, but this machine has {counted(found, 'GPU')}")
     elif devices > MOST_PROCESSES:
         raise ValueError(f"devices={devices} is as many processes on a CPU: use at most {MOST_PROCESSES}")
+
+
+def described(places: Sequence[str]) -> str:
+    """Devices with these names of torch's in words, such as `2 x NVIDIA H100` or `1 x cpu, 4 threads`."""
+    place = torch.device(places[0])
+    if place.type == "cuda":
+        return f"{len(places)} x {torch.cuda.get_device_name(place)}"
+    threads = f", {counted(torch.get_num_threads(), 'thread')}" if place.type == "cpu" else ""
+    return f"{len(places)} x {place.type}{threads}"
 
 
 def devices(wanted: int | str | list[int], accelerator: str = "auto") -> list[str]:

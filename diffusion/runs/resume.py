@@ -18,6 +18,7 @@ CHANGEABLE = (
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
     *("trainer.strategy", "trainer.num_nodes", "trainer.profiler", "trainer.deterministic", "trainer.benchmark"),
     *("devices", "accelerator", "compile", "checkpoint_every", "workers", "data_dir", "download", "dataset.path"),
+    *("logger", "project"),
 )
 # Settings that the dataset's source repeats.
 OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
@@ -55,11 +56,16 @@ def limited(config: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
     return config | {"trainer": config["trainer"] | trainer} | ({} if budget else {"budget_minutes": None})
 
 
-def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Checkpoint | None:
+def find_begun(config: Mapping[str, Any], root: Path = ROOT, of_sweep: bool = False) -> Checkpoint | None:
     """The checkpoint of the run with this very configuration that `resume=auto` goes on with.
 
     The newest run with the same limits; else the newest that has not come further than `trainer.max_steps`. A line says
     which one and why.
+
+    Args:
+        config: of the run that is asked for.
+        root: where the runs are.
+        of_sweep: only a run with the same limits, since one with others may be another job of the sweep.
 
     Returns:
         None if there is no such run.
@@ -79,6 +85,8 @@ def find_begun(config: Mapping[str, Any], root: Path = ROOT) -> Checkpoint | Non
         if all(wanted[name] in (None, stored["trainer"].get(name)) for name in _LIMITS):
             print(f"resume=auto goes on with {folder}, step {step}: the newest run with these settings")
             return checkpoint
+        if of_sweep:
+            continue
         if step > (wanted["max_steps"] or step):
             further.append(f"{folder} has come further, to step {step}")
         else:

@@ -263,6 +263,12 @@ class Pipeline:
             raise ConfigError("this model is conditioned on images: give some, condition=photo.png or a folder of them")
         return told
 
+    @property
+    def calls(self) -> int | None:
+        """Calls of the denoiser that a sample takes, one for a step to t = 0; None where they depend on the sample."""
+        steps = int((self.times[1:] > 0).sum())
+        return self.sampler.calls * steps + len(self.times) - 1 - steps if self.sampler.calls else None
+
     def start(self, index: Tensor, seed: int = 0) -> Tensor:
         """The states at the first time of the images with these numbers, (n, *S) on the index's device."""
         schedule, shape = self.denoiser.schedule, self.shape if self.codec is None else self.codec.latent_shape

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from diffusion.build import ConfigError
+from diffusion.settings.several import listed
 
 # How samples are drawn.
 DRAWING = ("sampler", "grid", "steps", "clip")
@@ -76,6 +77,8 @@ def refuse_idle_training(config: Mapping[str, Any], typed: Mapping[str, Any]) ->
         refuse(typed, ("network.head_channels",), "network.attention=[]", "name levels with attention")
     if config.get("autoencoder") is not None:
         refuse(typed, ("dataset.clip",), "a model of latents, which have no bounds")
+    if not {"wandb", "mlflow", "trackio"} & set(listed(config.get("logger"))):
+        refuse(typed, ("project",), "runs that no service collects", "add logger=wandb, mlflow or trackio")
     refuse_clip(typed.get("clip"), dataset)
     classes = typed.get("dataset.num_classes")
     if classes and classes not in (network.get("num_classes"), network.get("classes")):

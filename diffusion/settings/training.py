@@ -3,15 +3,23 @@
 Nothing here imports torch, which takes seconds: a wrong value is refused before.
 """
 
+import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusion.build import ConfigError, construct
+from diffusion.settings.several import listed
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+# Loggers beside the files of a run's folder, and the packages that they need.
+LOGGERS = {
+    "tensorboard": "tensorboard", "csv": "pytorch_lightning", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"
+}  # fmt: skip
 
 
 @dataclass
@@ -40,6 +48,8 @@ class Settings:
     condition_dropout: float = 0.0
     cache_latents: bool = False
     ema_decay: float = 0.9999  # checked where ema=exponential takes it
+    logger: str | list[str] | None = None
+    project: str = "lightning-diffusion"
 
     def __post_init__(self) -> None:
         at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
@@ -56,6 +66,23 @@ class Settings:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ValueError(f"accelerator must be auto, cpu, gpu, cuda or mps, got {self.accelerator!r}")
+        for name in self.loggers:
+            if name not in LOGGERS:
+                raise ValueError(f"logger must be {', '.join(LOGGERS)}, or a list of these, got {name!r}")
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"logger must name each once, got {self.loggers}")
+
+    @property
+    def loggers(self) -> list[str]:
+        """Those that are told of a run beside the files in its folder."""
+        return listed(self.logger)
+
+
+def check_loggers(names: Iterable[str]) -> None:
+    """Raises ConfigError if the package of a logger lacks."""
+    for name in names:
+        if importlib.util.find_spec(LOGGERS[name]) is None:
+            raise ConfigError(f"logger={name} needs the package {LOGGERS[name]}: pip install {LOGGERS[name]}")
 
 
 # What a configuration holds beside the values of `Settings`.
@@ -98,6 +125,7 @@ OURS = {
     "val_check_interval": "use val_every=...",
     "check_val_every_n_epoch": "use val_every=...",
     "log_every_n_steps": "use log_every=...",
+    "logger": "use logger=...",
     "overfit_batches": "use train_images=...",
     "limit_train_batches": "training batches have no end; use trainer.max_steps=... or train_images=...",
     **dict.fromkeys(("limit_test_batches", "limit_predict_batches"), "training neither tests nor predicts"),
@@ -105,7 +133,7 @@ OURS = {
     **dict.fromkeys(
         (
             *("num_sanity_val_steps", "use_distributed_sampler", "inference_mode", "enable_checkpointing"),
-            *("enable_progress_bar", "enable_model_summary", "logger", "callbacks", "plugins", "default_root_dir"),
+            *("enable_progress_bar", "enable_model_summary", "callbacks", "plugins", "default_root_dir"),
             *("barebones", "fast_dev_run", "gradient_clip_algorithm", "reload_dataloaders_every_n_epochs"),
         ),
         "this project sets it itself",
@@ -143,11 +171,12 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def check(config: "DictConfig") -> None:
-    """Raises ConfigError for a value at the composed configuration's top, or in `trainer`, that cannot be."""
+def check(config: "DictConfig") -> Settings:
+    """The plain values of a composed configuration; raises ConfigError for one, or one of `trainer`, that cannot be."""
     from omegaconf import OmegaConf
 
     values = {str(name): config[name] for name in config if name not in PARTS}
-    settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
+    plain = settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
     options: Any = OmegaConf.to_container(config.trainer, resolve=True)
     check_options(options)
+    return plain

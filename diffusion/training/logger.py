@@ -3,15 +3,49 @@
 import csv
 import io
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from torch.utils.tensorboard.summary import hparams
 
+from diffusion.media import Pixels, tensorboard_gif
 from diffusion.media.atomic import atomic, check_regular, naming, remove_parts
 from diffusion.training.events import EventFile
+from diffusion.training.outlets import Outlets
+
+TABLE = "metrics.csv"
+
+
+def rows_of(path: Path) -> Iterator[dict[str, str]]:
+    """The rows of a table, without what they have no value for; raises ValueError, with the line, if it is damaged."""
+    line = 1
+    try:
+        text = path.read_text(encoding="utf-8")
+        # A row that was being written when the run was killed has no end.
+        whole = text[: text.rfind("\n") + 1]
+        if text and not whole.startswith("step"):
+            raise ValueError("no header")
+        for row in csv.DictReader(io.StringIO(whole, newline=""), strict=True):
+            line += 1
+            if None in row or None in row.values() or int(row["step"]) < 0:
+                raise ValueError("not one value for each column")
+            for value in row.values():
+                float(value or 0)
+            yield {name: value for name, value in row.items() if value}
+    except (ValueError, LookupError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is damaged near line {line + 1} ({' '.join(str(error).split())[:80]}): repair it, or "
+            f"move it away, and resume"
+        ) from error
+
+
+def _points(path: Path, after: int) -> list[tuple[int, str]]:
+    """(step, name) of each figure after a step; none without a table."""
+    check_regular(path)
+    rows = rows_of(path) if path.exists() else iter(())
+    return [(int(row["step"]), name) for row in rows for name in row if name != "step" and int(row["step"]) > after]
 
 
 class Table:
@@ -49,25 +83,7 @@ class Table:
             csv.DictWriter(file, self._columns).writerow(row)
 
     def _read(self) -> Iterator[dict[str, str]]:
-        line = 1
-        try:
-            text = self.path.read_text(encoding="utf-8")
-            # A row that was being written when the run was killed has no end.
-            whole = text[: text.rfind("\n") + 1]
-            if text and not whole.startswith("step"):
-                raise ValueError("no header")
-            for row in csv.DictReader(io.StringIO(whole, newline=""), strict=True):
-                line += 1
-                if None in row or None in row.values() or int(row["step"]) < 0:
-                    raise ValueError("not one value for each column")
-                for value in row.values():
-                    float(value or 0)
-                yield {name: value for name, value in row.items() if value}
-        except (ValueError, LookupError, csv.Error) as error:
-            raise ValueError(
-                f"{self.path} is damaged near line {line + 1} ({' '.join(str(error).split())[:80]}): repair it, or "
-                f"move it away, and resume"
-            ) from error
+        return rows_of(self.path)
 
     def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
@@ -78,23 +94,40 @@ class Table:
             file.write(text.getvalue().encode())
 
 
+def validation_loss(folder: Path, step: int) -> float | None:
+    """What a run's table has as the validation loss of a step, None if it has none; ValueError if it is damaged."""
+    path = folder / TABLE
+    check_regular(path)
+    rows = rows_of(path) if path.exists() else iter(())
+    found = [float(row["val/loss"]) for row in rows if int(row["step"]) == step and "val/loss" in row]
+    return found[-1] if found else None
+
+
 class RunLogger(Logger):
-    """Scalars to TensorBoard and to `metrics.csv` in the run's folder.
+    """Curves and pictures to TensorBoard's files in the run's folder, curves to `metrics.csv` there, and to outlets.
 
     Args:
         folder: the run's.
         resumed_from: the step that a resumed run goes on from: what was logged after it is dropped, to be logged again.
+        outlets: begins the others, given the points that were logged after that step.
 
     Raises:
         ValueError: the table of a resumed run is damaged.
         WriteError: the folder cannot be written; also of all that logs something.
     """
 
-    def __init__(self, folder: Path, resumed_from: int | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        resumed_from: int | None = None,
+        outlets: Callable[[Collection[tuple[int, str]]], Outlets] | None = None,
+    ) -> None:
         super().__init__()
         self.folder = folder
-        self._table = Table(folder / "metrics.csv", resumed_from)
+        logged = [] if resumed_from is None or outlets is None else _points(folder / TABLE, resumed_from)
+        self._table = Table(folder / TABLE, resumed_from)
         self.experiment = EventFile(folder, purge_step=None if resumed_from is None else resumed_from + 1)
+        self._outlets = None if outlets is None else outlets(logged)
 
     @property
     def name(self) -> str:
@@ -121,7 +154,21 @@ class RunLogger(Logger):
             raise ValueError("metrics are logged with the optimizer step they belong to")
         for name, value in metrics.items():
             self.experiment.add_scalar(name, value, step)
+        if self._outlets is not None:
+            self._outlets.metrics(metrics, step)
         self._table.append({"step": str(step)} | {name: repr(float(value)) for name, value in metrics.items()})
+
+    def log_picture(self, name: str, pixels: Pixels, step: int) -> None:
+        """A picture (H, W, C)."""
+        self.experiment.add_image(name, pixels, step)
+        if self._outlets is not None:
+            self._outlets.picture(name, pixels, step)
+
+    def log_animation(self, name: str, frames: Sequence[Pixels], step: int) -> None:
+        """Pictures that follow each other, as a GIF."""
+        self.experiment.add_summary(tensorboard_gif(name, frames), step)
+        if self._outlets is not None:
+            self._outlets.animation(name, frames, step)
 
     def log_result(self, settings: Mapping[str, Any], result: Mapping[str, float], step: int) -> None:
         """The run's settings with its final figures, for TensorBoard's table of runs."""
@@ -130,6 +177,14 @@ class RunLogger(Logger):
             self.experiment.add_summary(summary)
         for name, value in result.items():
             self.experiment.add_scalar(name, value, step)
+        if self._outlets is not None:
+            self._outlets.metrics(result, step)
+
+    def close(self, finished: bool) -> None:
+        """Ends all that is written to; whether the run has come to its end."""
+        self.experiment.close()
+        if self._outlets is not None:
+            self._outlets.close(finished)
 
 
 def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, bool | int | float | str]]:

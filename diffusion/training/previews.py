@@ -4,7 +4,6 @@ Each acts after an optimizer step as a pure function of its number, never in the
 draw does not advance the training's random numbers.
 """
 
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -31,7 +30,7 @@ from diffusion.training.module import DiffusionModule
 
 
 class Preview(AfterStep):
-    """Draws images from fixed noise with the averaged weights and shows them in TensorBoard, as a grid and as a GIF.
+    """Draws images from fixed noise with the averaged weights and logs them, as a grid and as a GIF.
 
     They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; where
     it cannot go, by DDIM, or by DDPM on the whole grid.
@@ -62,18 +61,17 @@ class Preview(AfterStep):
                 keep = range(len(pipeline.times))
                 states = pipeline.frames(self.n, device=str(module.device), keep=keep)
                 frames = media.animation(list(states))
-                writer = module.logger.experiment
-                writer.add_image("samples", frames[-1], step)
-                writer.add_summary(media.tensorboard_gif("denoising", frames), step)
+                module.logger.log_picture("samples", frames[-1], step)
+                module.logger.log_animation("denoising", frames, step)
                 if told is not None:
-                    self._add_given(module, told, writer, step)
+                    self._add_given(module, told, module.logger, step)
 
-    def _add_given(self, module: DiffusionModule, told: Tensor, writer: Any, step: int) -> None:
+    def _add_given(self, module: DiffusionModule, told: Tensor, logger: RunLogger, step: int) -> None:
         """What the samples were made from, in the same places, and the validation images that this was made from."""
         examples: Examples = module.trainer.datamodule.splits.val  # type: ignore[attr-defined]
         shown_to_it = as_picture(val_conditions(module, told)["image"], self.shape)
         for name, images in (("samples_given", shown_to_it), ("samples_truth", examples.get(told))):
-            writer.add_image(name, media.picture(images), step)
+            logger.log_picture(name, media.picture(images), step)
 
 
 def preview_pipeline(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from diffusion.training.data import check_conditions, data_module, into_latents,
 from diffusion.training.limits import Limit, limited
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
+from diffusion.training.outlets import Outlets
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots
 from diffusion.training.scores import Scores
 from diffusion.training.steps import check_sampling
@@ -164,10 +166,30 @@ class Run:
         # The newest run's folder holds the run's whole configuration, readable without torch.
         logger = None
         if folder is not None:
-            logger = RunLogger(folder, None if checkpoint is None else checkpoint.step)
+            logger = self._logger(folder, config, None if checkpoint is None else checkpoint.step)
             with atomic(folder / "config.yaml") as file:
                 file.write(yaml.safe_dump(config, sort_keys=False).encode())
-        checkpoints = Checkpoints(folder, config, settings.checkpoint_every)
+        finished = False
+        try:
+            loss = self._fitted(
+                trainer, limit, Checkpoints(folder, config, settings.checkpoint_every), logger, checkpoint
+            )
+            finished = True
+        finally:
+            if logger is not None:
+                logger.close(finished)
+        return loss
+
+    def _fitted(
+        self,
+        trainer: pl.Trainer,
+        limit: Limit,
+        checkpoints: Checkpoints,
+        logger: RunLogger | None,
+        checkpoint: Checkpoint | None,
+    ) -> float | None:
+        """As `fit`, which opens and closes what is written to."""
+        settings, folder, config = self.parts.settings, checkpoints.folder, checkpoints.config
         averaging = self.module.averaging
         keep = averaging.snapshots if isinstance(averaging, PowerEMA) else 0
         trainer.logger = logger
@@ -200,8 +222,23 @@ class Run:
             loss = math.nan if final is None else float(final)
             result = {"final/val_loss": loss, "final/best_val_loss": checkpoints.best}
             logger.log_result(config, result, trainer.global_step)
-            logger.experiment.close()
         return None if final is None else float(final)
+
+    def _logger(self, folder: Path, config: Mapping[str, Any], resumed_from: int | None) -> RunLogger:
+        """What the run is logged by; ConfigError if a logger cannot begin, and then a new run leaves no folder."""
+        settings = self.parts.settings
+        if not settings.loggers:
+            return RunLogger(folder, resumed_from)
+        try:
+            return RunLogger(
+                folder,
+                resumed_from,
+                lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
+            )
+        except ConfigError:
+            if resumed_from is None:
+                shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
+            raise
 
 
 def _space(autoencoder: Mapping[str, Any] | None) -> str:

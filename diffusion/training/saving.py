@@ -144,7 +144,7 @@ class Checkpoints(AfterStep):
         super().__init__()
         if every is not None and every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {every}")
-        self.folder, self._config, self._every = folder, config, every
+        self.folder, self.config, self._every = folder, config, every
         self.best = float("inf")
         self._cost_s, self._saved_at = 0.0, time.monotonic()
         self._saved_step = -1
@@ -163,7 +163,7 @@ class Checkpoints(AfterStep):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint["config"] = dict(self._config)
+        checkpoint["config"] = dict(self.config)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}

@@ -23,12 +23,13 @@ from diffusion.training.steps import mistaken
 from diffusion.training.tuning import take_over
 
 
-def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoint | None]:
+def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) -> tuple[Parts, Checkpoint | None]:
     """The parts of the run that is asked for, and the checkpoint that it goes on from, if any.
 
     Args:
         config: as Hydra composed it.
         typed: name -> value of the settings that a person wrote.
+        of_sweep: whether the run is one of a sweep.
 
     Raises:
         ConfigError: a setting that cannot be, or that no part of this run takes up.
@@ -40,7 +41,7 @@ def parts_of(config: DictConfig, typed: dict[str, Any]) -> tuple[Parts, Checkpoi
     if spec in (None, "auto"):
         new = resolved(config, typed)
         refuse_idle_training(new.config, typed)
-        found = None if spec is None else resume.agreed(lambda: resume.find_begun(new.config))
+        found = None if spec is None else resume.agreed(lambda: resume.find_begun(new.config, of_sweep=of_sweep))
         if found is None:
             return new, None
     else:

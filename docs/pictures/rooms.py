@@ -35,7 +35,8 @@ def lines(room: str) -> int:
 
 def picture() -> Figure:
     """A row for each line of the table of rooms, the scripts on top; below is what may be imported."""
-    rows = [["train.py", "sample.py", "evaluate.py", "export.py"], *(line.split() for line in reversed(ROOMS))]
+    scripts = ["train.py", "sample.py", "evaluate.py", "export.py", "compare.py"]
+    rows = [scripts, *(line.split() for line in reversed(ROOMS))]
     rows[-2].append("data")
     figure = Figure(figsize=(style.WIDTH, 0.52 * len(rows)))
     axes = figure.subplots()

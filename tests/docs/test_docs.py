@@ -159,7 +159,8 @@ def test_a_picture_is_small_and_on_a_page_that_shows_the_command_that_makes_it(n
     assert (ROOT / "docs" / "images" / name).stat().st_size < 1_000_000
     pages = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     scripts = "|".join({name.split("_")[0].removesuffix(".png"), "model"})
-    command = rf"python docs/pictures/({scripts})\.py|python sample\.py .*out=docs/images/{name}"
+    drawn = rf"python docs/pictures/({scripts})\.py|python sample\.py .*out=docs/images/{name}"
+    command = rf"{drawn}|python compare\.py .*out=" if name.startswith("compare") else drawn
     assert any(f"images/{name}" in page and re.search(command, page) for page in pages)
 
 

@@ -12,15 +12,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import cli
+import compare
 import evaluate
 import export
 import sample
 import train
-from diffusion.settings import evaluation, sampling
+from diffusion.settings import comparison, evaluation, sampling
 from diffusion.settings.training import check
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate, "export": export}
+SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate, "export": export, "compare": compare}
 # Those of docs/extending.md need what the page adds; test_docs.py runs them.
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "extending")]
 
@@ -76,6 +77,8 @@ def test_a_documented_command_names_what_exists_and_passes_the_checks_before_the
     typed = [argument.partition("=")[0] for argument in arguments]
     if name == "export":
         export.Options(**plain).refuse_idle(typed)
+    elif name == "compare":
+        comparison.read(plain, typed, cli.choices_of("sampler"))
     elif name == "evaluate":
         evaluation.read(plain, typed)
     else:

@@ -7,6 +7,7 @@ import pytest
 from support.scripts import assert_refused, call
 
 import cli
+import compare
 import evaluate
 import hints
 import sample
@@ -48,6 +49,11 @@ def test_every_foreign_name_leads_to_a_setting_and_is_none_itself(script: str) -
         (evaluate, "label=1", "it belongs to sample.py; here, a class-conditional model is scored on"),
         (evaluate, "guidance=2", "it belongs to sample.py"),
         (evaluate, "num_samples=2", "write n=..."),
+        (train, "runs=0", "it belongs to compare.py"),
+        (train, "wandb=true", "write logger=..."),
+        (compare, "ckpt=0", "write runs=..."),
+        (compare, "sampler=ddim", "write samplers=..."),
+        (compare, "metrics=fid", "write scores=..."),
         (train, "dataset fashion", "cannot read 'dataset': write dataset=fashion"),
         (train, "dataset: fashion", "cannot read 'dataset:': write dataset=fashion"),
         (train, "dataset==fashion", "cannot read 'dataset==fashion': write dataset=fashion"),

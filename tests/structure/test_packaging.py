@@ -11,6 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+APART = ("loggers", "sweeps")  # extras that requirements.txt leaves out: few people need them, and they are large
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -28,8 +29,9 @@ def pins() -> dict[str, str]:
 
 
 def ranges() -> dict[str, Requirement]:
-    """Name and range of each dependency in pyproject.toml, extras included."""
-    lines = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
+    """Name and range of each dependency in pyproject.toml, extras included but for those of `APART`."""
+    extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name not in APART]
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
     return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
 
 

@@ -26,7 +26,7 @@ def test_one_trainer_is_made() -> None:
     assert len(counts.calls("make_trainer")) == 1
 
 
-@pytest.mark.parametrize("script", ["train", "sample", "evaluate", "export"])
+@pytest.mark.parametrize("script", ["train", "sample", "evaluate", "export", "compare"])
 def test_a_script_is_thin(script: str) -> None:
     assert len((counts.ROOT / f"{script}.py").read_text(encoding="utf-8").splitlines()) <= 125
 

@@ -1,8 +1,20 @@
-"""The table that a sweep ends in."""
+"""The table that a sweep ends in, whatever process its runs are in, and how a sweep that was cut off goes on."""
+
+import contextlib
+import importlib.metadata
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from support.scripts import TINY, Outcome, assert_refused, call
 
-from diffusion.training.sweep import Result, table
+import train
+from diffusion.training.sweep import Result, gathered, gathering, keep, table
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -16,10 +28,111 @@ def test_the_table_of_a_sweep_ranks_no_losses_that_measure_different_things(name
     _, *rows, last = table(runs).splitlines()
     assert [row.split()[1] for row in rows] == ["run_a2", "run_a1", "run_b1", "run_b2"]
     assert f"does not compare runs that differ in {name}: compare the scores" in last
-    assert "python evaluate.py ckpt=" in last
+    assert "python compare.py runs=[run_a1,run_b1,run_a2,run_b2] samplers=[own]" in last
 
 
 def test_the_table_of_a_sweep_ranks_losses_that_compare() -> None:
     runs: list[Result] = [Result({"lr": lr}, f"run_{lr}", loss, "") for lr, loss in ((1, 0.9), (2, 0.2), (3, 0.5))]
     _, *rows = table(runs).splitlines()
     assert [row.split()[1] for row in rows] == ["run_2", "run_3", "run_1"]
+
+
+def test_results_of_a_sweep_come_in_the_order_of_its_jobs_and_leave_nothing_behind(tmp_path: Path) -> None:
+    results = [
+        Result({"lr": 0.5, "widths": [1, 2]}, f"run_{k}", None if k == 1 else k, "x" * (k == 1)) for k in range(3)
+    ]
+    with gathering(tmp_path / "lightning_logs"):
+        for number in (2, 0, 1):
+            keep(results[number], number)
+        assert gathered() == results
+    assert list(tmp_path.iterdir()) == []
+    keep(results[0], 0)  # no sweep gathers it
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_over_seeds_says_how_its_runs_are_compared() -> None:
+    runs = [Result({"seed": seed}, f"my runs/version_{seed}", 0.5, "") for seed in range(2)]
+    last = table([*runs, Result({"seed": 2}, "-", None, "failed")]).splitlines()[-1]
+    assert last.startswith("over seeds: ")
+    assert last.endswith("python compare.py runs=['my runs/version_0','my runs/version_1'] samplers=[own]")
+
+
+def rows(outcome: Outcome) -> list[list[str]]:
+    """The table's rows in the order of their settings."""
+    lines = outcome.out.splitlines()
+    start = next(k for k, line in enumerate(lines) if line.startswith("val/loss "))
+    return sorted((line.split() for line in lines[start + 1 :] if "version_" in line[:60]), key=lambda row: row[2])
+
+
+def test_a_sweep_that_was_cut_off_goes_on_with_the_same_table(tmp_path: Path) -> None:
+    sweep = (
+        *TINY,
+        "-m",
+        "resume=auto",
+        "trainer.max_steps=2,4",
+        "lr=1e-3,2e-3",
+        "preview_every=0",
+        "checkpoint_every=1",
+    )
+    whole = call(train, tmp_path, *sweep)
+    assert whole.code == 0, whole.err
+    runs = tmp_path / "lightning_logs" / "digits"
+    times = {path: path.stat().st_mtime_ns for path in runs.glob("version_[01]/checkpoints/*")}
+    shutil.rmtree(runs / "version_2")  # as if it had been cut off before the third run
+    again = call(train, tmp_path, *sweep)
+    assert again.code == 0, again.err
+    assert rows(again) == rows(whole)
+    assert len(rows(whole)) == 3
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert again.out.count("is finished at step") == 2
+    assert len(list(runs.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("choice", "package"),
+    [("launcher=joblib", "hydra-joblib-launcher"), ("sweeper=optuna", "hydra-optuna-sweeper")],
+)
+def test_a_plugin_of_hydra_that_lacks_is_named_with_its_package(choice: str, package: str, tmp_path: Path) -> None:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        pytest.skip(f"{package} {importlib.metadata.version(package)} is installed")
+    assert_refused(call(train, tmp_path, "-m", f"hydra/{choice}", "lr=1,2"), f"pip install {package}")
+    assert list(tmp_path.iterdir()) == []
+
+
+PLUGINS = {
+    "joblib": ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(3)"]),
+    "submitit": ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "seed=range(3)"]),
+    "optuna": (
+        "hydra_optuna_sweeper",
+        ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.sampler.seed=1", "lr=interval(1e-4,1e-2)"],
+    ),
+    "optuna and joblib": (
+        "hydra_optuna_sweeper",
+        [
+            *("hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=3"),
+            *("hydra.sweeper.sampler.seed=1", "lr=interval(1e-4,1e-2)"),
+        ],
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLUGINS)
+def test_hydras_plugins_keep_the_table_and_go_on_after_a_cut(name: str, tmp_path: Path) -> None:
+    module, arguments = PLUGINS[name]
+    pytest.importorskip(f"hydra_plugins.{module}")
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, "-m", "resume=auto", "preview_every=0", *arguments]
+
+    def swept() -> list[str]:
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        table = done.stdout[done.stdout.index("val/loss ") :].splitlines()
+        return sorted(line for line in table[1:] if re.match(r"\d", line))
+
+    first = swept()
+    assert len(first) == 3
+    shutil.rmtree(tmp_path / "lightning_logs" / "digits" / "version_2")
+    assert swept() == first
+    assert sorted(path.name for path in (tmp_path / "lightning_logs" / "digits").iterdir()) == [
+        "version_0", "version_1", "version_2",
+    ]  # fmt: skip
