@@ -5,7 +5,7 @@ import re
 import sys
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 CONFIGS = Path(__file__).parent / "configs"
-LOGS = Path("lightning_logs")  # where runs are; `diffusion.runs.checkpoints.ROOT`, which is behind torch
 # Hydra's own options; everything else that is typed has the form name=value.
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--version")
 # Settings that name a file or a folder, whose names may have any character.
@@ -99,8 +98,6 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
             entry(guarded)()
     except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
         fail(composition_error(error, config_name))
-    finally:
-        _remove_sweep_record()
 
 
 def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
@@ -136,15 +133,6 @@ def _chosen(config: "DictConfig", config_name: str) -> list[str]:
     from omegaconf import OmegaConf
 
     return [group for group in groups_of(config_name) if group != "dataset" and OmegaConf.is_dict(config.get(group))]
-
-
-def _remove_sweep_record() -> None:
-    """Hydra notes a sweep's settings before it checks them; the runs' own folders hold them all."""
-    record = LOGS / "multirun.yaml"
-    if record.exists():
-        record.unlink()
-        if not any(record.parent.iterdir()):
-            record.parent.rmdir()
 
 
 @contextmanager
@@ -399,16 +387,11 @@ def typed() -> dict[str, Any]:
     return {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
 
 
-def multirun(arguments: Sequence[str]) -> bool:
-    """Whether a command line asks for a sweep."""
-    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments)
-
-
 def job_number() -> int:
     """Which job of a sweep this run is, from 0."""
     from hydra.core.hydra_config import HydraConfig
 
-    return int(HydraConfig.get().job.num) if sweeping() else 0
+    return int(HydraConfig.get().job.num)
 
 
 def sweeping() -> bool:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import cli
 from diffusion.settings import training as settings
 from diffusion.terminal.commands import pasted
-from diffusion.training.sweep import Result, gathered, gathering, keep, table
+from diffusion.training.sweep import Result, keep, tabled
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -35,7 +35,8 @@ def main(config: "DictConfig") -> float | None:
             raise
         failure = cli.one_line(error)
         print(f"error: {failure}", file=sys.stderr)
-    keep(Result(typed, "-" if failure else str(folder), loss, failure), cli.job_number())
+    if cli.sweeping():
+        keep(Result(typed, "-" if failure else str(folder), loss, failure), cli.job_number())
     return loss
 
 
@@ -114,17 +115,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
 
 def entry() -> None:
     """The command line; a sweep ends in a table, and with exit status 1 if a run of it failed."""
-    if not cli.multirun(sys.argv[1:]):
-        cli.run(main, "train", __doc__ or "")
-        return
-    with gathering(cli.LOGS):
-        try:
-            cli.run(main, "train", __doc__ or "")
-        finally:
-            results = gathered()
-            if len(results) > 1 or any(result.failure for result in results):
-                print(table(results))
-    if any(result.failure for result in results):
+    if tabled(lambda: cli.run(main, "train", __doc__ or "")):
         sys.exit(1)
 
 

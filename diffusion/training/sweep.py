@@ -6,8 +6,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ SETS_THE_LOSS = (
     *("dataset", "autoencoder", "objective", "denoiser", "schedule", "timesteps", "experiment", "debug"),
     "condition_dropout",
 )
+LOGS = Path("lightning_logs")  # `diffusion.runs.checkpoints.ROOT`, which is behind torch
 # How a sweep tells its runs, in this process or in others, where their results are gathered.
 _GATHERED = "DIFFUSION_SWEEP"
 
@@ -38,40 +38,49 @@ class Result(NamedTuple):
     failure: str
 
 
-@contextmanager
-def gathering(root: Path) -> Iterator[None]:
-    """The results of all runs that are started meanwhile can be read by `gathered`; their files are then removed.
+def tabled(launch: Callable[[], None], root: Path = LOGS) -> bool:
+    """Launches a run or a sweep, and prints the table that a sweep ends with, also one that ends early.
 
-    Launchers run the jobs of a sweep in processes of their own, on other machines too, which share the file system.
+    Launchers run the jobs of a sweep in processes of their own, also on other machines that share the file system. So
+    each job writes its result to a file, and these are read and removed here.
 
     Args:
+        launch: returns when all jobs have ended.
         root: the folder of runs.
+
+    Returns:
+        Whether a run of a sweep failed.
     """
     folder = root.absolute() / f".sweep-{secrets.token_hex(6)}"
     os.environ[_GATHERED] = str(folder)
+    results: list[Result] = []
     try:
-        yield
+        launch()
     finally:
         del os.environ[_GATHERED]
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # it holds runs
-            root.rmdir()
+        results = [Result(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
+        _remove(folder)
+        if len(results) > 1 or any(result.failure for result in results):
+            print(table(results))
+    return any(result.failure for result in results)
+
+
+def _remove(folder: Path) -> None:
+    """Removes the results, and the settings that Hydra notes before they are checked; the runs' folders hold them."""
+    shutil.rmtree(folder, ignore_errors=True)
+    record = folder.parent / "multirun.yaml"
+    if record.exists():
+        record.unlink()
+        if not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
 
 
 def keep(result: Result, number: int) -> None:
-    """Hands over the result of job `number` if a sweep gathers it."""
-    if _GATHERED not in os.environ:
-        return
+    """Hands over the result of job `number` of a sweep."""
     from diffusion.media.atomic import atomic  # imports torch, which a run has done by now
 
     with atomic(Path(os.environ[_GATHERED], f"{number:06d}.json")) as file:
         file.write(json.dumps(result._asdict(), default=str).encode())
-
-
-def gathered() -> list[Result]:
-    """The results so far, in the order of the jobs."""
-    files = sorted(Path(os.environ[_GATHERED]).glob("*.json"))
-    return [Result(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
 
 
 def table(results: Sequence[Result]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from support.scripts import TINY, Outcome, assert_refused, call
 
 import train
-from diffusion.training.sweep import Result, gathered, gathering, keep, table
+from diffusion.training.sweep import Result, keep, table, tabled
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,17 +37,34 @@ def test_the_table_of_a_sweep_ranks_losses_that_compare() -> None:
     assert [row.split()[1] for row in rows] == ["run_2", "run_3", "run_1"]
 
 
-def test_results_of_a_sweep_come_in_the_order_of_its_jobs_and_leave_nothing_behind(tmp_path: Path) -> None:
-    results = [
-        Result({"lr": 0.5, "widths": [1, 2]}, f"run_{k}", None if k == 1 else k, "x" * (k == 1)) for k in range(3)
-    ]
-    with gathering(tmp_path / "lightning_logs"):
+def test_results_of_a_sweep_come_in_the_order_of_its_jobs_and_leave_nothing_behind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = {"lr": 0.5, "widths": [1, 2]}
+    results = [Result(typed, "run_0", 0.5, ""), Result(typed, "-", None, "no memory"), Result(typed, "run_2", 0.25, "")]
+
+    def launch() -> None:
+        (tmp_path / "lightning_logs").mkdir()
+        (tmp_path / "lightning_logs" / "multirun.yaml").touch()
         for number in (2, 0, 1):
             keep(results[number], number)
-        assert gathered() == results
+
+    assert tabled(launch, tmp_path / "lightning_logs")
+    assert capsys.readouterr().out.splitlines() == table(results).splitlines()
     assert list(tmp_path.iterdir()) == []
-    keep(results[0], 0)  # no sweep gathers it
-    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_that_ends_early_prints_the_results_that_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def launch() -> None:
+        for number in range(2):
+            keep(Result({"lr": number}, f"run_{number}", 0.5, ""), number)
+        raise SystemExit(130)
+
+    with pytest.raises(SystemExit):
+        tabled(launch, tmp_path)
+    assert "run_1" in capsys.readouterr().out
 
 
 def test_a_sweep_over_seeds_says_how_its_runs_are_compared() -> None:
