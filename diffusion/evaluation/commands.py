@@ -97,8 +97,7 @@ def score(
         began = time.monotonic()
         given = drawn(pipeline, data, told, options.seed, places, options.batch(pipeline.shape))
         settings |= {"seconds": time.monotonic() - began, "device": described(places)}
-        if len(stages) == 1:
-            settings["calls_per_sample"] = pipeline.calls
+        settings |= {"calls_per_sample": pipeline.calls} if len(stages) == 1 else {}
     assert given is not None
     fake, labels = given
     found = judge(fake[:n], None if labels is None else labels[:n])

@@ -165,10 +165,10 @@ def _result(
         return Result(run=str(folder), seed=None, settings={"model": str(folder), **how}, images=None, **common)
     trainer = config["trainer"]
     images = step * config["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
-    settings = _of_training(config, name_of) | how
     # The length of a run with a budget follows from the machine's speed, unless it has been cut off.
-    if config.get("budget_minutes") is None or step < (trainer.get("max_steps") or 0):
-        settings["trained steps"] = step
+    by_budget = config.get("budget_minutes") is not None and step >= (trainer.get("max_steps") or 0)
+    length = {} if by_budget else {"trained steps": step}
+    settings = _of_training(config, name_of) | length | how
     return Result(run=str(folder), seed=config["seed"], settings=settings, images=images, **common)
 
 

@@ -99,7 +99,7 @@ def read(
         ConfigError: a value that cannot be, or changes nothing, or a missing one.
     """
     plain = dict(config)
-    grid = plain.pop("grid")
+    grid = plain.pop("grid", None)
     options: Options = construct(Options, plain)
     options.refuse_idle(typed)
     choices = [OWN, *samplers]

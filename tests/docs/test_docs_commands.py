@@ -44,10 +44,14 @@ def commands() -> list[tuple[str, str]]:
 
 def composed(script: str, arguments: list[str]) -> dict[str, Any]:
     """The configuration that these arguments make; of the values of a sweep, the first."""
-    arguments = [argument for argument in cli.checked(arguments, script) if argument not in ("-m", "--multirun")]
+    mine = [argument for argument in cli.checked(arguments, script) if not argument.startswith("hydra")]
+    arguments = [argument for argument in mine if argument not in ("-m", "--multirun")]
     chosen = []
     for override in OverridesParser.create().parse_overrides(arguments):
-        first = next(iter(override.sweep_string_iterator())) if override.is_sweep_override() else None
+        if override.is_interval_sweep():
+            first = override.value().start
+        else:
+            first = next(iter(override.sweep_string_iterator())) if override.is_sweep_override() else None
         chosen.append(override.input_line if first is None else f"{override.key_or_group}={first}")
     with initialize_config_dir(str(cli.CONFIGS), version_base="1.3"):
         config = compose(script, chosen)

@@ -142,31 +142,24 @@ def test_likelihoods_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert ["", "vlb in bits/dim", "seeds", "calls", "seconds", "images seen"] in rows(text)
 
 
-def test_runs_are_scored_where_they_are_not_yet_and_a_second_time_nothing_is(
+def test_runs_are_scored_where_they_are_not_yet_and_again_if_they_were_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(2):
-        run(tmp_path, number, seed=number)
-    arguments = ("runs=lightning_logs/digits", "samplers=[ddim,heun]", "steps=3", *QUICK)
+    places = [run(tmp_path, number, seed=number) for number in range(2)]
+    arguments = ("runs=lightning_logs/digits", "samplers=[heun]", "steps=3", *QUICK)
     first = compared(tmp_path, *arguments)
-    assert first.err.count("scoring ") == 4
-    assert [(row[0], row[2], row[3]) for row in rows(first.out)[2:]] == sorted(
-        [("sampler=ddim", "2", "3"), ("sampler=heun", "2", "5")],
-        key=lambda row: [found[0] for found in rows(first.out)[2:]].index(row[0]),
-    )
-    monkeypatch.setattr(commands, "score", lambda *args, **kwargs: pytest.fail("it was scored again"))
-    again = compared(tmp_path, *arguments)
-    assert rows(again.out) == rows(first.out)
-    assert rows(compared(tmp_path, "runs=lightning_logs/digits").out) == rows(first.out)
-
-
-def test_a_run_that_was_trained_on_is_scored_again(tmp_path: Path) -> None:
-    place = run(tmp_path, 0)
-    arguments = ("runs=0", "samplers=own", "steps=2", *QUICK)
-    compared(tmp_path, *arguments)
-    (file,) = place.glob("scores/*/metrics.json")
+    assert re.findall(r"scoring \d of \d: .*", first.err) == [
+        "scoring 1 of 2: lightning_logs/digits/version_0, heun, 3 steps",
+        "scoring 2 of 2: lightning_logs/digits/version_1, heun, 3 steps",
+    ]
+    ((_, _, seeds, calls, _, images),) = rows(first.out)[2:]
+    assert (seeds, calls, images) == ("2", "5", "64")
+    (file,) = places[0].glob("scores/*/metrics.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 3}))  # of the run's 4
-    assert "scoring 1 of 1" in compared(tmp_path, *arguments).err
+    asked = []
+    monkeypatch.setattr(commands, "score", lambda options, *args, **kwargs: asked.append(options.ckpt))
+    call(compare, tmp_path, *arguments)
+    assert asked == [str(places[0].relative_to(tmp_path))]
 
 
 def test_nothing_is_scored_if_one_of_the_samplers_does_not_go_with_one_of_the_runs(tmp_path: Path) -> None:
