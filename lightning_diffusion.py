@@ -12,6 +12,7 @@ COMMANDS = {
     "sample": "sample",
     "evaluate": "evaluate",
     "export": "export",
+    "compare": "compare",
     "prepare": "data.prepare",
     "samplers": "diffusion.samplers.__main__",
 }

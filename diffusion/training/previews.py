@@ -4,7 +4,6 @@ Each acts after an optimizer step as a pure function of its number, never in the
 draw does not advance the training's random numbers.
 """
 
-
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
