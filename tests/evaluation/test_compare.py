@@ -153,7 +153,7 @@ def test_runs_are_scored_where_they_are_not_yet_and_again_if_they_were_trained_o
         "scoring 2 of 2: lightning_logs/digits/version_1, heun, 3 steps",
     ]
     ((_, _, seeds, calls, _, images),) = rows(first.out)[2:]
-    assert (seeds, calls, images) == ("2", "5", "64")
+    assert (seeds, calls, images) == ("2", "5", "32")
     (file,) = places[0].glob("scores/*/metrics.json")
     file.write_text(json.dumps(json.loads(file.read_text()) | {"step": 3}))  # of the run's 4
     asked = []
