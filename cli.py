@@ -26,16 +26,8 @@ FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--i
 # Settings that name a file or a folder, whose names may have any character.
 PATHS = (
     *("ckpt", "resume", "init_from", "autoencoder", "classifier", "embedding", "condition", "init", "mask", "out"),
-    *(
-        "runs",
-        "runtime",
-        "samples",
-        "cache",
-        "data_dir",
-        "dataset.path",
-        "dataset.source.path",
-        "dataset.source.data_dir",
-    ),
+    *("runs", "runtime", "samples", "cache", "data_dir"),
+    *("dataset.path", "dataset.source.path", "dataset.source.data_dir"),
 )
 LONGEST = 2000  # characters of a message
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
