@@ -101,7 +101,7 @@ def comparisons(results: Sequence[Result]) -> list[Comparison]:
     Results of one run that differ by the noise alone are no independent runs: their mean counts as one.
     """
     found = []
-    for judged_by, those in _grouped(results, lambda result: result.judged_by).items():
+    for those in _grouped(results, lambda result: result.judged_by).values():
         groups = list(_grouped(those, lambda result: tuple(sorted(result.settings.items()))).values())
         notes: list[str] = []
         rows = [
@@ -111,7 +111,7 @@ def comparisons(results: Sequence[Result]) -> list[Comparison]:
         devices = sorted({result.device for result in those if result.device is not None})
         if len(devices) > 1:
             notes.append(f"seconds were measured on different devices and do not compare: {', '.join(devices)}")
-        found.append(Comparison(dict(judged_by), rows, notes))
+        found.append(Comparison(dict(those[0].judged_by), rows, notes))
     return found
 
 

@@ -18,6 +18,7 @@ SETS_THE_LOSS = (
     "condition_dropout",
 )
 LOGS = Path("lightning_logs")  # `diffusion.runs.checkpoints.ROOT`, which is behind torch
+CHECKOUT = Path(__file__).parents[2]  # where the processes of a launcher find the scripts
 # How a sweep tells its runs, in this process or in others, where their results are gathered.
 _GATHERED = "DIFFUSION_SWEEP"
 
@@ -53,11 +54,15 @@ def tabled(launch: Callable[[], None], root: Path = LOGS) -> bool:
     """
     folder = root.absolute() / f".sweep-{secrets.token_hex(6)}"
     os.environ[_GATHERED] = str(folder)
+    path = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(CHECKOUT) if path is None else f"{CHECKOUT}{os.pathsep}{path}"
     results: list[Result] = []
     try:
         launch()
     finally:
-        del os.environ[_GATHERED]
+        del os.environ[_GATHERED], os.environ["PYTHONPATH"]
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
         results = [Result(**json.loads(file.read_text(encoding="utf-8"))) for file in sorted(folder.glob("*.json"))]
         _remove(folder)
         if len(results) > 1 or any(result.failure for result in results):
