@@ -6,6 +6,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
+APART = ("loggers", "sweeps")  # extras that the suite does without: few people need them, and they are large
 
 
 def lowest(line: str) -> str:
@@ -21,11 +22,16 @@ def lowest(line: str) -> str:
     return f"{requirement.name}=={bounds[0]}"
 
 
-def requirements() -> list[str]:
-    """Those of the project and of all its extras."""
+def dependencies() -> list[str]:
+    """The lines of pyproject.toml, those of its extras included but for `APART`."""
     project = tomllib.loads(PROJECT.read_text(encoding="utf-8"))["project"]
-    lines = [*project["dependencies"], *(line for extra in project["optional-dependencies"].values() for line in extra)]
-    return [lowest(line) for line in lines]
+    extras = [lines for name, lines in project["optional-dependencies"].items() if name not in APART]
+    return [*project["dependencies"], *(line for lines in extras for line in lines)]
+
+
+def requirements() -> list[str]:
+    """The lowest versions of all of them."""
+    return [lowest(line) for line in dependencies()]
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import tomllib
 from pathlib import Path
 
 import lowest
@@ -11,8 +10,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
-APART = ("loggers", "sweeps")  # extras that requirements.txt leaves out: few people need them, and they are large
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def pins() -> dict[str, str]:
@@ -29,10 +26,8 @@ def pins() -> dict[str, str]:
 
 
 def ranges() -> dict[str, Requirement]:
-    """Name and range of each dependency in pyproject.toml, extras included but for those of `APART`."""
-    extras = [lines for name, lines in PROJECT["optional-dependencies"].items() if name not in APART]
-    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in extra)]
-    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lines}
+    """Name and range of each dependency in pyproject.toml that requirements.txt pins."""
+    return {canonicalize_name(Requirement(line).name): Requirement(line) for line in lowest.dependencies()}
 
 
 def test_requirements_pin_exactly_what_pyproject_allows() -> None:
@@ -61,8 +56,7 @@ def test_every_dependency_has_a_lowest_version_which_is_within_its_range() -> No
 def test_each_package_is_listed_once() -> None:
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
     assert len(pins()) == len(lines)
-    ours = [*PROJECT["dependencies"], *(line for extra in PROJECT["optional-dependencies"].values() for line in extra)]
-    assert len(ours) == len(ranges())
+    assert len(lowest.dependencies()) == len(ranges())
 
 
 def program(path: Path, *lines: str) -> None:
