@@ -171,7 +171,7 @@ def _measure(
     except ValueError as error:
         other = "vlb" if kind == "ode" else "ode"
         try:
-            Likelihood(other, denoiser, parts.shape, eight_bit, **settings | {"tolerance": None})
+            Likelihood(other, denoiser, parts.shape, eight_bit, **{**settings, "tolerance": None})
         except ValueError:
             raise error from None
         raise ConfigError(f"{error}; with all else as it is, this would do: likelihood={other}") from error
