@@ -83,7 +83,7 @@ class Denoiser(nn.Module, ABC):
         return self.predict(x_t, t, cond or {}).x0
 
     def check_times(self, times: Tensor) -> None:
-        """Raises ValueError, with what to do, if the model cannot be evaluated at these times; most models accept all."""
+        """Raises ValueError, with what to do, if the model cannot be evaluated at these times; most accept all."""
 
     def transition(
         self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None

@@ -1,4 +1,4 @@
-"""From noise to data with any denoiser: the loop, the methods, and the grids of times that they go along."""
+"""Samplers, from noise to data with any denoiser: the loop, the methods, and the grids of times."""
 
 from diffusion.samplers.adaptive import MOST_STEPS, AdaptiveSampler
 from diffusion.samplers.base import Draw, Evaluation, History, Sampler, prior

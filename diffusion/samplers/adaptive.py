@@ -1,4 +1,4 @@
-"""A sampler whose steps are as long as a tolerance lets them be."""
+"""A sampler that chooses the length of its steps by a tolerance."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from diffusion.denoisers import Denoiser
 from diffusion.ode import Parts, denoised, level, radius, solve, velocity
 from diffusion.samplers.base import Draw, Evaluation, History, Sampler
 
-# Of the grid's; each costs nine calls or more, and fixed steps of order 2 are exact enough long before.
+# Steps of the grid; each costs nine calls or more, and fixed steps of order 2 are exact enough with fewer calls.
 MOST_STEPS = 50
 
 
@@ -14,15 +14,15 @@ class AdaptiveSampler(Sampler):
     """The probability-flow ODE by Dormand and Prince's adaptive method (Song et al. 2021, arXiv 2011.13456, section
     4.3).
 
-    A step of the grid, from t to s, takes as many of the solver's own as the tolerance asks for, of six calls each, and
-    three calls to begin. So the grid says only which states are seen and where the last jump to D begins: it should
-    have few steps and end at t_min, as five of a `LogSNRGrid` do; `trailing` ends far from it. See
-    `diffusion.ode.solve` for how the error of each sample is controlled.
+    For a step of the grid, from t to s, the solver takes as many steps of its own as the tolerance needs, each of six
+    calls, and three calls to begin. So the grid only decides which states are yielded and where the last step to D
+    begins. It should have few steps and end at t_min, like five steps of a `LogSNRGrid`; `trailing` ends far from it.
+    `diffusion.ode.solve` says how the error of each sample is controlled.
 
     Args:
         rtol: relative tolerance of a solver's step. The default is the paper's, at which an image is the same to 1/255
             in any batch.
-        atol: absolute tolerance, for data of about size one; below 1e-6 it chases a float32 network's rounding errors.
+        atol: absolute tolerance, for data of about size one; below 1e-6 it follows a float32 network's rounding errors.
     """
 
     order = 5

@@ -37,13 +37,17 @@ Draw = Callable[[], Tensor]
 class Sampler(ABC):
     """Turns noise into data.
 
-    `order`: the global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
-    covariance; 0 where a bias stays. `calls`: of the denoiser, a step; 0 where that varies. `from_pure_noise`: whether
-    a step may begin where nothing of the data is left (alpha_t = 0), so whether it does without sigma / alpha and rates
-    there. `off_grid`: whether a step asks the denoiser at times other than its two. `by_transition`: whether a step is
-    the model's own, `Denoiser.transition`. `affine`: whether a step is affine in the state and in its draws if the
-    denoiser is affine. `remembers`: whether a step reads the history. `flow_map`: whether a step takes D for where the
-    ODE ends, which only that of a consistency model is.
+    Attributes:
+        order: global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
+            covariance; 0 if a bias remains for any number of steps.
+        calls: of the denoiser in one step; 0 if the number varies.
+        stochastic: whether a step draws noise.
+        from_pure_noise: whether a step may begin at alpha_t = 0, so without sigma / alpha and the SDE's rates there.
+        off_grid: whether a step calls the denoiser at times other than t and s.
+        by_transition: whether a step is `Denoiser.transition`, the model's own.
+        affine: whether a step is affine in the state and in its draws if the denoiser is affine.
+        remembers: whether a step reads the history.
+        flow_map: whether a step takes D as the end of the ODE's path, which holds only for a consistency model.
     """
 
     order: int
@@ -63,9 +67,9 @@ class Sampler(ABC):
         """x_s and the history, from x_t; s and t are unequal float64 scalars above 0; draw() gives noise like x_t."""
 
     def check(self, denoiser: Denoiser, times: Tensor) -> None:
-        """Raises ValueError, saying what would do, if these do not go together.
+        """Raises ValueError, with what to do, if these do not go together.
 
-        The loop calls it, and the scripts do before anything slow. A sampler with demands of its own adds to it.
+        The loop calls it, and the scripts call it before anything slow. A sampler with further conditions extends it.
         """
         if not times.isfinite().all():
             raise ValueError(f"times must be finite numbers, got {times[~times.isfinite()][0].item()}")
@@ -101,15 +105,15 @@ class Sampler(ABC):
         """Walks along the times and yields every state.
 
         Args:
-            denoiser: any; `Conditioned` for one that is told what to generate.
+            denoiser: any; wrapped in `Conditioned` if the model is conditional.
             x: (B, *S), the state at times[0]; `prior(...)` draws it.
             times: falling, from at most 1; a last 0 ends on D itself, a first-order step for every sampler. For
-                deterministic samplers they may also rise, from data to noise, and turn: a multistep method then starts
-                anew.
+                deterministic samplers they may also rise, from data to noise, and change direction: a multistep method
+                then starts again without history.
             noise: the batch's random numbers, for stochastic samplers.
 
         Yields:
-            For each time but the last (t, x_t, x0), x0 being what the denoiser saw there; at the end (t, x, x).
+            For each time but the last (t, x_t, x0) with x0 the denoiser's output; at the end (t, x, x).
         """
         times = times.double().cpu()
         self.check(denoiser, times)
@@ -128,7 +132,7 @@ class Sampler(ABC):
         yield Evaluation(times[-1], x, x)
 
     def sample(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
-        """The last state of the loop alone."""
+        """Only the last state of the loop."""
         for state in self(denoiser, x, times, noise):
             x = state.x_t
         return x
@@ -149,6 +153,6 @@ def _draws(noise: Noise | None, x: Tensor, step: int) -> Draw:
 
 
 def prior(schedule: Schedule, noise: Noise, shape: tuple[int, ...], t: float = 1.0) -> Tensor:
-    """x_t, (B, *shape), for data of which nothing is left: sigma_t eps, with the noise of step 0."""
+    """The state x_t = sigma_t eps from which sampling begins, (B, *shape), with the noise of step 0."""
     _, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     return sigma.item() * noise.normal(shape)

@@ -1,4 +1,4 @@
-"""Sampling from a consistency model: each call is a sample, and noise leads back to ask again."""
+"""Sampling from a consistency model: each call gives a sample, and added noise starts the next call."""
 
 from torch import Tensor
 
@@ -10,7 +10,8 @@ class ConsistencySampler(Sampler):
     """Multistep consistency sampling (Song et al. 2023, arXiv 2303.01469, algorithm 1).
 
     `x_s = alpha_s f(x_t, t) + sigma_s z` with fresh noise z. If f is where the ODE through x_t ends, x_s has the exact
-    distribution at s, so samples are exact in any number of calls; of a network the second call repairs the first.
+    distribution at s, so samples are exact in any number of calls. With a network, a second call corrects errors of
+    the first.
     """
 
     order = 0  # the error is the model's, and no number of steps removes it

@@ -1,4 +1,4 @@
-"""Time grids: where a sampler evaluates."""
+"""Time grids: the times at which a sampler calls the denoiser."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,10 +11,10 @@ from diffusion.schedules import Schedule
 
 
 class Grid(ABC):
-    """Where a sampler evaluates: `grid(schedule, steps)` is (steps + 1,) float64 times falling from 1 to 0.
+    """The times of a sampler: `grid(schedule, steps)` is (steps + 1,) float64 times falling from 1 to 0.
 
-    From `t_start` to `t_end` the grid is laid anew between the two, even in its own variable. `on_table`: whether its
-    times are rounded to those of a discrete schedule, of which there are so many and no more.
+    With `t_start` and `t_end` the grid has even steps in its own variable between the two. `on_table`: whether its
+    times are rounded to the rows of a discrete schedule, so that there are at most T steps.
     """
 
     on_table: bool = False
@@ -29,8 +29,8 @@ class Grid(ABC):
             t_end: the last one; 0 is data, and any other is at least t_min.
 
         Raises:
-            ValueError: a discrete schedule has not so many times there for a grid of its own times, or numbers have no
-                room for so many.
+            ValueError: `steps` is more than the rows of a discrete schedule between the two, for a grid with
+                `on_table`, or so large that neighbouring times are equal in float64.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
@@ -67,7 +67,7 @@ class Grid(ABC):
     def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
         """(count,) times falling from `high`, for 0 < low <= high.
 
-        `whole` says that the last is `low`; else a step to t = 0 follows, and `low` is t_min.
+        If `whole`, the last time is `low`; else a step to t = 0 follows, and `low` is t_min.
         """
 
 
@@ -88,7 +88,7 @@ def between(grid: Grid, schedule: Schedule, steps: int | None, t_start: float, t
 
 
 def _on_table(schedule: Schedule, times: Tensor) -> Tensor:
-    """The times rounded to a discrete schedule's own."""
+    """The times, rounded to the rows of a discrete schedule."""
     return times if schedule.timesteps is None else (times * schedule.timesteps).round() / schedule.timesteps
 
 

@@ -1,12 +1,12 @@
-"""Multistep samplers: higher order at one call of the denoiser a step, from what it said at earlier times.
+"""Multistep samplers: higher order with one call of the denoiser a step, from its outputs at earlier times.
 
 With `lambda = log_snr / 2` and h the step in lambda, the probability-flow ODE has the solution (Lu et al. 2022, arXiv
 2211.01095, eq. 8)
 
     x_s = sigma_s / sigma_t x_t + alpha_s integral_0^1 h e^(-h (1 - u)) D(lambda_t + u h) du
 
-in which D is replaced by a polynomial through what is known of it. A polynomial says little far from where it was
-measured, so a step that is long, or much longer than the one before it, is taken at a lower order (`near`).
+in which D is replaced by a polynomial through its known values. A polynomial is inaccurate far from its points, so a
+step that is long, or much longer than the step before, is taken at a lower order (`near`).
 """
 
 import torch
@@ -25,9 +25,9 @@ def _step_in_lambda(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
 def near(schedule: Schedule, known: History, s: Tensor) -> History:
     """The newest evaluations through which a polynomial may be taken over the step to s.
 
-    With h the step in lambda and h_1 the one before it, a line is used up to h = 2 h_1: there its value in the middle
-    of the step is as far beyond D_t as D_t is beyond the evaluation before it, and that one counts for -1. A parabola
-    is used if h is also at most 0.8. Towards data D approaches its limit as e^(-2 lambda), which a parabola follows
+    With h the step in lambda and h_1 the step before, a line is used up to h = 2 h_1: there its value in the middle of
+    the step is as far from D_t as D_t is from the evaluation before, whose weight is then -1. A parabola is used if h
+    is also at most 0.8. Towards data D approaches its limit as e^(-2 lambda), which a parabola follows
     only over a part of that range; beyond it a parabola leaves the data's range even where all steps are equal. Both
     bounds are measured: with them the error of an exact Gaussian's spread, from 10 steps on, is at most 1.3 times
     DDIM's on every grid and schedule of this project.
@@ -63,7 +63,7 @@ def _interpolated(schedule: Schedule, t: Tensor, s: Tensor, known: History) -> T
 
 
 def _midpoint(schedule: Schedule, known: History, s: Tensor) -> Tensor:
-    """D at half of the step to s in lambda, along the line through the newest two evaluations; if one, that one."""
+    """D in the middle of the step to s in lambda, on the line through the newest two evaluations, or of only one."""
     now, *past = near(schedule, known[:2], s)
     if not past:
         return now.x0
@@ -80,7 +80,7 @@ class DPMSolverPP2MSampler(Sampler):
 
     order = 2
     remembers = True
-    from_pure_noise = True  # a first step of infinite h is DDIM's, and what was known there weighs nothing after it
+    from_pure_noise = True  # a first step of infinite h is DDIM's, and its evaluation has weight 0 later
 
     def step(
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
@@ -121,8 +121,8 @@ class UniPCSampler(Sampler):
     """UniPC-2 with B(h) = e^h - 1 (Zhao et al. 2023, arXiv 2302.04867, algorithms 1 and 2): third order at one call a
     step.
 
-    The predictor is DPM-Solver++(2M). The next step's evaluation then corrects where it led, at no further call: the
-    parabola through that evaluation and the two before it takes the place of their extrapolation.
+    The predictor is DPM-Solver++(2M). The next step's evaluation then corrects its result, without a further call: the
+    parabola through that evaluation and the two before it replaces their extrapolation.
     """
 
     order = 3

@@ -1,4 +1,4 @@
-"""Samplers that remember nothing of the steps before: DDPM, DDIM and Heun."""
+"""One-step samplers, which use no earlier steps: DDPM, DDIM and Heun."""
 
 import torch
 from torch import Tensor
@@ -56,10 +56,9 @@ class HeunSampler(Sampler):
     """Heun's method on the probability-flow ODE in sigma / alpha (Karras et al. 2022, arXiv 2206.00364, algorithm
     1).
 
-    With h the step in lambda, a step that is too long for the slope to be even nearly a line (see `_bends`) takes the
-    mean of both answers in the place of the mean of both slopes: `x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h)
-    (D_t + D_s) / 2`, the corrector of UniPC with one evaluation in the past (Zhao et al. 2023, arXiv 2302.04867,
-    algorithm 1). It is of second order too, and its answer stays between D_t and D_s however long the step is.
+    With h the step in lambda, a step that is too long for the slope to be nearly linear (see `_bends`) takes the mean
+    of both D instead of the mean of both slopes: `x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) (D_t + D_s) / 2`, the corrector of UniPC with one evaluation in the past (Zhao et al. 2023, arXiv 2302.04867,
+    algorithm 1). It is of second order too, and its D stays between D_t and D_s for a step of any length.
     """
 
     order = 2

@@ -9,13 +9,13 @@ from diffusion.samplers.base import Draw, History, Sampler
 
 class RePaintSampler(Sampler):
     """RePaint (Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1): each step is taken, undone by fresh noise and taken
-    again, so that what an `Inpainting` generates comes to agree with what is known.
+    again, so that the generated part of an `Inpainting` comes to agree with the known part.
 
-    With many rounds the state at each level is one of the model's that agrees with the noised known part. The last
-    step, to data, is taken once, as in the paper. One round is the sampler itself.
+    With many rounds the state at each level is a sample of the model given the noised known part. The last step, to
+    data, is taken once, as in the paper. One round is the sampler itself.
 
     Args:
-        sampler: takes the steps; a multistep method begins anew after each return.
+        sampler: takes the steps; a multistep method starts without history after each return.
         rounds: the paper's U, how often each step is taken.
     """
 

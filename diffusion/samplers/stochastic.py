@@ -1,6 +1,6 @@
-"""Samplers that add noise on their way: the reverse SDE, Langevin dynamics beside and without it, EDM's churn.
+"""Stochastic samplers: the reverse SDE, with and without Langevin steps, Langevin dynamics alone, and EDM's churn.
 
-The score is the denoiser's, `forward.score_from`.
+The score follows from the denoiser, `forward.score_from`.
 """
 
 import torch
@@ -48,18 +48,19 @@ class PredictorCorrectorSampler(Sampler):
     r is the algorithm's alpha_i, the 1 - beta of a noising step, here `(alpha_t / alpha_s)^2` of the step taken; 1 on
     VE.
 
-    A step that depends on the state is biased, the more the fewer dimensions there are. On Gaussian data with variances
+    A step whose size depends on the state is biased, and more so in few dimensions. On Gaussian data with variances
     from 0.01 to 1, on VE with sigma from 0.01 to 10 in 300 even steps, the mean variance comes out several times too
     large in 2 dimensions (a heavy tail: figures vary from draw to draw), by a third to four fifths in 8 and by 7 % in
-    64; with the level's sigma_s in the place of `|z| / |score|` it is nearly right in all.
+    64; with sigma_s instead of `|z| / |score|` it is nearly right in any number of dimensions.
 
     Args:
         snr: the signal-to-noise ratio of a Langevin step.
         corrections: Langevin steps after each prediction.
-        rule: "norm", as above, "level", with sigma_s, or "auto": norm, but level for samples of fewer than 32 numbers.
+        rule: "norm", as above, "level", with sigma_s, or "auto": "norm" for samples of 32 numbers or more, else
+            "level".
     """
 
-    order = 0  # the Langevin steps stay as long as they are
+    order = 0  # the size of the Langevin steps does not shrink
     stochastic = True
 
     def __init__(self, snr: float = 0.16, corrections: int = 1, rule: str = "auto") -> None:
@@ -92,15 +93,15 @@ class PredictorCorrectorSampler(Sampler):
 class AnnealedLangevinSampler(Sampler):
     """Langevin dynamics at one noise level after another (Song & Ermon 2019, arXiv 1907.05600, algorithm 1).
 
-    `x + a / 2 score + sqrt(a) z` with `a = epsilon sigma_s^2`, some times at each level s; where alpha changes from
-    level to level, x is scaled with it. The first level, t = 1, is the prior, and needs no steps.
+    `x + a / 2 score + sqrt(a) z` with `a = epsilon sigma_s^2`, repeated at each level s. If alpha changes between
+    levels, x is scaled with it. The first level, t = 1, is the prior and needs no steps.
 
     Args:
         epsilon: the step size at sigma = 1; the paper's divided by its lowest sigma squared, 2e-5 / 0.01^2.
         corrections: steps at each level.
     """
 
-    order = 0  # x is as far behind its level as the steps at each are few, and their size stays
+    order = 0  # with few steps at each level x lags behind, and their size does not shrink
     stochastic = True
 
     def __init__(self, epsilon: float = 0.2, corrections: int = 5) -> None:
@@ -115,7 +116,7 @@ class AnnealedLangevinSampler(Sampler):
         self, denoiser: Denoiser, x_t: Tensor, t: Tensor, s: Tensor, history: History, draw: Draw
     ) -> tuple[Tensor, History]:
         (alpha_t, _), (alpha_s, sigma_s) = denoiser.schedule(t), denoiser.schedule(s)
-        known = (Evaluation(t, x_t, denoiser(x_t, t)),)  # for whoever watches
+        known = (Evaluation(t, x_t, denoiser(x_t, t)),)  # only to be yielded
         size = self.epsilon * sigma_s**2
         x_s = alpha_s / alpha_t * x_t
         for _ in range(self.corrections):
@@ -124,11 +125,11 @@ class AnnealedLangevinSampler(Sampler):
 
 
 class LangevinSampler(Sampler):
-    """Langevin dynamics without annealing (Song & Ermon 2019, arXiv 1907.05600, eq. 4): all at the lowest noise level.
+    """Langevin dynamics without annealing (Song & Ermon 2019, arXiv 1907.05600, eq. 4), at the lowest noise level.
 
     `x + a / 2 score + sqrt(a) z` with `a = epsilon sigma^2` and the score at t_min, whatever the time: the times only
-    count the steps. From the prior it falls into whichever mode is near and hardly ever changes over, so the weights of
-    modes that are far apart come out wrong, however many the steps: what annealing is for.
+    count the steps. From the prior a state falls into a near mode and hardly ever leaves it. So the weights of modes
+    that are far apart come out wrong for any number of steps; annealing corrects that.
 
     Args:
         epsilon: the step size at sigma = 1; from 4 the steps diverge along directions in which the data do not vary.
@@ -137,7 +138,7 @@ class LangevinSampler(Sampler):
 
     order = 0
     stochastic = True
-    from_pure_noise = True  # which it only begins from: no step is taken there
+    from_pure_noise = True  # it only begins there: the score is taken at t_min
 
     def __init__(self, epsilon: float = 0.2, corrections: int = 100) -> None:
         check_positive(epsilon=epsilon)
@@ -171,8 +172,8 @@ class ChurnSampler(Sampler):
     """EDM's stochastic sampler: some fresh noise, then Heun from the raised level (Karras et al. 2022, arXiv
     2206.00364, algorithm 2).
 
-    A state that it yields is the raised one, where the denoiser was asked. The last jump, to t = 0, starts from a level
-    that is not raised, where the paper raises that one too. No level is raised above that of t = 1.
+    It yields the raised states, at which the denoiser was called. The last step, to t = 0, starts from a level that is
+    not raised, unlike in the paper. No level is raised above that of t = 1.
 
     Args:
         gamma: raises a level sigma / alpha by the factor 1 + gamma; the paper's S_churn over the number of steps.
