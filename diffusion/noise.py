@@ -1,4 +1,4 @@
-"""Random numbers that are a pure function of what they are for.
+"""Random numbers that are a pure function of their use.
 
 A draw depends on (seed, index, step, draw) and on nothing else: not on the batch it is computed in, on the number of
 devices, or on what was drawn before. So a resumed run, an accumulated batch and a sharded one see the same noise, and
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# Streams: uses that must not share numbers though they share a seed and count samples alike.
+# Streams: uses with the same seed and sample numbers that must not share random numbers.
 TRAINING, VALIDATION, PREVIEW, SAMPLING, EVALUATION, CASCADE = range(6)  # CASCADE and above: a cascade's later stages
 
 _MASK = 0xFFFFFFFF
@@ -43,13 +43,13 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int], rounds: int = 10) ->
 
 
 class Noise:
-    """The random numbers of a batch: sample b of it owns those of `index[b]`.
+    """The random numbers of a batch: those of sample b belong to `index[b]`.
 
     Args:
         seed: any integer; its low 64 bits count.
         index: (B,) int64, non-negative: which sample each row is (a training sample's serial number, an image's
             number).
-        stream: keeps uses apart that share seed and index (training, validation, a cascade's stages), in [0, 2^16).
+        stream: separates uses that share seed and index (training, validation, a cascade's stages), in [0, 2^16).
     """
 
     def __init__(self, seed: int, index: Tensor, stream: int = 0) -> None:

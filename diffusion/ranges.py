@@ -1,4 +1,4 @@
-"""Checks of a class's numbers, each with a message that begins with the setting's name; NaN passes none."""
+"""Checks of numeric arguments; each message begins with the argument's name, and each refuses NaN."""
 
 import math
 

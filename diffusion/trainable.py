@@ -1,5 +1,4 @@
-"""What a run can train. Denoisers, classifiers of noisy data and autoencoders are such models; another kind is one more
-class."""
+"""The base class of all models that a run can train: denoisers, classifiers of noisy data, autoencoders."""
 
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from diffusion.noise import Noise
 
 
 class Curve(NamedTuple):
-    """A figure of values y (n,) over x (n,); `guess` is what knowing nothing would give."""
+    """A figure of values y (n,) over x (n,); `guess` is the value by chance."""
 
     x: Tensor
     y: Tensor
@@ -24,23 +23,23 @@ class Trainable(nn.Module):
     It is built from its settings and `network=`, and `schedule=` if its constructor has it.
     """
 
-    kind: str = "model"  # what people call it
+    kind: str = "model"  # its name in messages
     draws: bool = False  # whether samplers draw from it
-    num_classes: int = 0  # labels that it is told; 0 for none
-    embedding: int = 0  # length of the vectors that it is told; 0 for none
-    condition_channels: int = 0  # of the images that it is told; 0 for none
-    always_told: bool = False  # whether it counts on its image, so that none can be kept from it
-    learns_from_data: bool = False  # whether `prepare` takes something from them
-    inputs: int = 1  # of the network for each number of x
-    outputs: int = 1  # of the network for each number of x, a learned variance's not counted
+    num_classes: int = 0  # labels that condition it; 0 for none
+    embedding: int = 0  # length of the vectors that condition it; 0 for none
+    condition_channels: int = 0  # channels of the images that condition it; 0 for none
+    always_told: bool = False  # whether it always needs its image, so that the image cannot be withheld
+    learns_from_data: bool = False  # whether `prepare` fits data statistics
+    inputs: int = 1  # input channels of the network, as a multiple of those of x
+    outputs: int = 1  # output channels, likewise, without those of a learned variance
     forwards: tuple[str, ...] = ("forward",)  # methods of the network that training calls
 
     network: nn.Module
 
     def prepare(self, x: Tensor, cond: dict[str, Tensor]) -> None:
-        """Takes from data (n, *S), and what conditions them, what training counts on."""
+        """Fits statistics of data (n, *S) and their conditions before the first step."""
 
     def shown(self, x: Tensor, label: Tensor, noise: Noise) -> dict[str, Tensor | Curve]:
-        """What shows how well it does on data (n, *S) with labels (n,), by name: curves, and pictures (rows, columns,
-        *S). Models that draw are shown by their samples."""
+        """Curves and pictures (rows, columns, *S), by name, that show its quality on data (n, *S) with labels (n,).
+        Models that draw are shown by their samples instead."""
         return {}

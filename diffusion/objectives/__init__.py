@@ -1,4 +1,4 @@
-"""What training minimises."""
+"""Objectives: the losses that training minimises."""
 
 from diffusion.objectives.base import DROP, ENCODE, NOISE, TIME, ConditionDropout, Objective
 from diffusion.objectives.bound import VLBObjective

@@ -1,4 +1,4 @@
-"""Objectives: a loss of a model on a batch, and one around another that withholds conditions."""
+"""Objectives: a model's loss on a batch, and a wrapper around an objective that withholds conditions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,20 +11,20 @@ from diffusion.noise import Noise
 from diffusion.schedules import Schedule
 from diffusion.trainable import Trainable
 
-# Which of a sample's draws is for what: a run keeps its numbers when a new use is added at the end.
+# What each draw of a sample is used for. Add new uses at the end, so that a run keeps its random numbers.
 TIME, NOISE, DROP, ENCODE = range(4)
 
 
 def conditions(batch: Mapping[str, Tensor]) -> Condition:
-    """What a batch says of its data."""
+    """The entries of a batch that condition the model."""
     return {name: value for name, value in batch.items() if name not in ("x", "serial")}
 
 
 class Objective(nn.Module, ABC):
     """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and more to be logged, (B,) each."""
 
-    trains: type[nn.Module] = Trainable  # the models that it is a loss of
-    tunes: bool = False  # whether it makes a consistency model of one that is trained already
+    trains: type[nn.Module] = Trainable  # the class of models that it can train
+    tunes: bool = False  # whether it turns a trained denoiser into a consistency model
 
     @abstractmethod
     def forward(self, model: Any, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -32,7 +32,7 @@ class Objective(nn.Module, ABC):
 
         Args:
             model: in training.
-            batch: "x", the data (B, *S); all but "serial" of the rest conditions the model.
+            batch: "x", the data (B, *S), and "serial"; all other entries condition the model.
             noise: the batch's random numbers.
         """
 
@@ -46,13 +46,14 @@ class Objective(nn.Module, ABC):
 
 
 class ConditionDropout(Objective):
-    """Another objective that withholds the condition of some samples (Ho & Salimans 2022, arXiv 2207.12598, alg. 1).
+    """A wrapper around an objective that withholds the condition of some samples (Ho & Salimans 2022, arXiv 2207.12598,
+    algorithm 1).
 
-    Which samples these are depends on a random number of each sample's own. In validation it is told all.
+    A random number of each sample decides whether its condition is withheld. In validation none is.
 
     Args:
         objective: the loss.
-        share: of the samples, in (0, 1).
+        share: of the samples whose condition is withheld, in (0, 1).
     """
 
     trains = TrainableDenoiser

@@ -14,16 +14,17 @@ from diffusion.schedules import float64
 
 
 class VLBObjective(Objective):
-    """The variational bound in bits per dimension, of which each sample estimates the sum by one term.
+    """The variational bound in bits per dimension; each sample estimates the sum by one of its terms.
 
-    The step i is drawn with a probability proportional to the root mean square of its last terms, and the term divided
-    by that probability (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 18). Until every step has a full history, and in
-    validation, all steps are as likely. The history is part of the checkpoint; all ranks have the same.
+    The step i is drawn with a probability proportional to the root mean square of its last terms, and its term is
+    divided by that probability (Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 18). Until every step has a full
+    history, and in validation, all steps have the same probability. The history is part of the checkpoint and the same
+    on all ranks.
 
     Args:
         timesteps: T of the schedule.
         eight_bit: whether the data are pixels, see `diffusion.likelihood`.
-        history: terms kept of each step; 0 draws all steps alike.
+        history: number of terms kept for each step; with 0 all steps have the same probability.
     """
 
     trains = TrainableDenoiser
@@ -72,7 +73,7 @@ class VLBObjective(Objective):
         if not self.training or kept == 0:
             return even
         weight = float64(self.losses).square().mean(1).sqrt()
-        # A thousandth is spread evenly, as in the authors' code: no step is lost for good, and no quotient unbounded.
+        # A thousandth is spread evenly, as in the authors' code: each step stays possible, and each quotient bounded.
         return torch.where((self.counts >= kept).all(), 0.999 * weight / weight.sum() + 0.001 * even, even)
 
     def remember(self, row: Tensor, term: Tensor) -> None:
@@ -86,7 +87,7 @@ class VLBObjective(Objective):
         earlier = torch.arange(len(row), device=row.device) - (drawn.cumsum(0) - drawn)[row]  # of the same step
         last = earlier >= drawn[row] - kept
         place = (self.counts[row] + earlier) % kept
-        # Those not kept go to a column that is thrown away: the size of a selection is not known on the device alone.
+        # The others go to a column that is dropped: a selection of unknown size would have to wait for the device.
         columns = torch.cat((self.losses, self.losses.new_zeros(len(self.losses), 1)), dim=1)
         columns[row, torch.where(last, place, kept)] = term[order]
         self.losses.copy_(columns[:, :kept])

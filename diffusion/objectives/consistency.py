@@ -1,4 +1,4 @@
-"""Consistency tuning: from a denoiser to a model of where its ODE ends, which draws in one call or a few."""
+"""Consistency tuning: turns a denoiser into a model of the end of its ODE, which draws in one call or a few."""
 
 from collections.abc import Mapping
 
@@ -17,30 +17,31 @@ WEIGHTINGS = ("gap", "edm")
 
 
 class ConsistencyObjective(Objective):
-    """Easy Consistency Tuning (Geng et al. 2024, arXiv 2406.14548) of a denoiser that is trained already.
+    """Easy Consistency Tuning (Geng et al. 2024, arXiv 2406.14548) of a trained denoiser.
 
-    A consistency model f is where the probability-flow ODE through x_t ends: it gives the same at all states of one
-    way (Song et al. 2023, arXiv 2303.01469). A sample's loss compares two states with the same data and noise, at the
+    A consistency model f gives the end of the probability-flow ODE through x_t, which is the same for all states of one
+    path (Song et al. 2023, arXiv 2303.01469). A sample's loss compares two states with the same data and noise, at the
     levels `sigma / alpha` v and u < v:
 
         w(v, u) |f(x_v) - stopgrad f(x_u)|,    u = v (1 - n(v) / q^k),    n(v) = 1 + n_max sigmoid(-v)
 
-    in the root mean square over the dimensions (the paper takes their sum). k is the stage, from 1 to `stages`, each
-    of so many images. Where u lies below the schedule's lowest level, f there is x0 itself; so the first stages are
-    nearly those of a denoiser, and the gap closes from stage to stage. Validation is at the last stage.
+    where the distance is the root mean square over the dimensions (the paper takes the root of their sum). k is the
+    stage, from 1 to `stages`. Where u lies below the schedule's lowest level, f(x_u) is x0 itself. So the loss of the
+    first stages is nearly a denoiser's, and the gap closes from stage to stage. Validation is at the last stage.
 
-    The network drops the same units at both states, on the CPU and on CUDA devices. The loss is no measure of quality:
-    a model that always gives the same has none.
+    Dropout is the same at both states, on the CPU and on CUDA devices. The loss does not measure quality: a model with
+    a constant output has a loss near zero.
 
     Args:
         times: distribution of v; the paper's is `ln v ~ N(-1.1, 2^2)`.
         weighting: "gap", `1 / (v - u)`, as in the authors' code for CIFAR-10, or "edm", `1 / v^2 + 1 / sigma_data^2`,
             as EDM weighs denoisers and as in their code for ImageNet.
         sigma_data: the data's standard deviation, of weighting "edm" alone.
-        q: by which the gap shrinks from stage to stage, above 1; the authors' code has 2 with 8 stages and 4 with 4.
+        q: the factor by which the gap shrinks from stage to stage, above 1; the authors' code has 2 with 8 stages and 4
+            with 4.
         n_max: widens the gap at low noise, up to (1 + n_max / 2) fold; the paper's k.
-        stages: how many.
-        images_per_stage: training images of each stage but the last, which goes on to the end.
+        stages: number of stages.
+        images_per_stage: training images of each stage but the last, which lasts to the end of training.
     """
 
     trains = RegressionDenoiser
@@ -87,12 +88,12 @@ class ConsistencyObjective(Objective):
         level, lower = _level(schedule, t), self.lower(schedule, t, batch["serial"])
         r = schedule.inverse(-2 * lower.log())  # t_min where the lower level is 0
         eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
-        # What follows draws the same numbers again, and so drops the same units.
+        # The next call draws the same numbers again, so its dropout is the same.
         with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             earlier = model(noised(schedule, x0, r, eps), r, cond)
         target = torch.where(expand(lower > 0, x0), earlier, x0)
         error = (model(noised(schedule, x0, t, eps), t, cond) - target).flatten(1)
-        # A norm has a gradient where it is zero; a square root has none.
+        # At zero the gradient of a norm is finite, and that of a square root is not.
         distance = torch.linalg.vector_norm(error, dim=1) / error.shape[1] ** 0.5
         return {"loss": self.weight(level, lower).to(distance.dtype) * distance, "log_snr": schedule.log_snr(t)}
 
@@ -130,8 +131,8 @@ def _level(schedule: Schedule, t: Tensor) -> Tensor:
 
 
 def _check_ends(model: NetworkDenoiser) -> None:
-    """Raises ValueError unless the parameterization gives x_t where there is no noise, whatever the network says, and
-    an error that stays below the noise where there is hardly anything else."""
+    """Raises ValueError unless the parameterization gives x_t where there is no noise, for any output of the network,
+    and does not multiply the network's error by much at t = 1."""
     schedule = model.schedule
     low, high = (torch.tensor(t, dtype=torch.float64, device="cpu") for t in (schedule.t_min, 1.0))
     (alpha, sigma), at_low = schedule(low), model.precond(*schedule(low))

@@ -1,7 +1,7 @@
-"""The denoising loss: which noise levels are trained, how errors there are weighed, and by which distance.
+"""The denoising loss: a distribution of noise levels, a weight for each level, and a distance.
 
-The loss is taken on the network's raw output F against the target that would make D exact. With a squared error a
-weight w on `||x0 - D||^2` is the weight `w c_out^2` on `||target - F||^2`, so every classical loss is one of these.
+The loss compares the network's raw output F with the target that would make D exact. With a squared error a weight w on
+`||x0 - D||^2` is the weight `w c_out^2` on `||target - F||^2`, so the usual losses are all of this form.
 """
 
 from abc import ABC, abstractmethod
@@ -28,7 +28,7 @@ class Times(ABC):
         """Maps u, (B,) uniform in (0, 1), to t, (B,) in [t_min, 1]; on a discrete schedule t = i / T."""
 
     def check(self, schedule: Schedule) -> None:  # noqa: B027 (most have nothing to refuse)
-        """Raises ValueError if these times leave out a part of this schedule that sampling needs."""
+        """Raises ValueError if these times leave out a part of the schedule that sampling needs."""
 
 
 class UniformTimes(Times):
@@ -87,7 +87,7 @@ class Weighting(ABC):
 
 
 class SimpleWeighting(Weighting):
-    """One on the raw output: L_simple for eps (Ho et al. 2020, eq. 14), EDM's weighting for EDM."""
+    """Weight 1 on the raw output: L_simple for eps (Ho et al. 2020, eq. 14), EDM's weighting for EDM."""
 
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
         return torch.ones_like(t)
@@ -114,11 +114,10 @@ class LikelihoodWeighting(Weighting):
     """`g^2` on the squared error of the score, so that the loss bounds the likelihood of the reverse SDE (Song et al.
     2021b, arXiv 2101.09258, theorem 1).
 
-    On the raw output this is `g^2 alpha_t^2 / sigma_t^4 c_out^2`, so `g^2 / sigma_t^2` for eps and score. It goes with
-    `LogSNRTimes`, and over their density `R SNR c_out^2` is left, whose mean over them is the integral over t. For eps
-    and score that is the constant R; on VE, whose log-SNR is linear in t, the loss is then R times what
-    `SimpleWeighting` makes.
-    The theorem's integrand is half of this, summed over the dimensions, where a loss here is their mean.
+    On the raw output this is `g^2 alpha_t^2 / sigma_t^4 c_out^2`, so `g^2 / sigma_t^2` for eps and score. It needs
+    `LogSNRTimes`. Divided by their density it is `R SNR c_out^2`, whose mean over these times is the integral over t.
+    For eps and score that is the constant R. On VE, whose log-SNR is linear in t, the loss is then R times that of
+    `SimpleWeighting`. The theorem's integrand is half of this, and a sum over the dimensions; a loss here is a mean.
     """
 
     def __call__(self, schedule: Schedule, t: Tensor, c_out2: Tensor) -> Tensor:
@@ -164,7 +163,7 @@ class DenoisingObjective(Objective):
 
         Args:
             model: the denoiser in training.
-            batch: "x", the data (B, *S); all but "serial" of the rest conditions the model.
+            batch: "x", the data (B, *S), and "serial"; all other entries condition the model.
             noise: the batch's random numbers.
 
         Returns:
@@ -191,12 +190,12 @@ class DenoisingObjective(Objective):
         self.weighting.check(model.schedule)
 
     def further(self, model: RegressionDenoiser, x0: Tensor, x_t: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
-        """What is added to each sample's loss, (B,)."""
+        """A further term of each sample's loss, (B,)."""
         return torch.zeros_like(t)
 
 
 class HybridObjective(DenoisingObjective):
-    """`L_simple + vlb_weight L_vlb`, the second teaching the variance alone: it sees the mean as a constant (Nichol &
+    """`L_simple + vlb_weight L_vlb`, where L_vlb trains only the variance: it treats the mean as a constant (Nichol &
     Dhariwal 2021, arXiv 2102.09672, eq. 16).
 
     L_vlb is in bits per dimension, as in their code, and estimated as T times the term of one step.
@@ -212,7 +211,7 @@ class HybridObjective(DenoisingObjective):
         self, weighting: Weighting, distance: str = "l2", vlb_weight: float = 0.001, eight_bit: bool = True
     ) -> None:
         super().__init__(UniformTimes(), weighting, distance)
-        check_positive(vlb_weight=vlb_weight)  # without it there is DenoisingObjective
+        check_positive(vlb_weight=vlb_weight)  # with weight 0 it would be a DenoisingObjective
         self.vlb_weight, self.eight_bit = vlb_weight, eight_bit
 
     def check(self, model: nn.Module) -> None:

@@ -57,8 +57,9 @@ class HeunSampler(Sampler):
     1).
 
     With h the step in lambda, a step that is too long for the slope to be nearly linear (see `_bends`) takes the mean
-    of both D instead of the mean of both slopes: `x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) (D_t + D_s) / 2`, the corrector of UniPC with one evaluation in the past (Zhao et al. 2023, arXiv 2302.04867,
-    algorithm 1). It is of second order too, and its D stays between D_t and D_s for a step of any length.
+    of both D instead of the mean of both slopes: `x_s = sigma_s / sigma_t x_t + alpha_s (1 - e^-h) (D_t + D_s) / 2`.
+    That is the corrector of UniPC with one evaluation in the past (Zhao et al. 2023, arXiv 2302.04867, algorithm 1). It
+    is of second order too, and its D stays between D_t and D_s for a step of any length.
     """
 
     order = 2
