@@ -351,4 +351,6 @@ def _check_energy(schedule: Schedule, scale: float) -> None:
     if not math.isfinite(scale):
         raise ValueError(f"guidance must be a finite number, got {scale}")
     if schedule(torch.ones((), dtype=torch.float64))[0] == 0:
-        raise ValueError("guidance by an energy divides by alpha, which a schedule of zero terminal SNR ends at")
+        raise ValueError(
+            "guidance by an energy divides by alpha, which is 0 at t = 1 on a schedule with zero terminal SNR"
+        )

@@ -242,10 +242,10 @@ def check_ode(denoiser: Denoiser) -> None:
     _check_unclipped(denoiser)
     ends = torch.tensor([1.0, denoiser.schedule.t_min], dtype=torch.float64)
     if not denoiser.schedule.log_snr(ends).isfinite().all():
-        raise ValueError("the ODE cannot go to t = 1 on a schedule with zero terminal SNR, where no data are left")
+        raise ValueError("the ODE cannot go to t = 1 on a schedule with zero terminal SNR, where alpha is 0")
     denoiser.check_times(torch.linspace(1, denoiser.schedule.t_min, 50, dtype=torch.float64))
 
 
 def _check_unclipped(denoiser: Denoiser) -> None:
     if isinstance(denoiser, ClippedDenoiser):
-        raise ValueError("a likelihood is that of the model without clipping: give the denoiser inside")
+        raise ValueError("a likelihood needs the model without clipping: give the denoiser inside the ClippedDenoiser")

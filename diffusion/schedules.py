@@ -114,7 +114,7 @@ class DiscreteSchedule(Schedule):
         if zero_terminal_snr:
             if len(betas) < 2:
                 raise ValueError(
-                    "zero_terminal_snr needs timesteps of at least 2: it keeps the first and moves the last"
+                    "zero_terminal_snr needs timesteps of at least 2: it keeps the first alpha and moves the last"
                 )
             alpha = (log_alpha_bar / 2).exp()
             log_alpha_bar = 2 * ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).log()
@@ -188,7 +188,9 @@ class ScaledSchedule(DiscreteSchedule):
         _check_timesteps(timesteps)
         for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
             if not 0 < beta < 1:
-                raise ValueError(f"{name} must lie strictly between 0 and 1, of 1000 timesteps, got {beta}")
+                raise ValueError(
+                    f"{name} must lie strictly between 0 and 1 (it is the beta at 1000 timesteps), got {beta}"
+                )
         betas = self._betas(timesteps, beta_start, beta_end) * (1000 / timesteps)
         # beta_end counts too: a table of one row holds beta_start alone, and would leave most of the data at t = 1.
         largest = max(betas.max().item(), beta_end * 1000 / timesteps)
@@ -270,7 +272,9 @@ class ContinuousCosineSchedule(Schedule):
         self.angle_start = math.pi / 2 * offset / (1 + offset)
         self.angle_end = math.atan(math.exp(-log_snr_min / 2))
         if not 0 < self.angle_start < self.angle_end:
-            raise ValueError(f"need offset > 0 and log_snr_min below the start's, got {offset=} and {log_snr_min=}")
+            raise ValueError(
+                f"need offset > 0 and log_snr_min below the highest log-SNR, got {offset=} and {log_snr_min=}"
+            )
 
     def _angle(self, t: Tensor) -> Tensor:
         return self.angle_start + (self.angle_end - self.angle_start) * t

@@ -49,14 +49,12 @@ class ResidualDenoiser(RegressionDenoiser):
         variance: str = "beta_tilde",
     ) -> None:
         if variance == "learned":
-            raise ValueError("a ResidualDenoiser learns no variance: it has beta or beta_tilde")
+            raise ValueError("a ResidualDenoiser learns no variance: use variance beta or beta_tilde")
         if min(clusters, components) < 1:
             raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
         super().__init__(network, schedule, variance)
         if schedule.log_snr(torch.ones((), device="cpu")).isinf():
-            raise ValueError(
-                "a ResidualDenoiser has no noise level for its network at t = 1 on a schedule with zero terminal SNR"
-            )
+            raise ValueError("a ResidualDenoiser is undefined at t = 1 on a schedule with zero terminal SNR")
         d = torch.Size(shape).numel()
         self.prior = MixturePrior(d, min(components, d), clusters, self.num_classes)
         told = self.condition_channels * d // shape[0]

@@ -33,7 +33,7 @@ class StepDenoiser(TrainableDenoiser):
 
     def __init__(self, network: nn.Module, schedule: Schedule) -> None:
         if schedule.timesteps is None:
-            raise ValueError("a StepDenoiser knows noising steps alone, and this schedule is continuous")
+            raise ValueError("a StepDenoiser needs a discrete schedule, and this schedule is continuous")
         super().__init__(network, schedule, "learned")
         self.timesteps = schedule.timesteps
 

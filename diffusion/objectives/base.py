@@ -77,7 +77,7 @@ class ConditionDropout(Objective):
         assert isinstance(model, TrainableDenoiser)
         if not (model.num_classes or model.embedding or model.condition_channels):
             raise ValueError(
-                f"condition dropout of {self.share:g}: this network is conditioned on nothing that could be withheld"
+                f"condition dropout of {self.share:g}: this network has no condition that could be withheld"
             )
         if model.always_told:
             raise ValueError(f"condition dropout of {self.share:g}: this denoiser needs its image always")

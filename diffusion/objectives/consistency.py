@@ -117,7 +117,7 @@ class ConsistencyObjective(Objective):
         super().check(model)
         assert isinstance(model, RegressionDenoiser)
         if model.variance == "learned":
-            raise ValueError("this objective does not train the variance, and the denoiser learns one")
+            raise ValueError("this objective does not train the variance, but the denoiser has a learned one")
         if model.steps:
             raise ValueError("this objective needs noise levels between the steps for which the network has weights")
         self.times.check(model.schedule)

@@ -185,7 +185,7 @@ class DenoisingObjective(Objective):
         super().check(model)
         assert isinstance(model, RegressionDenoiser)
         if model.variance == "learned":
-            raise ValueError("this objective does not train the variance, and the denoiser learns one")
+            raise ValueError("this objective does not train the variance, but the denoiser has a learned one")
         self.times.check(model.schedule)
         self.weighting.check(model.schedule)
 

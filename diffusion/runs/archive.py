@@ -82,7 +82,7 @@ def leaves(node: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         name, node = todo.pop()
         if isinstance(node, Mapping):
             if not all(isinstance(key, str | int) for key in node):
-                raise Invalid(f"{name or 'it'} has keys that are no names")
+                raise Invalid(f"{name or 'it'} has keys that are neither text nor whole numbers")
             todo += [(f"{name}.{key}" if name else str(key), value) for key, value in node.items()]
         elif isinstance(node, list | tuple):
             todo += [(f"{name}.{i}", value) for i, value in enumerate(node)]

@@ -89,7 +89,7 @@ def stored_codec(checkpoint: Checkpoint) -> Codec | None:
         return None
     autoencoder = build(told["denoiser"], "autoencoder", network=build(told["network"], "autoencoder.network"))
     if not isinstance(autoencoder, Autoencoder):
-        raise CheckpointError(f"the configuration in {checkpoint.path} names an autoencoder that is none")
+        raise CheckpointError(f"the autoencoder in the configuration of {checkpoint.path} is no Autoencoder")
     codec = Codec(autoencoder, told["clip"])
     try:
         codec.load_state_dict(checkpoint.part(_PREFIX))

@@ -141,7 +141,7 @@ def continued(checkpoint: Checkpoint, typed: Mapping[str, Any], auto: bool = Fal
     """
     stored = checkpoint.config
     if not all(isinstance(stored.get(name), Mapping) for name in ("trainer", "dataset", "learning_rate")):
-        raise ConfigError(f"{checkpoint.path} has no whole configuration of a run")
+        raise ConfigError(f"{checkpoint.path} lacks parts of a run's configuration")
     if not stored["trainer"].keys() >= set(_LIMITS):
         raise ConfigError(f"{checkpoint.path} does not say when its run ends: trainer lacks {', '.join(_LIMITS)}")
     config = _copy(stored)

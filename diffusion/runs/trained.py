@@ -151,7 +151,7 @@ def _average(checkpoint: Checkpoint, sigma_rel: float, names: Sequence[str]) -> 
     gammas, wanted = [exponent(width) for width in widths], exponent(sigma_rel)
     own = [checkpoint.part(prefix) for prefix in ("ema.", *(f"other_emas.{i}." for i in range(len(widths) - 1)))]
     if not all([*own, checkpoint.part("denoiser.")]):
-        raise CheckpointError(f"{checkpoint.path} holds one set of weights alone: leave weights={sigma_rel} out")
+        raise CheckpointError(f"{checkpoint.path} holds only one set of weights: leave weights={sigma_rel} out")
     folder = checkpoint.folder / "averages"
     before = sorted(
         int(file.stem) for file in folder.glob("*.pt") if re.fullmatch(r"[1-9]\d*", file.stem) and int(file.stem) < step

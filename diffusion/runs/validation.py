@@ -146,7 +146,7 @@ def _codec(described: Any) -> Codec:
         described["denoiser"], "autoencoder", network=build(described["network"], "autoencoder.network")
     )
     if not isinstance(autoencoder, Autoencoder):
-        raise Invalid("its configuration names an autoencoder that is none")
+        raise Invalid("the autoencoder in its configuration is no Autoencoder")
     return Codec(autoencoder, described["clip"])
 
 

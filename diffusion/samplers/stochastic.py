@@ -106,7 +106,7 @@ class AnnealedLangevinSampler(Sampler):
 
     def __init__(self, epsilon: float = 0.2, corrections: int = 5) -> None:
         if not 0 < epsilon < 4:
-            raise ValueError(f"epsilon must lie between 0 and 4, from where the steps diverge, got {epsilon}")
+            raise ValueError(f"epsilon must lie between 0 and 4 (from 4 on the steps diverge), got {epsilon}")
         if corrections < 1:
             raise ValueError(f"corrections must be at least 1, got {corrections}")
         self.epsilon, self.corrections = epsilon, corrections

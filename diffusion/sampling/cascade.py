@@ -106,7 +106,7 @@ def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise:
     for k, (stage, name) in enumerate(zip(stages[1:], names[1:], strict=True)):
         if not isinstance(stage.condition, Enlarging):
             raise ConfigError(
-                f"{name} enlarges nothing: each stage but the first has to be a model of experiment=cascade_sr, say"
+                f"{name} enlarges nothing: each stage but the first must be a model such as experiment=cascade_sr"
             )
         small = stage.condition.small(stage.shape)
         if small != pipeline.shape:

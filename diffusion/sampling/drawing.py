@@ -270,7 +270,9 @@ def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int
     n, label, rows = n or (8 * classes if options.label == "all" else 9), options.label, options.rows
     if label == "all":
         if n % classes:
-            raise ConfigError(f"label=all draws one row for each of {classes} classes: n={n} is no multiple")
+            raise ConfigError(
+                f"label=all draws one row for each of {classes} classes: n={n} must be a multiple of {classes}"
+            )
         label, rows = [k * classes // n for k in range(n)], rows or classes
     if rows is not None and rows > n:
         raise ConfigError(f"rows={rows} is more than n={n}")

@@ -48,7 +48,7 @@ def check_conditions(data: DataModule, model: Trainable) -> None:
 
 
 def warn_of_likeness(data: DataModule) -> None:
-    """Warns of training data that hardly differ from each other."""
+    """Warns of training data that are nearly identical."""
     x, _ = data.train_sample(100)
     spread = (x.double() - x.double().mean(0)).square().mean().sqrt().item()
     if spread < 0.01:

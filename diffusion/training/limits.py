@@ -43,7 +43,7 @@ def check_limit(limit: Limit, parts: Parts) -> None:
         raise ConfigError("nothing says when to stop: set trainer.max_steps, trainer.max_epochs or budget_minutes")
     if parts.learning_rate.decay != "none":
         raise ConfigError(
-            f"learning_rate.decay={parts.learning_rate.decay} has to know the last step: set trainer.max_steps, "
+            f"learning_rate.decay={parts.learning_rate.decay} needs to know the last step: set trainer.max_steps, "
             f"trainer.max_epochs or budget_minutes"
         )
 

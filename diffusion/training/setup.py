@@ -83,7 +83,7 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     condition = None
     if plain["dataset"].get("condition") is not None:
         if codec is not None:
-            raise ConfigError("dataset.condition= is made of pixels and autoencoder= has none: leave one out")
+            raise ConfigError("dataset.condition= needs pixels, and autoencoder= trains on latents: leave one out")
         condition = build(plain["dataset"]["condition"], "dataset.condition")
     plain = fitted(adopted(resume.limited(plain, typed or {}), typed or {}), condition, typed or {})
     return Parts(plain, source=source, condition=condition, codec=codec)

@@ -40,7 +40,10 @@ def take_over(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None
     checkpoint = find(str(config.init_from))
     stored = checkpoint.config
     if not stored["dataset"].get("source"):
-        raise ConfigError(f"{spec} is a model of another program, which does not say what data it learned: train here")
+        raise ConfigError(
+            f"{spec} is a model of another program and does not name its training data: tune a model that was trained "
+            f"here"
+        )
     for name, value in typed.items():
         same = name == "dataset" and value == stored["dataset"].get("name")
         if name.partition(".")[0] in KEPT and name not in OF_SOURCE and not same:

@@ -1,4 +1,4 @@
-"""What shows how a model comes on: its samples and scores, or what it shows of itself."""
+"""Callbacks that show training progress: samples and scores, or the curves and pictures of a model that draws none."""
 
 import pytorch_lightning as pl
 import torch
@@ -18,7 +18,7 @@ from diffusion.training.scores import Scores
 
 
 def watchers(parts: Parts) -> list[AfterStep]:
-    """What shows how this run's model comes on.
+    """The callbacks that show the progress of this run.
 
     Raises:
         ConfigError: scores of a model that draws nothing.
@@ -38,9 +38,9 @@ def watchers(parts: Parts) -> list[AfterStep]:
 
 
 class Shown(AfterStep):
-    """Shows in TensorBoard and in the run's folder what a model shows of itself; see `Trainable.shown`.
+    """Writes the curves and pictures of `Trainable.shown` to TensorBoard and to the run's folder.
 
-    It is shown the first validation data, with fixed noise and the averaged weights.
+    They are of the first validation data, with fixed noise and the averaged weights.
 
     Args:
         every: optimizer steps; also after the last one. 0 for never.
