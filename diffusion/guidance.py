@@ -1,8 +1,8 @@
-"""Guidance: denoisers that steer another one, so that every sampler and likelihood can use them.
+"""Guidance: wrappers that steer a denoiser. They are denoisers, so every sampler and likelihood can use them.
 
 With `score = (alpha_t D - x_t) / sigma_t^2`, adding `grad log p(y | x_t)` to the score is adding
 `sigma_t^2 / alpha_t grad log p(y | x_t)` to D. A scale w tilts each noise level's density to `p(x_t) p(y | x_t)^w`:
-w = 0 forgets y, w = 1 is p(x_t | y), and above it samples are more typical of y and less varied.
+w = 0 ignores y, w = 1 is p(x_t | y), and for w > 1 samples are more typical of y and less varied.
 """
 
 import math
@@ -21,17 +21,17 @@ LogProb = Callable[[Tensor, Tensor, Condition], Tensor]
 
 
 class Guidance(Wrapper, ABC):
-    """Steers the denoiser that it is around, which is not clipped: `ClippedDenoiser` goes outside."""
+    """A wrapper that steers a denoiser. The inner denoiser is not clipped: put `ClippedDenoiser` outside."""
 
 
 class Extrapolation(Guidance):
-    """`D = D_weak + w (D_strong - D_weak)`: from a weaker answer through a stronger one, and beyond it for w > 1.
+    """`D = D_weak + w (D_strong - D_weak)`: from a weaker D through a stronger one, and beyond it for w > 1.
 
-    w = 1 is no guidance: D_strong itself, at its own cost. What else the model says, such as its variance, is what it
-    says with D_strong.
+    w = 1 is no guidance: D_strong itself, without further calls. The model's other outputs, such as its variance, are
+    those of D_strong.
 
     Args:
-        denoiser: what gives D_strong.
+        denoiser: gives D_strong.
         scale: w.
         interval: levels sigma / alpha between which it acts, both included; elsewhere w is 1 (Kynkäänniemi et al. 2024,
             arXiv 2404.07724, eq. 5). A log-SNR of l is the level `exp(-l / 2)`.
@@ -56,7 +56,7 @@ class Extrapolation(Guidance):
 
     @abstractmethod
     def answers(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Prediction, Tensor]:
-        """What the denoiser says, and D_weak."""
+        """The denoiser's prediction, and D_weak."""
 
     def acts(self, t: Tensor) -> Tensor:
         """Where in t the level lies in the interval, shaped like t."""
@@ -71,7 +71,7 @@ class Extrapolation(Guidance):
         guided = weak.lerp(prediction.x0, expand(weight.to(x_t), x_t))
         if self.rescale:
             spread = guided.flatten(1).std(1)
-            # A constant answer has no spread to bring back; the inner `where` keeps its gradient finite.
+            # A constant D has no spread to rescale; the inner `where` keeps its gradient finite.
             ratio = prediction.x0.flatten(1).std(1) / spread.where(spread > 0, 1)
             ratio = ratio.where(spread > 0, 1)
             guided = expand(1 + self.rescale * (ratio - 1), x_t) * guided
@@ -79,10 +79,10 @@ class Extrapolation(Guidance):
 
 
 class ClassifierFreeGuidance(Extrapolation):
-    """From the answer without the condition to the one with it, of one network that was trained with dropped conditions
+    """From D without the condition to D with it, by one network that was trained with condition dropout
     (Ho & Salimans 2022, arXiv 2207.12598, eq. 6, where w is called 1 + w).
 
-    Both answers come from one batch of twice the size.
+    One batch of twice the size gives both.
     """
 
     def answers(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Prediction, Tensor]:
@@ -96,12 +96,12 @@ class ClassifierFreeGuidance(Extrapolation):
 
 
 class Autoguidance(Extrapolation):
-    """From the answer of a worse version of the model to the model's own (Karras et al. 2024, Guiding a Diffusion Model
+    """From D of a worse version of the model to the model's own D (Karras et al. 2024, Guiding a Diffusion Model
     with a Bad Version of Itself, arXiv 2406.02507, eq. 3).
 
-    Both are asked under the same condition. Where they disagree, the model is less wrong than the other, in about the
-    same direction: to go on from the other's answer through the model's leads to fewer samples of low probability, with
-    classes or without.
+    Both are called with the same condition. Where they differ, the guide's error is larger than the model's and has
+    about the same direction. So extrapolation from the guide's D through the model's gives fewer samples of low
+    probability, with classes or without.
 
     Args:
         denoiser: the model.
@@ -149,8 +149,8 @@ class EnergyGuidance(Guidance):
         denoiser: what is steered.
         log_prob: of x and t; a classifier's or any other energy.
         scale: w; 0 is no guidance.
-        of: what x is: "x_t", or "x0", the answer of the denoiser, through which the gradient is then taken. That puts
-            log p(y | E[x0 | x_t]) in the place of log p(y | x_t), and is right where the noise is low (Chung et al.
+        of: the input of log_prob: "x_t", or "x0", the denoiser's D, through which the gradient is then taken. That
+            replaces log p(y | x_t) by log p(y | E[x0 | x_t]), which is accurate at low noise (Chung et al.
             2023, arXiv 2209.14687, eq. 11).
     """
 
@@ -180,7 +180,7 @@ class EnergyGuidance(Guidance):
 
 
 class MeanShiftGuidance(Guidance):
-    """Guidance of a DDPM step alone: its mean is moved by `w Sigma grad log p(y | x_t)`, and D is left (Dhariwal &
+    """Guidance of a DDPM step only: its mean is moved by `w Sigma grad log p(y | x_t)`, D stays the same (Dhariwal &
     Nichol 2021, arXiv 2105.05233, algorithm 1).
 
     With the variance beta this is alpha_t / alpha_s of what `EnergyGuidance` moves the mean by: the same at many steps,
@@ -209,13 +209,13 @@ class MeanShiftGuidance(Guidance):
 
 
 class Inpainting(Guidance):
-    """`D' = mask D + (1 - mask) known`: what the mask leaves out is known, and comes back exactly.
+    """`D' = mask D + (1 - mask) known`: where the mask is 0 the data are known, and are reproduced exactly.
 
     In a `transition` the known part's step has the variance of `q(x_s | x_t, x0)`, so that under ddpm it is distributed
     as the noised data are, at every level: the replacement method (Song et al. 2021, arXiv 2011.13456, appendix I.2).
 
     Its bias: the rest is drawn given the *noised* known part, `E[x0 | x_t]`, not given the known part itself, so
-    early steps are made in ignorance of it and later ones cannot take them back. `RePaintSampler` reduces this.
+    early steps do not see it, and later steps cannot correct them. `RePaintSampler` reduces this.
 
     Args:
         denoiser: what is steered.

@@ -1,6 +1,6 @@
 """How likely data are under a model: the variational bound term by term, and the probability-flow ODE's density.
 
-Everything is in nats per dimension until `bits` converts it. A likelihood is that of the model as it was trained: D is
+All values are in nats per dimension; `bits` converts them. A likelihood is that of the model as it was trained, so D is
 never clipped here.
 """
 
@@ -98,7 +98,7 @@ def bound_term(
 
 
 def prior_term(schedule: Schedule, x0: Tensor) -> Tensor:
-    """`KL(q(x_1 | x0) || N(0, sigma_1^2))`, sampling beginning at the latter: (B,) in nats per dimension."""
+    """`KL(q(x_1 | x0) || N(0, sigma_1^2))`, where sampling begins from the second: (B,) in nats per dimension."""
     alpha, sigma = schedule(torch.ones((), dtype=float64(x0).dtype, device=x0.device))
     return 0.5 * ((alpha / sigma * float64(x0)) ** 2).flatten(1).mean(1)
 
@@ -108,7 +108,7 @@ def variational_bound(denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Nois
     """The bound on `-log p(x0)`, term by term (Ho et al. 2020, eq. 5): (B, len(times)) in nats per dimension.
 
     Column 0 is L_T, column k the step from times[k - 1] to times[k], the last one L_0; a row's sum is the bound.
-    Each term has noise of its own, which depends on the sample's number and the term alone.
+    Each term has its own noise, which depends only on the sample's number and the term.
 
     Args:
         denoiser: not a clipped one; `Conditioned` for one that is told something.

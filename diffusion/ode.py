@@ -1,4 +1,4 @@
-"""The probability-flow ODE where it is well scaled at both ends, solved with steps that adapt to it.
+"""The probability-flow ODE in variables that are well scaled at both ends, and its adaptive solver.
 
 In `k = log(sigma_t / alpha_t)` and `z = x_t / r_t` with `r_t = (alpha_t^2 + sigma_t^2)^(1/2)`, the ODE of Song et al.
 2021 (arXiv 2011.13456, eq. 13) is `dz/dk = (z / c - D) / c` with `c^2 = 1 + e^2k`, whatever the schedule.

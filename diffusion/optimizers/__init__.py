@@ -1,4 +1,4 @@
-"""How weights move, how fast, and how they are averaged."""
+"""Optimizers, the learning rate, and averages of the weights."""
 
 from diffusion.optimizers.adamw import AdamW
 from diffusion.optimizers.averages import EMA, WIDEST, PowerEMA, coefficients, exponent, spacing

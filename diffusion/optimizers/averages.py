@@ -82,7 +82,7 @@ class EMA:
         self.decay = decay
 
     def weights(self, step: int) -> list[float]:
-        """What the model weighs in the average after optimizer step number `step` (from 1)."""
+        """The weight of the current model in the average after optimizer step number `step` (from 1)."""
         return [1 - min(self.decay, (1 + step) / (10 + step))]
 
 
@@ -108,5 +108,5 @@ class PowerEMA:
         self.gammas = [exponent(sigma_rel) for sigma_rel in sigma_rels]
 
     def weights(self, step: int) -> list[float]:
-        """What the model weighs in each average after optimizer step number `step` (from 1)."""
+        """The weight of the current model in each average after optimizer step number `step` (from 1)."""
         return [1 - (1 - 1 / step) ** (gamma + 1) for gamma in self.gammas]

@@ -1,13 +1,12 @@
-"""The learning rate's course."""
+"""Warm-up and decay of the learning rate."""
 
 import math
 
 
 class LearningRate:
-    """The factor on the peak learning rate, a function of the images seen, so that it does not depend on the batch
-    size.
+    """The factor on the optimizer's peak learning rate, a function of the number of images seen, not of steps.
 
-    Linear warm-up over `warmup_images`, then constant, or falling to zero at the end of training along a line or half a
+    A linear warm-up over `warmup_images`; then constant, or a fall to zero at the end of training, linear or as half a
     cosine (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5).
 
     Args:
@@ -23,7 +22,7 @@ class LearningRate:
         self.warmup_images, self.decay = warmup_images, decay
 
     def __call__(self, images: int, total_images: int | None) -> float:
-        """The factor for the step that begins after so many images, of so many in all (None: no end is known)."""
+        """The factor for the step that begins after `images` of `total_images` (None if the end is not known)."""
         if images < self.warmup_images:
             return (images + 1) / (self.warmup_images + 1)
         if self.decay == "none" or total_images is None:

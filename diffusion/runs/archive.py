@@ -1,4 +1,4 @@
-"""What a checkpoint's file holds, before anybody asks what for: sizes, checksums, plain values and dense tensors."""
+"""Checks of a checkpoint's file, whatever is in it: sizes, checksums, plain values and dense tensors."""
 
 import zipfile
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Training and sampling in an autoencoder's latents: what a configuration says of it, and where its weights are."""
+"""The codec of a model of latents: its entry in the configuration, and its weights in the checkpoint."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -29,14 +29,14 @@ def tunes(config: Mapping[str, Any]) -> bool:
 
 
 class Parts:
-    """What a resolved configuration describes, each part built when it is first asked for, and once.
+    """The parts that a resolved configuration describes. Each is built once, when it is first used.
 
-    Asking for a part raises ConfigError where its settings cannot be.
+    Using a part raises ConfigError if its settings are wrong.
 
     Args:
-        config: a plain dict, which nothing changes any more.
-        codec: makes the latents that the model learns; None where it learns the data themselves.
-        built: parts that are there already, by name.
+        config: a plain dict, which does not change any more.
+        codec: makes the latents that the model learns; None if it learns the data themselves.
+        built: parts that are already built, by name.
     """
 
     def __init__(self, config: dict[str, Any], codec: Codec | None = None, **built: Any) -> None:
@@ -45,7 +45,7 @@ class Parts:
 
     @cached_property
     def settings(self) -> Settings:
-        """The plain values at the configuration's top."""
+        """The plain values at the top level of the configuration."""
         return settings(self.config)
 
     @property
@@ -97,7 +97,7 @@ class Parts:
 
     @cached_property
     def tunes(self) -> bool:
-        """Whether the model is a consistency model, whose D is no posterior mean but where its ODE ends."""
+        """Whether the model is a consistency model, whose D is the end of its ODE and no posterior mean."""
         return tunes(self.config)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Going on with a run: which checkpoint, and which of its settings may change on the way."""
+"""Resuming a run: from which checkpoint, and with which changes of its settings."""
 
 import os
 import warnings
@@ -13,7 +13,7 @@ from diffusion.runs.exchanged import is_exchanged
 from diffusion.runs.parts import Parts
 from diffusion.terminal.commands import pasted
 
-# How long and on what a run computes, where its data lie and what it reports: all else decides what it computes.
+# Settings that a resumed run may change: they do not decide what it computes.
 CHANGEABLE = (
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
     *("trainer.strategy", "trainer.num_nodes", "trainer.profiler", "trainer.deterministic", "trainer.benchmark"),
@@ -23,7 +23,7 @@ CHANGEABLE = (
 # Settings that the dataset's source repeats.
 OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
 _LIMITS = ("max_steps", "max_epochs", "max_time")
-# How the first process tells those that it starts which checkpoint it goes on from; empty: none.
+# The environment variable that tells the processes of a run which checkpoint to resume; empty: none.
 _AGREED = "DIFFUSION_RESUME"
 
 
@@ -165,7 +165,7 @@ def continued(checkpoint: Checkpoint, typed: Mapping[str, Any], auto: bool = Fal
 
 
 def goes_on(checkpoint: Checkpoint, parts: Parts, max_steps: int | None) -> bool:
-    """Whether the run has steps left; if not, says how to train on. Says too what becomes of a decaying rate."""
+    """Whether the run has steps left; if not, prints how to train longer. Also says how a decaying rate changes."""
     finished = max_steps is not None and checkpoint.step >= max_steps
     if finished:
         max_steps = 2 * checkpoint.step

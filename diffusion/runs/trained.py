@@ -1,4 +1,4 @@
-"""Trained models out of checkpoints, with the weights as training left them, or averaged, over a width chosen now."""
+"""Trained models from checkpoints: with the raw weights, or with averaged weights of a width that is chosen here."""
 
 import re
 import textwrap
@@ -16,14 +16,14 @@ from diffusion.runs.checkpoints import Checkpoint, CheckpointError, load
 from diffusion.runs.models import build_model
 from diffusion.trainable import Trainable
 
-# How far, at most, an average that is put together may be from the one that was asked for.
+# The largest allowed distance between the average that is put together and the one that was asked for.
 FARTHEST = 0.15
 # The root mean square of what rounding a snapshot to half precision changes, as a share of each weight.
 HALF_PRECISION = 2e-4
 
 
 class Kind(NamedTuple):
-    """What a person wants to know of a kind of model.
+    """The commands of a kind of model, for messages.
 
     Args:
         name: with its article.
@@ -77,7 +77,7 @@ def load_model(
 
     Raises:
         ConfigError: it is of another kind.
-        CheckpointError: its weights do not fit, or are not to be had.
+        CheckpointError: its weights do not fit, or are missing.
     """
     width = isinstance(weights, float) and 0 < weights <= WIDEST
     if weights not in ("ema", "raw") and not width and not isinstance(weights, int):

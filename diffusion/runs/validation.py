@@ -1,7 +1,7 @@
-"""Is a checkpoint what the run with its configuration would have written? Asked once, before anything is built from it.
+"""Checks that a checkpoint has what a run with its configuration writes, before anything is built from it.
 
-A checkpoint may come from a stranger, or from a disk that lost a part of it. What it lacks, or has in another shape,
-would end in a crash deep in torch, or, worse, in a model that goes on with a part of its state lost.
+A checkpoint may come from a stranger, or from a disk that lost a part of it. A missing entry, or one of another shape,
+would crash deep in torch or, worse, give a model that trains on without a part of its state.
 """
 
 import math

@@ -1,7 +1,7 @@
-"""What happens around the training step: the log, the pictures, the scores, the bar.
+"""Callbacks around the training step: the base class, the log and the progress bar.
 
-Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they
-draw does not advance the training's random numbers.
+Each acts after an optimizer step as a pure function of its number, never between accumulated batches. Their random
+numbers do not change those of the training.
 """
 
 import sys

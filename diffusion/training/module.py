@@ -1,4 +1,4 @@
-"""The Lightning module: the objective and its bookkeeping. Mathematics never lives here."""
+"""The Lightning module: calls the objective, sets the learning rate, keeps the averages. It holds no mathematics."""
 
 import copy
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ class DiffusionModule(pl.LightningModule):
         objective: its loss, `objective(denoiser, batch, noise)` -> "loss" (B,), whatever else is to be logged, (B,),
             and "log_snr" (B,) if there are noise levels.
         optimizer: makes the optimizer.
-        learning_rate: the learning rate's course.
+        learning_rate: warm-up and decay, a factor on the optimizer's peak learning rates.
         ema: averages the weights, or None.
         images_per_step: of one optimizer step, over all devices and accumulated batches.
         seed: of all randomness in training.
@@ -91,7 +91,7 @@ class DiffusionModule(pl.LightningModule):
         return self.objective.codec if isinstance(self.objective, LatentObjective) else None
 
     def setup(self, stage: str) -> None:
-        """All ranks train for as many steps as the first one measured for the budget."""
+        """Gives all ranks the last step of the first one, which measured it for a budget."""
         steps = self.trainer.strategy.broadcast(self.trainer.max_steps)
         self.trainer.fit_loop.epoch_loop.max_steps = steps
 
@@ -145,7 +145,7 @@ class DiffusionModule(pl.LightningModule):
             self.logger.log_metrics(totals | means, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # A fused optimizer unscales by itself, which our clipping for float16 would not see.
+        # For float16 a fused optimizer unscales the gradient itself, after our clipping.
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
         optimizer = self.optimizer(self.denoiser.network, fused)
         self._peak_lrs = [group["lr"] for group in optimizer.param_groups]

@@ -55,7 +55,7 @@ def claim_folder(dataset: str, root: Path = ROOT) -> Path:
 
 
 class Run:
-    """A run before it begins: its module, its data and what watches it. Nothing is written yet.
+    """A run: its module, its data and its callbacks. Nothing is written before `fit`.
 
     Args:
         parts: of its configuration.
@@ -82,16 +82,16 @@ class Run:
 
     @classmethod
     def begun(cls, parts: Parts, checkpoint: Checkpoint | None, device: torch.device, typed: Container[str]) -> "Run":
-        """A run with its data at hand and its model ready for the first step.
+        """A run whose data are loaded and whose model is ready for the first step.
 
         Args:
             parts: of its configuration.
-            checkpoint: that it goes on from; None begins it.
-            device: for what is computed before.
+            checkpoint: to resume; None for a new run.
+            device: for computations before the first step, such as encoding.
             typed: names of the settings that a person wrote.
 
         Raises:
-            ConfigError: parts that do not go together, or data that are not those of the checkpoint.
+            ConfigError: parts do not go together, or the data are not those of the checkpoint.
         """
         settings, codec, begins = parts.settings, parts.codec, checkpoint is None
         codecs.check(parts.config)
@@ -117,7 +117,7 @@ class Run:
         return run
 
     def take_over(self, checkpoint: Checkpoint) -> None:
-        """Takes over the weights of another run, the averaged ones if it has them."""
+        """Starts from the weights of another run, the averaged ones if it has them."""
         theirs, ours = checkpoint.config.get("autoencoder"), self.parts.config.get("autoencoder")
         if canonical(theirs) != canonical(ours):
             raise ConfigError(

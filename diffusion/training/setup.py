@@ -1,4 +1,4 @@
-"""From the composed configuration to the parts of a run, one that begins or one that goes on."""
+"""From the composed configuration to the parts of a run, a new or a resumed one."""
 
 import inspect
 import re
@@ -24,7 +24,7 @@ from diffusion.training.tuning import take_over
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) -> tuple[Parts, Checkpoint | None]:
-    """The parts of the run that is asked for, and the checkpoint that it goes on from, if any.
+    """The parts of the run, and the checkpoint that it resumes, if any.
 
     Args:
         config: as Hydra composed it.
@@ -32,7 +32,7 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
         of_sweep: whether the run is one of a sweep.
 
     Raises:
-        ConfigError: a setting that cannot be, or that no part of this run takes up.
+        ConfigError: a setting is wrong, or no part of this run uses it.
     """
     for name in ("dataset.shape", "network.shape"):
         if name in typed:
@@ -56,8 +56,8 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
 
 
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
-    """The parts of a new run: the configuration with what the dataset and the shorthands say filled in, which nothing
-    changes any more."""
+    """The parts of a new run. The dataset and the shorthands fill in the configuration, which then does not change any
+    more."""
     tuned = take_over(config, typed or {})
     with_timesteps(config)
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:

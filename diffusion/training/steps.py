@@ -1,4 +1,4 @@
-"""The steps that a run's sampler takes, which people mistake for those of training."""
+"""Checks of `steps=`, the sampler's steps, which people confuse with training steps."""
 
 import warnings
 from collections.abc import Container, Mapping
@@ -15,7 +15,7 @@ STEPS_MEANT = (
 
 
 def mistaken(config: Mapping[str, Any], typed: Container[str]) -> str:
-    """What is said where `steps=` was typed with as many steps as training has, or noising; else nothing."""
+    """A hint if `steps=` was typed with at least as many steps as the schedule has; else empty."""
     steps, noising = config.get("steps"), config["schedule"].get("timesteps") or 1000
     return STEPS_MEANT if "steps" in typed and isinstance(steps, int) and steps >= noising else ""
 
