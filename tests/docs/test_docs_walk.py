@@ -24,7 +24,7 @@ BRIEF = (
 # What a section says that its reader has done before.
 GROUPS = "python train.py network.groups=8"
 BEFORE = {
-    "conditions.md Telling it": ["python train.py dataset.condition=lowres"],
+    "conditions.md Sampling": ["python train.py dataset.condition=lowres"],
     "exchange.md To diffusers": [GROUPS],
     "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
 }
