@@ -1,4 +1,4 @@
-"""What is trained beside denoisers: classifiers of noisy data and autoencoders, and what their latents take."""
+"""Models that are no denoisers: classifiers of noisy data and autoencoders; and training in latents."""
 
 from diffusion.models.autoencoder import Autoencoder, ELBOObjective, EncodesAndDecodes, drawn
 from diffusion.models.classifier import ClassifierObjective, LabelLogProb, NoisyClassifier, accuracy_by_level

@@ -1,7 +1,7 @@
 """Autoencoders: a variational one, its bound, and how a diffusion model lives in its latents.
 
 A variational autoencoder is `p(x) = int p(x | z) N(z; 0, I) dz`. Its prior is a diffusion model too, one whose denoiser
-is known, `PriorDenoiser`; a latent diffusion model puts a trained denoiser in that one's place, and leaves the rest.
+is known, `PriorDenoiser`; a latent diffusion model replaces it by a trained denoiser.
 """
 
 from collections.abc import Mapping

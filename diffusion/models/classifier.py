@@ -86,8 +86,8 @@ class ClassifierObjective(Objective):
 class LabelLogProb(nn.Module):
     """log p(label | x_t) by a classifier, for `EnergyGuidance`: (B,) in nats.
 
-    A classifier of another schedule is asked at its time of equal log-SNR, with x_t rescaled to its alpha there. Beyond
-    the noise levels that it was trained at it says nothing, a constant.
+    A classifier on another schedule is called at equal log-SNR, with x_t rescaled. Outside of the noise levels of its
+    training the log-probability is a constant, 0.
 
     Args:
         classifier: of the same data.

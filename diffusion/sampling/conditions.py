@@ -1,4 +1,4 @@
-"""What conditions the images that are drawn, beside labels: vectors, and images that the project's data sets define."""
+"""Conditions of the samples beside labels: vectors, and images made from data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from diffusion.denoisers import Condition, Denoiser
 
 
 def of_images(condition: ImageCondition, examples: Examples, index: Tensor) -> Condition:
-    """The conditions made from these images, always the same: what a trained model is shown."""
+    """The conditions made from these images, without the random changes of training."""
     return condition(examples.get(index), 0, index)
 
 
@@ -28,14 +28,14 @@ def of_examples(denoiser: Denoiser, condition: ImageCondition | None, examples: 
 
 
 class Given(Protocol):
-    """What conditions a pipeline's images beside their labels."""
+    """The condition of a pipeline's images beside their labels."""
 
     def __call__(self, index: Tensor, seed: int, label: int | Sequence[int] | None) -> Condition: ...
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tensors of which row k modulo their length N conditions image k."""
+    """Tensors of length N; row k modulo N conditions image k."""
 
     rows: Condition
 

@@ -1,4 +1,4 @@
-"""What `sample.py` draws: everything checked first, then drawn and written."""
+"""The work of `sample.py`: everything is checked first, then samples are drawn and written."""
 
 import math
 import sys
@@ -34,12 +34,12 @@ from diffusion.terminal.progress import counted, progress
 
 
 class Drawing:
-    """Samples that are to be drawn and written.
+    """Samples to draw and write.
 
     Args:
-        options: how many, how and where to.
+        options: how many samples, how they are drawn, and where they are written.
         steering: guidance, masks and starts.
-        method: "sampler", "grid" and "wrapper", each a configuration or None for none but the model's own.
+        method: "sampler", "grid" and "wrapper", each a configuration, or None for the model's own.
         typed: names of the settings that a person wrote.
 
     Raises:
@@ -90,7 +90,7 @@ class Drawing:
 
     @property
     def moving(self) -> bool:
-        """Whether what is written shows the way from noise to samples."""
+        """Whether the file is an animation from noise to samples."""
         return self.out.suffix.lower() in (".gif", ".webp")
 
     def write(self) -> None:
@@ -118,9 +118,9 @@ class Drawing:
             self._write_folder()
 
     def summary(self) -> str:
-        """What is drawn and how, in one line."""
+        """One line about the samples and the method."""
         models = ", ".join(f"{stage.path} at step {stage.step}" for stage in self.stages)
-        # An adaptive sampler asks as often as its tolerance needs, whatever the grid.
+        # The grid does not decide how often an adaptive sampler calls the denoiser.
         steps = counted(len(self.pipeline.times) - 1, "step") if self.pipeline.sampler.calls else "adaptive steps"
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
@@ -128,7 +128,7 @@ class Drawing:
         )
 
     def _check_between(self, typed: Iterable[str]) -> None:
-        """Raises ConfigError if the steering's interpolation or inversion cannot be made, or not written."""
+        """Raises ConfigError if an interpolation or an inversion cannot be computed or written."""
         steering, options = self.steering, self.options
         if not steering.invert and steering.interpolate is None:
             return
@@ -147,11 +147,11 @@ class Drawing:
         self.images = {path: read_image(path, setting, self.pipeline.shape, steering.resize) for path in paths}
 
     def _noise_of(self, path: str) -> Tensor:
-        """The state at the first time that becomes this image, (1, *S)."""
+        """The state at the first time from which this image is drawn, (1, *S)."""
         return inverted(self.pipeline, self.images[path][None].to(self.places[0]), self.label)
 
     def _morph(self) -> Tensor:
-        """The samples on the way from one end to the other, (frames, n, *S)."""
+        """The samples between one end and the other, (frames, n, *S)."""
         assert self.steering.interpolate is not None
         options, index = self.options, torch.arange(self.n)
         begin, end = (
@@ -166,7 +166,7 @@ class Drawing:
             )
 
     def _write_noise(self) -> None:
-        """Writes the noise of the image of init=, and says how near what is drawn from it comes to the image."""
+        """Writes the noise of the image of init=, and prints the error of the image that is drawn from it."""
         path = str(self.steering.init)
         noise = self._noise_of(path)
         *_, last = self.pipeline.states(torch.arange(1, device=noise.device), 0, self.label, noise)
@@ -180,7 +180,7 @@ class Drawing:
         )
 
     def _write_folder(self) -> None:
-        """A batch at a time, so that a run that is cut off can go on where it stopped."""
+        """Writes a batch at a time, so that an interrupted command can continue."""
         options, steering = self.options, self.steering
         settings = {
             "checkpoint": str(self.model.path) if len(self.stages) == 1 else [str(stage.path) for stage in self.stages],
@@ -190,7 +190,7 @@ class Drawing:
             **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
         }  # fmt: skip
         numbers = media.missing(media.claim(self.out, settings), self.n)
-        # Other processes take seconds to begin, so they get many batches at once.
+        # Other processes need seconds to start, so they get many batches at once.
         share = options.batch_size * len(self.places) * (1 if len(self.places) == 1 else 32)
         with progress(len(numbers), "sample", "writing") as advance:
             for begin in range(0, len(numbers), share):
@@ -201,7 +201,7 @@ class Drawing:
             print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already")
 
     def _states(self, numbers: "range | list[int]", frames: int = 1) -> Tensor:
-        """So many states of the samples with these numbers, evenly spaced, with the samples last: (frames, n, *S)."""
+        """Evenly spaced states of the samples with these numbers, the samples last: (frames, n, *S)."""
         options, times = self.options, self.pipeline.times
         batches = math.ceil(math.ceil(len(numbers) / len(self.places)) / options.batch_size)
         show = "x0" if options.show == "x0" else "x_t"
@@ -213,7 +213,7 @@ class Drawing:
             )
 
     def _noised(self) -> Tensor:
-        """Real data of the test split at the times of the states that are drawn: (frames, n, *S)."""
+        """Real data of the test split, noised to the times of the states that are drawn: (frames, n, *S)."""
         test, pipeline = held_out(self.model.config), self.pipeline
         if self.n > len(test):
             raise ConfigError(f"n={self.n}: show=both draws as many real samples, and the test split has {len(test)}")
@@ -225,10 +225,10 @@ class Drawing:
         return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
 
     def _told_test_data(self) -> Tensor | None:
-        """Gives a model that has to be told images, and was told none, those made from test data, with their labels.
+        """Conditions a model that needs images, if none were given, on images made from test data, with their labels.
 
         Returns:
-            The test images that they were made from, at most n; None if they were not needed.
+            Those test images, at most n; None if they were not needed.
         """
         if self.pipeline.condition is None or self.pipeline.given is not None:
             return None
@@ -256,14 +256,14 @@ def held_out(config: Mapping[str, Any]) -> Examples:
     """The test data of a run's data set."""
     source = config["dataset"]["source"]
     check_source(source)
-    # A picture is no reason to fetch a dataset: if it is not where the run had it, that is said.
+    # A picture does not justify a download: if the dataset is missing, an error says so.
     here = source | ({"download": False} if "download" in source else {})
     splits: Splits = build(here, "dataset.source").load()
     return splits.test
 
 
 def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int | list[int] | None, int | None]:
-    """How many there are to draw, n if that is known, of which label, and in how many rows; of all labels one each."""
+    """The number of samples, their label or labels, and the number of rows."""
     classes = num_classes if options.label == "all" else 1
     if classes == 0:
         raise ConfigError("label=all: this model has no classes; train one with experiment=fast_digits_cond, say")
@@ -281,7 +281,7 @@ def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int
 
 
 def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
-    """The configuration of the sampler that was asked for, or else of the model's own, with this eta."""
+    """The configuration of the chosen sampler, or else of the model's own, with this eta."""
     if eta is None:
         return sampler
     chosen = sampler or own
@@ -291,13 +291,13 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
 
 
 def described(sampler: Sampler) -> dict[str, Any]:
-    """What a folder of images remembers of the sampler; of a sampler in a sampler, what is inside."""
+    """The sampler's settings, as a folder of images records them; of a wrapped sampler, those of the inner one."""
     inner = vars(sampler).get("sampler", sampler)
     return {"sampler": type(inner).__name__, **vars(inner)}
 
 
 def beside(told: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
-    """Three rows of images in one batch: what the model was told, its samples, and what they should be if known."""
+    """Three rows of images in one batch: the conditions, the samples, and the true images if they are known."""
     rows = [as_picture(told["image"], samples.shape[1:]), samples]
     if truth is not None:
         rows.append(truth[torch.arange(len(samples)) % len(truth)])

@@ -1,4 +1,4 @@
-"""What a person gives to sample with, read and put around a model: images, masks, vectors, a classifier."""
+"""Inputs of sampling: reads images, masks, vectors and classifiers, and puts guidance around a model."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Samples shared out over devices, one process each."""
+"""Sampling on several devices, one process for each."""
 
 import math
 import multiprocessing

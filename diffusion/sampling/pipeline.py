@@ -55,8 +55,8 @@ GRIDS: dict[str, Grid] = {
 
 
 def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0) -> tuple[Sampler, Tensor]:
-    """The sampler and the times that a configuration asks for, from `t_start` to `t_end`; `steps: null` is all of a
-    table's.
+    """The sampler and the times of a configuration, from `t_start` to `t_end`; `steps: null` is all rows of a discrete
+    schedule.
 
     Raises:
         ConfigError: they do not exist, or do not go with the denoiser.
@@ -82,7 +82,7 @@ def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: flo
 def sampler_and_times(
     parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0
 ) -> tuple[Sampler, Tensor]:
-    """What `method_of` gives, with a warning of a sampler that is far off along these times.
+    """The same as `method_of`, with a warning if the sampler is far off at these times.
 
     Raises:
         Unfit: sampler, grid, steps and denoiser do not go together.
@@ -107,7 +107,7 @@ def sampler_and_times(
 
 
 def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> None:
-    """Warns of a sampler that is far off along these times on data whose answer is known, with what would be near."""
+    """Warns if the sampler is far off at these times on Gaussian data, and names grids on which it is accurate."""
     if isinstance(denoiser, PriorDenoiser):  # whose samples are N(0, I), for which its experiment's sampler is exact
         return
     schedule, steps = denoiser.schedule, len(times) - 1
@@ -135,7 +135,7 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
 
 
 def clipped(denoiser: Denoiser, clip: bool | str) -> Denoiser:
-    """The denoiser whose answers are brought into [-1, 1] in this way, by their own range or by clamping, or not."""
+    """The denoiser with D brought into [-1, 1]: "dynamic" divides by its range, true clamps, false does neither."""
     if clip == "dynamic":
         return DynamicThreshold(denoiser)
     return ClippedDenoiser(denoiser) if clip else denoiser
@@ -143,20 +143,20 @@ def clipped(denoiser: Denoiser, clip: bool | str) -> Denoiser:
 
 @dataclass
 class Pipeline:
-    """A denoiser with all that it takes to sample from it.
+    """A denoiser with all that sampling needs.
 
     Args:
         denoiser: frozen.
-        sampler: its method.
-        times: where it evaluates, falling from 1 to 0.
+        sampler: the method.
+        times: at which the sampler calls the denoiser, falling from 1 to 0.
         shape: of one sample.
-        num_classes: labels that the model knows, 0 if it is unconditional.
+        num_classes: labels that the model knows, 0 for none.
         init: data, or their latents, to begin from, noised to the first time; None begins from noise alone.
         condition: how the model's image conditions are made; None for a model without.
-        given: what conditions image k beside its label, for a model that has to be told.
-        label: what it is where nobody asks for another; see `labels`.
+        given: the condition of image k beside its label, for a model that needs one.
+        label: the default label; see `labels`.
         stream: of the noise; the later stages of a cascade have their own.
-        codec: turns latents, what the denoiser draws, into samples; None where it draws these.
+        codec: decodes the latents that the denoiser draws; None if it draws data.
     """
 
     denoiser: Denoiser
@@ -220,8 +220,8 @@ class Pipeline:
         )
 
     def labels(self, index: Tensor, label: int | Sequence[int] | None) -> Tensor | None:
-        """The labels of these images, None for an unconditional model: `label` for all, or item k of several for image
-        k, round and round; where it is None the pipeline's own in the same way, or each class in turn.
+        """The labels of these images; None for a model without classes. `label` is one label for all images, or a list
+        that is repeated over the images; None is the pipeline's own label, or each class in turn.
 
         Raises:
             ConfigError: a label that the model does not know.
@@ -239,8 +239,8 @@ class Pipeline:
         return torch.tensor(several, device=index.device)[index % len(several)]
 
     def condition_on(self, examples: Examples, index: Tensor) -> bool:
-        """Tells the model what belongs to these examples (N,), round and round: their labels if it knows classes, and
-        images made from them if it is to be told some and was given none; whether the latter was so."""
+        """Conditions the samples on these examples (N,), which are repeated: on their labels if the model has classes,
+        and on images made from them if it needs images and has none. Returns whether it set such images."""
         if self.num_classes:
             self.label = examples.labels[index].tolist()
         if self.condition is None or self.given is not None:
@@ -249,10 +249,10 @@ class Pipeline:
         return True
 
     def conditions(self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None) -> Condition:
-        """All that the images with these numbers are conditioned on.
+        """The whole condition of the images with these numbers.
 
         Raises:
-            ConfigError: the model has to be told an image, and nobody gave one.
+            ConfigError: the model needs an image, and none was given.
         """
         label = self.label if label is None else label
         labels = self.labels(index, label)
@@ -279,10 +279,10 @@ class Pipeline:
     def states(
         self, index: Tensor, seed: int = 0, label: int | Sequence[int] | None = None, x: Tensor | None = None
     ) -> Iterator[Evaluation]:
-        """Every state on the way of the images with these numbers, on the index's device; see `decoded`.
+        """Every state, from noise to sample, of the images with these numbers, on the index's device; see `decoded`.
 
-        Image k's noise depends on (seed, k) alone, so the same image comes out of any batch. They begin at the states
-        x (n, *S), or where these are None at `start`.
+        Image k's noise depends only on (seed, k), so the image is the same in any batch. Sampling begins from x
+        (n, *S), or if that is None from `start`.
         """
         told = Conditioned(self.denoiser.to(index.device), self.conditions(index, seed, label))
         with torch.autocast(index.device.type, enabled=False):
@@ -290,7 +290,7 @@ class Pipeline:
             yield from self.sampler(told, x, self.times, Noise(seed, index, self.stream))
 
     def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
-        """The data that states at t, () of latents show, (n, *shape); themselves where there is no codec."""
+        """States at t, (), decoded to data, (n, *shape); unchanged if there is no codec."""
         codec = None if self.codec is None else self.codec.to(x_t.device)
         return decoded(codec, self.denoiser.schedule, x_t, torch.as_tensor(t, dtype=torch.float64))
 

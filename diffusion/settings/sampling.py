@@ -1,4 +1,4 @@
-"""What sampling takes beside a model: how many, in which way and where to; guidance, an image to begin from."""
+"""Settings of sampling: how many samples, by which method and to which file; guidance, an image to begin from."""
 
 import math
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -19,28 +19,26 @@ class Steering:
 
     Args:
         guidance: w, which tilts each noise level's density to `p(x_t) p(label | x_t)^w`; 1 is the label's own.
-        guidance_interval: levels sigma / alpha between which guidance acts, but that of a classifier.
+        guidance_interval: levels sigma / alpha between which guidance acts; not for guidance by a classifier.
         guidance_rescale: see `Extrapolation`.
-        guide: checkpoint of a worse version of the model, from whose answers guidance leads through the model's own.
-        guide_weights: which of the guide's weights, as for the model; without `guide` which of the model's own are a
-            worse version of it.
+        guide: checkpoint of a worse version of the model, for autoguidance.
+        guide_weights: which weights of the guide, as for the model; without `guide` the weights of the model itself
+            that are its worse version.
         classifier: checkpoint that steers a model without classes, as `checkpoint.find` takes it.
-        embedding: .npy file of the vectors (N, d) that condition a model in the place of labels.
-        condition: image file, or folder of them, that a model which is conditioned on images is told.
+        embedding: .npy file of vectors (N, d), the condition of a model that takes vectors instead of labels.
+        condition: image file, or folder of images, the condition of a model that takes images.
         init: image to begin from, or to complete.
         mask: image of the same size; white is repainted, black is kept.
-        resize: crop the centre of these images and resize it, as a folder of images to train on is, where they have
-            another size than the model's.
+        resize: crop the centre of images of another size than the model's and resize it, as in training on a folder.
         resample: RePaint's rounds of each step; 1 is the replacement method.
         t_start: where sampling begins.
         t_end: where it ends.
-        interpolate: two ends, each a seed, whose noise, or an image, whose inversion is where sampling begins; samples
-            lead from one to the other.
-        measure: how the image of `init` was measured of the one that is wanted: "blur", "downsample", "mask" or "grey".
+        interpolate: two ends between which the starting noise moves: each a seed, or an image, which is inverted.
+        measure: how the image of `init` was made from the wanted one: "blur", "downsample", "mask" or "grey".
         noise: standard deviation of the noise in that image, whose values lie in [-1, 1]; None is that of rounding to
             8 bits.
         blur_width: standard deviation of the blur, in pixels.
-        invert: turn the image of `init` into the noise that a deterministic sampler makes it of.
+        invert: compute the noise from which a deterministic sampler draws the image of `init`.
     """
 
     guidance: float = 1.0
