@@ -1,4 +1,4 @@
-"""The picture of the rooms in docs/architecture.md: who may import whom, and how large each is.
+"""The picture of the packages ("rooms") in docs/architecture.md: who may import whom, and how large each is.
 
 python docs/pictures/rooms.py [folder]
 """
@@ -14,12 +14,12 @@ sys.path[:0] = [str(ROOT / "tests" / "structure"), str(Path(__file__).parent)]
 import style
 from import_order import ROOMS
 
-# The way of a batch, and that of a sample, through the rooms.
+# The way of a batch, and that of a sample, through the packages.
 TRAINING, SAMPLING = (
     ["train.py", "training", "runs", "objectives", "denoisers", "networks"],
-    (["sample.py", "sampling", "runs", "samplers", "denoisers", "media"]),
+    (["sample.py", "sampling", "runs", "samplers", "denoisers", "networks"]),
 )
-# Where rooms that have a row of their own stand, so that no way passes one that is not on it.
+# Positions of packages, so that no way crosses a package that is not on it.
 X = {
     **{"training": 0.2, "evaluation": 0.75, "sampling": 0.45, "runs": 0.35, "exchange": 0.75, "models": 0.75},
     **{"objectives": 0.22, "denoisers": 0.36, "ode": 0.52, "trainable": 0.85},
@@ -27,14 +27,14 @@ X = {
 
 
 def lines(room: str) -> int:
-    """Of Python, in a room or a file."""
+    """Lines of Python in a package or a file."""
     path = ROOT / room if room.endswith(".py") or room == "data" else ROOT / "diffusion" / room
     files = path.rglob("*.py") if path.is_dir() else [path if path.suffix else path.with_suffix(".py")]
     return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
 
 
 def picture() -> Figure:
-    """A row for each line of the table of rooms, the scripts on top; below is what may be imported."""
+    """A row for each line of `ROOMS`, the scripts on top; a module may import what stands below it."""
     scripts = ["train.py", "sample.py", "evaluate.py", "export.py", "compare.py"]
     rows = [scripts, *(line.split() for line in reversed(ROOMS))]
     rows[-2].append("data")
