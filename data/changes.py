@@ -92,7 +92,7 @@ def check(before: Mapping[str, Tensor], now: Mapping[str, Tensor], since: str) -
         change = compared(before, now)
     except DataChanged as error:
         raise DataChanged(
-            f"the data have changed since {since}: {error}, and the validation loss would mean nothing: put the data "
+            f"the data have changed since {since}: {error}, and the validation loss would be meaningless: put the data "
             f"back as they were, or begin a new run on these, without resume="
         ) from error
     if change is not None:

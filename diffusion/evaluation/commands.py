@@ -132,7 +132,7 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     parts, kind, step = Parts(checkpoint.config), str(options.likelihood), checkpoint.step
     if parts.tunes:
         raise ConfigError(
-            f"likelihood={kind}: {checkpoint.path} is tuned for few calls and has no likelihood, since its answers "
+            f"likelihood={kind}: {checkpoint.path} is tuned for few calls and has no likelihood, since its outputs "
             f"are no posterior means: measure the model that it was tuned from"
         )
     # Densities need float64, which Apple's GPUs do not have.

@@ -1,4 +1,4 @@
-"""Checkpoints: where they are, and loading one without trusting it."""
+"""Checkpoints: finds them, and reads them without trusting them."""
 
 import os
 import pickle
@@ -85,7 +85,7 @@ def contents(path: Path) -> dict[str, Any]:
     checkpoint = load(path)
     kinds = {"config": dict, "state_dict": dict, "global_step": int}
     if not isinstance(checkpoint, dict) or not all(isinstance(checkpoint.get(k), kind) for k, kind in kinds.items()):
-        raise CheckpointError(f"{path} is a file of another program: it holds no configuration of this project")
+        raise CheckpointError(f"{path} is a file of another program: it holds no configuration of a run")
     try:
         check_checkpoint(checkpoint)
     except ConfigError as error:

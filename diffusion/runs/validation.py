@@ -206,7 +206,9 @@ def _check_optimizer(checkpoint: Mapping[str, Any], parts: Parts) -> None:
     if states.keys() != set(range(len(parameters))):
         lost = next((names[id(p)] for i, p in enumerate(parameters) if i not in states), "of no weights")
         raise Invalid(
-            f"the optimizer's state {lost} is missing" if lost in names.values() else "it has a state too many"
+            f"the optimizer's state {lost} is missing"
+            if lost in names.values()
+            else "the optimizer's state has an entry too many"
         )
     double = str(config["trainer"].get("precision")) in ("64", "64-true")
     used: set[int] = set()
@@ -253,11 +255,11 @@ def _check_moments(state: Any, p: Tensor, name: str, moments: tuple[str, ...], d
     wanted = {*moments, "step"} if len(moments) == 2 else {*moments}
     if not isinstance(state, Mapping) or state.keys() != wanted:
         has = ", ".join(map(str, state)) if isinstance(state, Mapping) else ""
-        raise Invalid(f"{what} holds {has or 'nothing'} in the place of {', '.join(sorted(wanted))}")
+        raise Invalid(f"{what} holds {has or 'nothing'} instead of {', '.join(sorted(wanted))}")
     for key in moments:
         _check_tensor(f"{key} of {name}", state[key], p, double)
         if not state[key].isfinite().all() or (key == "exp_avg_sq" and (state[key] < 0).any()):
-            raise Invalid(f"{key} of {name} has impossible numbers")
+            raise Invalid(f"{key} of {name} has numbers that are not finite, or negative")
 
 
 def _check_steps(value: Any, step: int, name: str, scaled: bool) -> None:
@@ -265,7 +267,7 @@ def _check_steps(value: Any, step: int, name: str, scaled: bool) -> None:
     right = isinstance(value, Tensor) and value.shape == () and value.is_floating_point() and value.isfinite().item()
     if not right or not (1 <= value <= step if scaled else value == step):
         said = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        raise Invalid(f"the optimizer counts {said!r} steps of {name}, and the run has taken {step}")
+        raise Invalid(f"the optimizer counts {said!r} steps of {name}, but the run has taken {step}")
 
 
 def _check_loops(checkpoint: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -302,10 +304,10 @@ def _check_counters(name: str, value: Any, wanted: Any) -> None:
         _check_counters(f"{name}.{key}", value[key], kind)
     counts = [value[key] for key in _ORDER if key in wanted]
     if counts != sorted(counts, reverse=True):
-        raise Invalid(f"{name} has completed more than it began")
+        raise Invalid(f"{name} has a counter of completed work above that of begun work")
     for key in wanted.get("current", {}):
         if value["current"][key] > value["total"][key]:
-            raise Invalid(f"{name} has more {key} now than in all")
+            raise Invalid(f"{name} has a current {key} above the total")
 
 
 _ORDER = ("ready", "started", "processed", "completed")
@@ -362,7 +364,7 @@ def _check_data(data: Any) -> None:
     if data is None:
         return
     if not isinstance(data, Mapping) or data.keys() != {"train", "val", "test"}:
-        raise Invalid("what it says of its data is not of the splits train, val and test")
+        raise Invalid("its entry DataModule must have the splits train, val and test")
     for split, identities in data.items():
         if not isinstance(identities, Tensor) or identities.dtype != torch.int64 or identities.ndim != 1:
-            raise Invalid(f"what it says of the data of {split} is no list of whole numbers")
+            raise Invalid(f"its entry DataModule.{split} is no list of whole numbers")

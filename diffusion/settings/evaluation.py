@@ -57,9 +57,9 @@ class Options:
                 said = " or ".join("null" if choice is None else choice for choice in choices)
                 raise ValueError(f"{name} must be {said}, got {vars(self)[name]!r}")
         if self.likelihood and self.samples:
-            raise ValueError(f"likelihood={self.likelihood} is that of data under a model: leave samples= out")
+            raise ValueError(f"likelihood={self.likelihood} needs a model and data: leave samples= out")
         if self.likelihood and isinstance(self.ckpt, list):
-            raise ValueError(f"likelihood={self.likelihood} is that of data under one model: name one checkpoint")
+            raise ValueError(f"likelihood={self.likelihood} needs one model: name one checkpoint")
         if self.samples and self.ckpt not in (None, ""):
             raise ValueError("ckpt= draws samples and samples= brings them: leave one out (samples= needs dataset=)")
         for name in ("out", "cache"):

@@ -54,7 +54,7 @@ def warn_of_likeness(data: DataModule) -> None:
     if spread < 0.01:
         warnings.warn(
             f"the training data are nearly all alike (standard deviation {spread:.2g}, of data in [-1, 1]): a model of "
-            f"them can draw nothing else",
+            f"them can only draw such data",
             stacklevel=2,
         )
 
