@@ -145,7 +145,10 @@ class HuggingFace(Collection):
         # Older ones run the code that a data set brings.
         if find_spec("datasets") is None or int(version("datasets").split(".")[0]) < 4:
             raise ValueError("dataset=huggingface needs the package datasets, 4.0 or newer: pip install -U datasets")
-        import datasets
+        try:
+            import datasets
+        except ImportError as error:  # of pyarrow, say, on a version of NumPy that it does not know
+            raise ValueError(f"the package datasets cannot be imported: {_text(error)}") from error
 
         datasets.disable_progress_bars()
         for name in ("datasets", "huggingface_hub"):  # what they say of each attempt is said here in one line

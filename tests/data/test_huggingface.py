@@ -220,4 +220,7 @@ def test_without_the_package_one_line_says_how_to_install_it(tmp_path: Path, mon
     (tmp_path / "x.parquet").write_bytes(b"")
     with pytest.raises(ValueError, match="needs the package datasets, 4.0 or newer: pip install -U datasets"):
         HuggingFace(tmp_path / "x.parquet").load()
-    assert sys.modules["datasets"] is datasets
+    monkeypatch.setattr("data.huggingface.find_spec", lambda name: datasets.__spec__)
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="the package datasets cannot be imported: "):
+        HuggingFace(tmp_path / "x.parquet").load()
