@@ -146,9 +146,9 @@ def test_it_takes_any_size_that_the_patch_divides_and_pads_others(shape: tuple[i
 @pytest.mark.parametrize(
     ("shape", "settings", "message"),
     [
-        ((1, 8, 9), {}, "8x9 cannot pass network=dit with patch=2: .* multiples of 2; add network.pad=true, .*patch"),
+        ((1, 8, 9), {}, r"8x9 cannot pass dit with patch=2: .* multiples of 2; pad them \(pad=true\), .*patch"),
         ((1, 28, 28), {"patch": 8}, "28x28 .* multiples of 8"),
-        ((2,), {}, r"network=dit needs images .*, got shape \(2,\)"),
+        ((2,), {}, r"dit needs images .*, got shape \(2,\)"),
         ((1, 8, 8), {"patch": 0}, "patch, depth and heads of at least 1"),
         ((1, 8, 8), {"depth": 0}, "depth=0"),
         ((1, 8, 8), {"width": 18, "heads": 1}, "multiple of 4 and of heads"),

@@ -100,7 +100,7 @@ def test_an_autoencoder_pads_what_it_encodes_and_crops_what_it_decodes() -> None
 
 @pytest.mark.parametrize("name", ["unet", "tutorial"])
 def test_a_size_that_does_not_divide_is_refused_with_the_setting_that_pads_it(name: str) -> None:
-    with pytest.raises(ValueError, match="30x31 .* multiples of .*; add network.pad=true, change the image size, or "):
+    with pytest.raises(ValueError, match=r"30x31 .* multiples of .*; pad them \(pad=true\), change the image size"):
         NETWORKS[name]((1, 30, 31), pad=False)
 
 
