@@ -18,11 +18,16 @@ $(READY): requirements.txt
 
 install: $(READY) ## the virtual environment: .venv, or .venv-3.13 with PYTHON=python3.13
 
-demo: $(READY) ## train on 8x8 digits in about two minutes, then draw them
+demo: $(READY) ## train on digits of MNIST in two minutes of two CPU cores, draw them, score them
 	$(BIN)/python train.py
-	$(BIN)/python sample.py ckpt=last
-	$(BIN)/python sample.py ckpt=last n=64 sampler=ddim steps=50 out=lightning_logs/demo/digits.png
-	@echo "watch the training:  $(BIN)/tensorboard --logdir lightning_logs"
+	$(BIN)/python sample.py ckpt=last label=all guidance=2 steps=40 out=lightning_logs/demo/digits.gif
+	$(BIN)/python docs/pictures/model.py beside last lightning_logs/demo/beside.png
+	$(BIN)/python evaluate.py ckpt=last n=500
+	@echo "digits come out of noise, a row each:     lightning_logs/demo/digits.gif"
+	@echo "samples, left, and real digits, right:    lightning_logs/demo/beside.png"
+	@echo "the training images nearest to samples:   $$(ls -td lightning_logs/mnist5k/version_* | head -1)/neighbours.png"
+	@echo "curves and pictures of the training:      $(BIN)/tensorboard --logdir lightning_logs"
+	@echo "next, clothes in ten minutes:             $(BIN)/python train.py experiment=fast_fashion"
 
 test: $(READY) ## the whole default suite
 	$(BIN)/python -m pytest

@@ -29,6 +29,7 @@ PATHS = (
     *("runs", "runtime", "samples", "cache", "data_dir"),
     *("dataset.path", "dataset.source.path", "dataset.source.data_dir"),
 )
+DEMO = "experiment=demo"  # what train.py trains where no group is chosen and no run resumed
 LONGEST = 2000  # characters of a message
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
@@ -200,7 +201,7 @@ def one_line(error: BaseException) -> str:
 
 
 def checked(arguments: list[str], config_name: str) -> list[str]:
-    """The arguments with --multirun first, where Hydra's parser takes it; exits if one is no option and no setting."""
+    """The arguments as Hydra takes them, --multirun first, `DEMO` if none chooses; exits if one is no setting."""
     for argument in arguments:
         name = argument.split("=")[0]
         if name in ("-m", "--multirun") and config_name != "train":
@@ -217,6 +218,9 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             )
     _check_form(arguments, config_name)
     arguments = [plain_path(argument) for argument in arguments]
+    chosen = {argument.partition("=")[0] for argument in arguments if argument not in ("resume=auto", "resume=null")}
+    if config_name == "train" and chosen.isdisjoint([*groups_of(config_name), "resume"]):
+        arguments.append(DEMO)
     for group in groups_of(config_name):
         for argument in arguments:
             if re.match(rf"{re.escape(group)}=\s*[\[{{]", argument):

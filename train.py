@@ -1,7 +1,8 @@
 """Trains a diffusion model.
 
 Examples:
-    python train.py                                      8x8 digits, in minutes on any machine
+    python train.py                                      experiment=demo: digits of MNIST, in minutes on any machine
+    python train.py dataset=fashion                      any group that is named: from the standard DDPM, not the demo
     python train.py dataset=cifar timesteps=500          another dataset, fewer noising steps
     python train.py experiment=fast_fashion              a recipe that suits a CPU
     python train.py resume=last trainer.max_steps=4000   go on with the newest run

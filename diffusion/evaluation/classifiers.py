@@ -18,10 +18,16 @@ from diffusion.evaluation.extractors import Classifier, train_classifier
 from diffusion.terminal.progress import counted
 
 SHIPPED = Path(__file__).parent / "shipped"
+SOURCES = {
+    "digits": "data.images.Digits",
+    "fashion": "data.images.Fashion",
+    "mnist5k": "data.mnist5k.Mnist5k",
+}
 # sha256 of the files, by the data set that they were trained on.
 SHA256 = {
     "digits": "5de728d33ede723215a3a5b33763a667a448f3883ad1a8ef800a8364513683e6",
     "fashion": "0be660293d5ae2204fd8c57b994f4593c94dab3b5db9b089164ef5305267e8e9",
+    "mnist5k": "f1c1f13294ae47710508d951eda9a47dd7881e624adff4aed258206cf182f5b6",
 }
 
 
@@ -42,7 +48,7 @@ def shipped(dataset: Mapping[str, Any]) -> Classifier | None:
     """
     name, shape = dataset["name"], dataset["shape"]
     source = dataset["source"]
-    if source["_target_"] != f"data.images.{name.capitalize()}" or name not in SHA256:
+    if source["_target_"] != SOURCES.get(name):
         return None
     if source.get("holdout", 0) > HELD_OUT:
         return None

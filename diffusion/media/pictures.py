@@ -147,13 +147,22 @@ def animation(states: Sequence[Tensor], rows: int | None = None) -> list[Pixels]
     return [picture(state, rows, limit) for state in states]
 
 
-def evenly(n_states: int, frames: int) -> list[int]:
-    """At most `frames` distinct, rising, evenly spaced indices of `n_states` states, the first and the last among them.
+def evenly(positions: Sequence[float], frames: int) -> list[int]:
+    """At most `frames` distinct, rising indices of states, the first and the last among them, that are evenly spaced.
 
-    `frames=1` is the last alone. Raises ValueError if either number is below 1.
+    Args:
+        positions: of the states, (N,), on the scale on which they are to be even; `range(N)` for even in number.
+        frames: how many; 1 is the last state alone.
+
+    Raises:
+        ValueError: `frames` is below 1, or there is no state.
     """
+    n_states = len(positions)
     if n_states < 1 or frames < 1:
         raise ValueError(f"cannot choose {frames} frames of {n_states} states: both must be at least 1")
-    if frames == 1:
-        return [n_states - 1]
-    return [int(i) for i in np.linspace(0, n_states - 1, min(frames, n_states)).round()]
+    frames = min(frames, n_states)
+    places, chosen = np.asarray(positions, np.float64), [-1]
+    for k, target in enumerate(np.linspace(places[0], places[-1], frames)[:-1]):
+        free = slice(chosen[-1] + 1, n_states - frames + k + 1)  # leaves a state to each of the later frames
+        chosen.append(free.start + int(np.abs(places[free] - target).argmin()))
+    return [*chosen[1:], n_states - 1]

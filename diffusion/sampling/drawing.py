@@ -201,11 +201,11 @@ class Drawing:
             print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already")
 
     def _states(self, numbers: "range | list[int]", frames: int = 1) -> Tensor:
-        """Evenly spaced states of the samples with these numbers, the samples last: (frames, n, *S)."""
+        """States of the samples with these numbers, even in log-SNR, the samples last: (frames, n, *S)."""
         options, times = self.options, self.pipeline.times
         batches = math.ceil(math.ceil(len(numbers) / len(self.places)) / options.batch_size)
         show = "x0" if options.show == "x0" else "x_t"
-        keep = media.evenly(len(times), frames)
+        keep = self.pipeline.shown(frames)
         with progress(batches * len(times), "step", "sampling") as advance:
             return frames_on(
                 *(self.places, self.pipeline, numbers, options.seed, self.label, options.batch_size, keep, show),
@@ -218,7 +218,7 @@ class Drawing:
         if self.n > len(test):
             raise ConfigError(f"n={self.n}: show=both draws as many real samples, and the test split has {len(test)}")
         index = torch.arange(self.n)
-        times = pipeline.times[media.evenly(len(pipeline.times), self.options.frames)]
+        times = pipeline.times[pipeline.shown(self.options.frames)]
         x0 = encoded(pipeline.codec, test.get(index))
         noise = Noise(self.options.seed, index, EVALUATION)
         states = trajectory(pipeline.denoiser.schedule, x0, times, noise)

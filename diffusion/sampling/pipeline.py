@@ -17,6 +17,7 @@ from torch import Tensor
 
 from data.conditions import ImageCondition
 from data.stream import Examples
+from diffusion import media
 from diffusion.build import ConfigError, Unfit
 from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoiser, DynamicThreshold
 from diffusion.machine.memory import MOST_STEPS
@@ -44,6 +45,8 @@ from diffusion.sampling.conditions import Given, Rows, of_images
 from diffusion.settings.idle import refuse_clip
 from diffusion.settings.sampling import Steering
 
+# Below, the noise is seven times the data; above, it is two of 255 grey levels: neither changes what one sees.
+VISIBLE_LOG_SNR = (-4.0, 8.0)
 # The grids to try where a sampler is far off, by the names of their choices.
 GRIDS: dict[str, Grid] = {
     "trailing": TrailingGrid(),
@@ -304,6 +307,17 @@ class Pipeline:
     ) -> Tensor:
         """Samples, (n, *shape) on the CPU; the arguments are those of `frames`."""
         return self.frames(n, seed, label, batch_size, device)[-1]
+
+    def shown(self, frames: int) -> list[int]:
+        """The states of an animation of at most so many frames, as `keep=` of `frames`: even in log-SNR, where it is
+        visible, with the first state and the last.
+
+        Of steps that are even in t, most states are too noisy to show anything.
+        """
+        low, high = VISIBLE_LOG_SNR
+        log_snr = self.denoiser.schedule.log_snr(self.times)
+        seen = [0, *(i for i in range(1, len(log_snr) - 1) if low < log_snr[i] < high), len(log_snr) - 1]
+        return [seen[k] for k in media.evenly(log_snr[seen].clamp(low, high).tolist(), frames)]
 
     def frames(
         self,

@@ -57,7 +57,7 @@ class Preview(AfterStep):
                 if module.denoiser.condition_channels:
                     told = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
                 pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, told)
-                keep = range(len(pipeline.times))
+                keep = pipeline.shown(len(pipeline.times))
                 states = pipeline.frames(self.n, device=str(module.device), keep=keep)
                 frames = media.animation(list(states))
                 module.logger.log_picture("samples", frames[-1], step)

@@ -1,6 +1,6 @@
 """The picture of docs/elbo.md: the variational bound of a trained model, term by term, and what a loss makes of it.
 
-python train.py
+python train.py dataset=digits
 python docs/pictures/elbo.py lightning_logs/digits/version_0
 """
 

@@ -1,4 +1,5 @@
-"""Every command of the documentation and of the scripts' examples names what exists and passes the early checks."""
+"""Every command of the documentation, of `make demo` and of the scripts' examples names what exists and passes the
+early checks."""
 
 import importlib.util
 import re
@@ -26,6 +27,11 @@ SCRIPTS = {"train": train, "sample": sample, "evaluate": evaluate, "export": exp
 PAGES = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").glob("*.md")) if page.stem != "extending")]
 
 
+def demo() -> list[str]:
+    """The commands of `make demo`, in their order."""
+    return re.findall(r"^\t\$\(BIN\)/(python \w.*\.py.*)$", (ROOT / "Makefile").read_text().split("\ntest:")[0], re.M)
+
+
 def commands() -> list[tuple[str, str]]:
     """(where it stands, command without its comment), in the order of the pages; each command once."""
     found: dict[str, str] = {}
@@ -36,6 +42,8 @@ def commands() -> list[tuple[str, str]]:
         for line in lines:
             if line.startswith("python "):
                 found.setdefault(shlex.join(shlex.split(line, comments=True)), page.name)
+    for line in demo():
+        found.setdefault(line, "Makefile")
     for name, script in SCRIPTS.items():
         for example in re.findall(r"^    (python .+)$", script.__doc__ or "", re.M):
             found.setdefault(re.split(r" {3,}", example)[0], f"{name}.py")

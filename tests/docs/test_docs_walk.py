@@ -1,8 +1,9 @@
-"""A reader of any section, after the demo, types its commands in their order: each does its work.
+"""A reader of any section, after a first run, types its commands in their order: each does its work.
 
 Networks, data and numbers of samples are made small; nothing else of a command changes.
 """
 
+import importlib
 import importlib.util
 import re
 import shlex
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.scripts import call
-from test_docs_commands import PAGES, SCRIPTS
+from test_docs_commands import PAGES, ROOT, SCRIPTS, demo
 
 from data.images import DEBIAN_FASHION
 
@@ -22,9 +23,9 @@ BRIEF = (
     *("val_every=2", "preview_every=0"),
 )
 # What a section says that its reader has done before.
-GROUPS = "python train.py network.groups=8"
+GROUPS = "python train.py dataset=digits network.groups=8"
 BEFORE = {
-    "conditions.md Sampling": ["python train.py dataset.condition=lowres"],
+    "conditions.md Sampling": ["python train.py dataset=digits dataset.condition=lowres"],
     "exchange.md To diffusers": [GROUPS],
     "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
 }
@@ -88,15 +89,15 @@ def needs_download(words: list[str]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as `make demo` leaves it, with files of the reader's own."""
-    folder = tmp_path_factory.mktemp("demo")
-    tiny = ("network.widths=[8,8]", "network.blocks=1", "trainer.max_steps=4", *BRIEF[:4], *BRIEF[5:])
+def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the standard model of digits was trained, with files of the reader's own."""
+    folder = tmp_path_factory.mktemp("used")
+    tiny = ("dataset=digits", "network.widths=[8,8]", "network.blocks=1", "trainer.max_steps=4", *BRIEF[:4], *BRIEF[5:])
     assert call(SCRIPTS["train"], folder, *tiny).code == 0
     run = folder / "lightning_logs" / "digits" / "version_0"
     for name in ("best.ckpt", "cifar.ckpt"):
         shutil.copy(run / "checkpoints" / "last.ckpt", folder / name)
-    for number in (1, 2, 3):  # a reader who tries the demo again
+    for number in (1, 2, 3):  # a reader who trains it again
         shutil.copytree(run, run.with_name(f"version_{number}"))
     chance = np.random.default_rng(0)
     for place in ("photos", "pictures"):
@@ -114,11 +115,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("section", "commands"), sections(), ids=[name for name, _ in sections()])
-def test_the_commands_of_a_section_work_in_order_after_the_demo(
-    section: str, commands: list[str], demo: Path, tmp_path: Path
+def test_the_commands_of_a_section_work_in_order_after_a_run(
+    section: str, commands: list[str], used: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "reader"
-    shutil.copytree(demo, folder)
+    shutil.copytree(used, folder)
     for line in [*BEFORE.get(section, []), *commands]:
         _, script, *words = shlex.split(line, comments=True)
         if needs_download(words) or lacks_package(words) or "--help" in words:
@@ -126,3 +127,24 @@ def test_the_commands_of_a_section_work_in_order_after_the_demo(
         arguments = brief(script.removesuffix(".py"), words)
         outcome = call(SCRIPTS[script.removesuffix(".py")], folder, *arguments)
         assert outcome.code == 0, f"{line}\n{' '.join(arguments)}\n{outcome.err}"
+
+
+@pytest.mark.slow
+def test_make_demo_leaves_the_files_that_it_names_in_an_empty_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
+    for line in demo():
+        _, script, *words = line.split()
+        if script == "docs/pictures/model.py":
+            monkeypatch.chdir(tmp_path)
+            vars(importlib.import_module("model"))[words[0]](*words[1:])
+            continue
+        name = script.removesuffix(".py")
+        more = {"train": ["train_images=400", "trainer.max_steps=4", "val_every=4"], "sample": ["n=20"]}.get(name, [])
+        outcome = call(SCRIPTS[name], tmp_path, *words, *more, "accelerator=cpu")
+        assert outcome.code == 0, f"{line}\n{outcome.err}"
+    said = re.findall(r'^\t@echo ".*(lightning_logs/demo/\S+)', (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(said) == 2
+    files = [*(tmp_path / name for name in said), *tmp_path.glob("lightning_logs/mnist5k/version_0/neighbours.png")]
+    assert len(files) == 3 and all(file.stat().st_size > 1000 for file in files)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data.images import DEBIAN_FASHION, Digits, Fashion
+from data.mnist5k import Mnist5k
 from diffusion.evaluation import classifiers
 from diffusion.evaluation import extractors as ext
 from diffusion.evaluation.cache import Cache, fingerprint, read_arrays, write_arrays
@@ -67,13 +68,16 @@ def test_training_a_classifier_repeats_itself_and_leaves_the_random_numbers_alon
 
 
 def test_shipped_classifiers_are_small_whole_and_accurate() -> None:
-    for name, source, least in (("digits", Digits(), 0.97), ("fashion", Fashion(download=False), 0.9)):
+    for name, source, least in (
+        *(("digits", Digits(), 0.97), ("fashion", Fashion(download=False), 0.9)),
+        ("mnist5k", Mnist5k(), 0.97),
+    ):
         path = classifiers.SHIPPED / f"{name}.npz"
         assert path.stat().st_size < 500_000
         assert hashlib.sha256(path.read_bytes()).hexdigest() == classifiers.SHA256[name]
         if name == "fashion" and not DEBIAN_FASHION.is_dir():
             continue
-        target = f"data.images.{type(source).__name__}"
+        target = f"{type(source).__module__}.{type(source).__name__}"
         data = {"name": name, "shape": list(source.shape), "source": {"_target_": target}}
         made = classifiers.shipped(data)
         assert made is not None

@@ -22,8 +22,9 @@ FIXTURES = Path(__file__).parents[1] / "fixtures"
 SCRIPTS = {f"{script.__name__}.py": script for script in (train, sample, evaluate, export)}
 # Of the page's runs, so that they take seconds.
 BRIEF = (
-    *("network.widths=[8,16]", "network.blocks=1", "timesteps=30", "batch_size=16", "train_images=64"),
-    *("trainer.max_steps=2", "val_every=2", "trainer.limit_val_batches=1", "preview_every=0", "accelerator=cpu"),
+    *("dataset=digits", "network.widths=[8,16]", "network.blocks=1", "timesteps=30", "batch_size=16"),
+    *("train_images=64", "trainer.max_steps=2", "val_every=2", "trainer.limit_val_batches=1", "preview_every=0"),
+    "accelerator=cpu",
 )
 
 
@@ -36,7 +37,8 @@ def test_the_commands_and_the_code_of_the_page_run(tmp_path: Path, monkeypatch: 
             continue
         for command in text.strip().splitlines():
             _, script, *arguments = shlex.split(command)
-            brief = [word for word in BRIEF if "init_from" not in command or not word.startswith(("network", "timest"))]
+            given = ("dataset", "network", "timest") if "init_from" in command else ("dataset",)
+            brief = [word for word in BRIEF if not word.startswith(given)]
             outcome = call(SCRIPTS[script], tmp_path, *arguments, *(brief if script == "train.py" else ()))
             assert outcome.code == 0, outcome.err
     assert {"grid.png", "folder.png", "digits.safetensors", "ddpm-digits"} <= {file.name for file in tmp_path.iterdir()}

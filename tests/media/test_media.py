@@ -122,7 +122,7 @@ def test_all_clouds_of_an_animation_share_the_axes_of_the_last() -> None:
     ("n_states", "frames"), [(1, 1), (1, 9), (2, 2), (10, 3), (10, 7), (10, 10), (11, 50), (1001, 30)]
 )
 def test_evenly_spaced_frames_have_both_ends_and_no_double(n_states: int, frames: int) -> None:
-    chosen = media.evenly(n_states, frames)
+    chosen = media.evenly(range(n_states), frames)
     assert len(chosen) == min(n_states, frames)
     assert (chosen[0], chosen[-1]) == (0, n_states - 1)
     steps = np.diff(chosen)

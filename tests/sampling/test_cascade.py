@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.scripts import TINY, assert_refused, call
+from support.scripts import TINY, assert_refused, call, on_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -223,7 +223,7 @@ def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bo
     ],
 )
 def test_training_refuses_conditions_that_cannot_be(tmp_path: Path, arguments: str, said: str) -> None:
-    assert_refused(call(train, tmp_path, *arguments.split()), said)
+    assert_refused(call(train, tmp_path, *on_digits(arguments)), said)
     assert not (tmp_path / "lightning_logs").exists()
 
 

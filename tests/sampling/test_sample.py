@@ -16,7 +16,6 @@ import cli
 import diffusion.sampling
 import sample
 import train
-from diffusion.media import evenly
 from diffusion.sampling import Pipeline
 from diffusion.sampling.parallel import frames_on
 from diffusion.settings.sampling import Options
@@ -75,10 +74,6 @@ def test_the_checkpoint_alone_gives_a_gif_in_the_runs_folder(folder: Path) -> No
             gif.seek(frame)
             durations.append(gif.info["duration"])
     assert durations == [200] * 20 + [2000]
-
-
-def test_the_default_frames_of_a_thousand_steps_are_fifty_steps_apart() -> None:
-    assert evenly(1001, 21) == list(range(0, 1001, 50))
 
 
 def test_last_is_the_newest_run_and_a_number_names_one(folder: Path) -> None:

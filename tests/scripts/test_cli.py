@@ -303,3 +303,22 @@ for line in {[line for line, _ in EARLY[script]]!r}:
     for line, (_, said) in zip(lines, EARLY[script], strict=True):
         assert line.startswith("error: "), line
         assert said in line
+
+
+@pytest.mark.parametrize(
+    ("typed", "demo"),
+    [
+        ("", True),
+        ("seed=1 trainer.max_steps=50", True),
+        ("resume=auto", True),
+        ("-m lr=1e-3,2e-3", True),
+        ("dataset=digits", False),
+        ("schedule=cosine", False),
+        ("network=dit_mini", False),
+        ("dataset.condition=lowres", False),
+        ("resume=last", False),
+    ],
+)
+def test_train_without_a_group_and_without_a_run_is_the_demo(typed: str, demo: bool) -> None:
+    assert (cli.DEMO in cli.checked(typed.split(), "train")) == demo
+    assert cli.DEMO not in cli.checked(["ckpt=last"], "sample")

@@ -51,7 +51,11 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
     for part in ("objective", "learning_rate", "ema", "sampler", "grid"):
         build(config[part], part)
     assert build(config["optimizer"], "optimizer")(network, fused=False).param_groups
-    name = {**dict.fromkeys((*SDES, "learned_variance", "few_step"), "digits"), **dict.fromkeys(CASCADE, "fashion")}
+    name = {
+        **dict.fromkeys((*SDES, "learned_variance", "demo"), "mnist5k"),
+        **dict.fromkeys(CASCADE, "fashion"),
+        "few_step": "digits",
+    }
     assert config["dataset"]["name"] == name.get(experiment, experiment.removesuffix("_cond").rpartition("_")[2])
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
 
@@ -182,7 +186,7 @@ def test_a_group_that_is_typed_replaces_all_that_the_experiment_said_of_it(exper
 
 
 def test_ncsn_visits_each_of_the_papers_levels() -> None:
-    config = resolved("experiment=ncsn", "network.widths=[8,16]")
+    config = resolved("experiment=ncsn", "dataset=digits", "network.widths=[8,16]")
     sampler, times = sampler_and_times(Parts(config), denoiser := build_model(config))
     levels = denoiser.schedule(times[:-1])[1].tolist()
     assert levels == pytest.approx([2 / 100 ** (i / 9) for i in range(10)], rel=1e-9)
@@ -239,7 +243,7 @@ def test_the_folder_experiment_has_the_general_trainers_values() -> None:
 @pytest.mark.parametrize("overrides", [[], ["dataset=gaussians"], ["objective=vlb"], ["denoiser=v"]])
 def test_a_learned_variance_trains_on_pixels_and_on_points(overrides: list[str]) -> None:
     config = resolved("experiment=learned_variance", *overrides, "denoiser.variance=learned")
-    assert config["objective"]["eight_bit"] is (config["dataset"]["name"] == "digits")
+    assert config["objective"]["eight_bit"] is (config["dataset"]["name"] != "gaussians")
     assert loss_of_one_step(config).isfinite()
 
 
@@ -274,7 +278,7 @@ def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next()
 
 @pytest.mark.parametrize(("typed", "said"), [(True, 1), (False, 0)])
 def test_as_many_sampling_steps_as_noising_steps_are_explained_where_they_are_typed(typed: bool, said: int) -> None:
-    config = resolved("steps=1000", "network.widths=[8,16]", "network.blocks=1")
+    config = resolved("dataset=digits", "steps=1000", "network.widths=[8,16]", "network.blocks=1")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         steps.check_sampling(Parts(config), {"steps"} if typed else ())

@@ -30,7 +30,7 @@ VALUES = (
     *("[]", "[[1]]", "[1,2]", "[a]", "{}", "{a:1}", "''", "' '", "ü", "abc", "/dev/null", "x" * 3000),
 )
 SCRIPTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
-    "train": (train, ("accelerator=cpu", "network.widths=[8,8]", "network.blocks=1")),
+    "train": (train, ("accelerator=cpu", "dataset=digits", "network.widths=[8,8]", "network.blocks=1")),
     "sample": (sample, (f"ckpt={CHECKPOINT}", "accelerator=cpu", "out=x.png")),
     "evaluate": (evaluate, (f"ckpt={CHECKPOINT}", "accelerator=cpu", "n=100", "cache=null", "out=scores")),
 }
@@ -59,7 +59,8 @@ CASES = {script: list(choices(script)) for script in SCRIPTS}
 def fault(script: str, chosen: tuple[str, ...], key: str, value: str, folder: Path) -> str | None:
     """What is wrong with how a script answers one value; None if it refuses it in one line or takes it."""
     module, arguments = SCRIPTS[script]
-    own = [argument for argument in arguments if argument.split("=")[0] != key]
+    typed = {key, *(argument.partition("=")[0] for argument in chosen)}
+    own = [argument for argument in arguments if argument.partition("=")[0] not in typed]
     if key == "network" or any(argument.startswith(("network=", "dataset=")) for argument in chosen):
         own = [argument for argument in own if not argument.startswith("network.")]
     signal.alarm(SECONDS)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.scripts import call
+from support.scripts import call, on_digits
 
 import cli
 import train
@@ -23,7 +23,7 @@ import train
 def test_what_would_go_with_the_rest_is_named_and_does(
     typed: str, passing: dict[str, list[str]], tmp_path: Path
 ) -> None:
-    outcome = call(train, tmp_path, *typed.split(), "accelerator=cpu")
+    outcome = call(train, tmp_path, *on_digits(typed), "accelerator=cpu")
     assert outcome.code == 1
     (line,) = outcome.err.splitlines()
     _, _, would = line.partition("; with all else as it is, this would do: ")
@@ -35,7 +35,8 @@ def test_what_would_go_with_the_rest_is_named_and_does(
 
 
 def test_what_was_typed_for_the_group_counts_in_what_would_go(tmp_path: Path) -> None:
-    outcome = call(train, tmp_path, "timesteps=10", "accelerator=cpu")  # which a schedule=linear has not by itself
+    # schedule=linear has 1,000 timesteps by itself.
+    outcome = call(train, tmp_path, *on_digits("timesteps=10"), "accelerator=cpu")
     assert "schedule=cosine, geometric\n" in outcome.err
-    outcome = call(train, tmp_path, "schedule.zero_terminal_snr=true", "accelerator=cpu")
+    outcome = call(train, tmp_path, *on_digits("schedule.zero_terminal_snr=true"), "accelerator=cpu")
     assert "schedule=" not in outcome.err.partition("this would do: ")[2]

@@ -142,7 +142,7 @@ def test_data_that_are_not_here_are_replaced_without_another_network(rows: Rows,
     replaced = composed(*settings, *rows._data(named))
     assert replaced.network._target_ == named.network._target_
     assert replaced.network.get("widths") == named.network.get("widths")
-    assert replaced.dataset.name in ("folder", "digits")
+    assert replaced.dataset.name in ("folder", "digits", "mnist5k")
 
 
 @pytest.mark.slow

@@ -17,6 +17,13 @@ TINY = (
 )
 
 
+def on_digits(settings: str) -> list[str]:
+    """These settings of train.py, with dataset=digits where neither data nor a run is named."""
+    words = settings.split()
+    named = any(word.startswith(("dataset=", "experiment=", "resume=")) for word in words)
+    return words if named else ["dataset=digits", *words]
+
+
 class Outcome(NamedTuple):
     """What a command did: its exit status and what it printed."""
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support.scripts import TINY, Outcome, assert_refused, call
+from support.scripts import TINY, Outcome, assert_refused, call, on_digits
 
 import train
 from diffusion.runs.checkpoints import Checkpoint, newest_good, read
@@ -161,7 +161,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
 def test_bad_input_is_refused_in_one_line_before_anything_is_written(
     arguments: str, said: list[str], tmp_path: Path
 ) -> None:
-    assert_refused(call(train, tmp_path, *arguments.split()), *said)
+    assert_refused(call(train, tmp_path, *on_digits(arguments)), *said)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -243,7 +243,7 @@ def test_a_resumed_run_takes_the_limit_that_was_typed(trained: tuple[Path, Outco
     ],
 )
 def test_a_run_cannot_turn_into_another(trained: tuple[Path, Outcome], arguments: str, said: list[str]) -> None:
-    assert_refused(call(train, trained[0], *arguments.split()), *said)
+    assert_refused(call(train, trained[0], *on_digits(arguments)), *said)
     assert len(list((trained[0] / "lightning_logs/digits").iterdir())) == 1
 
 
