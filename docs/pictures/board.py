@@ -1,6 +1,6 @@
 """A picture of TensorBoard with the runs of a folder, by a headless Chromium.
 
-python docs/pictures/tensorboard.py lightning_logs docs/images/tensorboard.png
+python docs/pictures/board.py lightning_logs docs/images/board.png
 """
 
 import socket
