@@ -109,13 +109,13 @@ def results_of(file: Path, name_of: _NameOf) -> Iterator[Result]:
         if record.get("scores"):
             method = {name: value for name, value in record.items() if name not in (*_FACTS, *_JUDGED, "scores")}
             judged = {name: _hashable(record.get(name)) for name in _JUDGED}
-            values = {name: float(row["samples"]["value"]) for name, row in record["scores"].items()}
+            values = {name: _number(row["samples"]["value"]) for name, row in record["scores"].items()}
             yield _result(file, record, _method(method), judged, values, name_of)
         for kind, found in record.get("likelihood", {}).items():
             how = ("dataset", "split", "n", "steps", "tolerance", "probes", "unit")
             judged = {"likelihood": kind} | {name: _hashable(found.get(name)) for name in how}
             method = {"weights": found.get("weights")}
-            values = {f"{kind} in {found['unit']}": float(found["value"])}
+            values = {f"{kind} in {found['unit']}": _number(found["value"])}
             yield _result(file, found, method, judged, values, name_of)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}): score its run again") from error
@@ -165,11 +165,17 @@ def _result(
         return Result(run=str(folder), seed=None, settings={"model": str(folder), **how}, images=None, **common)
     trainer = config["trainer"]
     images = step * config["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
-    # The length of a run with a budget follows from the machine's speed, unless it has been cut off.
-    by_budget = config.get("budget_minutes") is not None and step >= (trainer.get("max_steps") or 0)
-    length = {} if by_budget else {"trained steps": step}
-    settings = _of_training(config, name_of) | length | how
+    settings = _of_training(config, name_of) | _length(config, step) | how
     return Result(run=str(folder), seed=config["seed"], settings=settings, images=images, **common)
+
+
+def _length(config: Mapping[str, Any], step: int) -> dict[str, Any]:
+    """How far a run had come, and of how many steps, which a decaying learning rate knows. That of a whole run with a
+    budget follows from the speed of its machine."""
+    last = config["trainer"].get("max_steps")
+    if last in (None, step):
+        return {} if config.get("budget_minutes") is not None else {"trained steps": step}
+    return {"trained steps": f"{step} of {last}"}
 
 
 def record_of(file: Path) -> dict[str, Any]:
@@ -250,6 +256,12 @@ def flat(config: Mapping[str, Any], name_of: _NameOf, skipped: Container[str] = 
 
     walk(config, "")
     return found
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def _hashable(value: Any) -> Any:

@@ -99,7 +99,8 @@ def test_saved_scores_are_averaged_over_seeds_in_markdown_latex_csv_and_a_pictur
 def test_runs_that_have_come_less_far_are_another_row_but_not_with_a_budget(tmp_path: Path) -> None:
     for number, step in enumerate((4, 2)):
         scored(run(tmp_path, number, seed=number), 0.1, step=step)
-    assert [row[0] for row in rows(compared(tmp_path, "runs=[0,1]").out)[2:]] == ["trained steps=4", "trained steps=2"]
+    names = [row[0] for row in rows(compared(tmp_path, "runs=[0,1]").out)[2:]]
+    assert names == ["trained steps=4", "trained steps=2 of 4"]
     shutil.rmtree(tmp_path / "lightning_logs")
     for number, step in enumerate((4, 5)):
         of_budget = {"budget_minutes": 1.0, "trainer__max_steps": step}
@@ -194,7 +195,16 @@ def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], said: str, 
     assert_refused(call(compare, tmp_path, *arguments), said)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"scores": {"a": 1}, "step": 1}', '{"scores": {"a": {}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        '{"scores": {"a": {"samples": {"value": "high"}}}}',
+        '{"scores": {"a": 1}, "step": 1}',
+        '{"scores": {"a": {}}}',
+    ],
+)
 def test_a_damaged_file_of_scores_is_named(content: str, tmp_path: Path) -> None:
     place = run(tmp_path, 0)
     (place / "metrics.json").write_text(content)
