@@ -55,7 +55,10 @@ def markdown(comparison: Comparison) -> str:
     """A caption, the table, what has to be known to read it."""
     scores = columns(comparison)
     rows = [["", *scores, *OTHERS], ["---"] * (1 + len(scores) + len(OTHERS))]
-    rows += [[row.name, *(_cell(row, score, _plain) for score in scores), *_others(row)] for row in comparison.rows]
+    rows += [
+        [row.name.replace("|", r"\|"), *(_cell(row, score, _plain) for score in scores), *_others(row)]
+        for row in comparison.rows
+    ]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join([f"{caption(comparison)}:", "", *lines, *[f"\n{note}." for note in comparison.notes]])
 

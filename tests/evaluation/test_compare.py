@@ -15,7 +15,9 @@ from support.scripts import Outcome, assert_refused, call
 import compare
 import evaluate
 from diffusion.evaluation import commands
+from diffusion.evaluation.comparison import latex, markdown
 from diffusion.evaluation.results import flat, saved
+from diffusion.evaluation.seeds import Comparison, Row
 from diffusion.networks.unet import UNet
 from diffusion.sampling import Pipeline
 
@@ -257,3 +259,10 @@ def test_evaluate_records_what_a_comparison_needs(tmp_path: Path) -> None:
     assert record["seconds"] > 0
     assert record["device"].startswith("1 x cpu")
     assert len(record["real"]) == 16
+
+
+def test_signs_that_a_table_means_otherwise_are_escaped_in_names() -> None:
+    row = Row(r"samples=a_b|c\d", {"frechet": [1.0, 3.0]}, [0, 1], None, None, None)
+    one = Comparison({"dataset": "digits", "split": "test", "n": 9}, [row], [])
+    assert r"| samples=a_b\|c\d | 2 ± 13 | 2 | - | - | - |" in markdown(one)
+    assert r"samples=a\_b|c\textbackslash{}d & $2 \pm 13$ & 2 & - & - & - \\" in latex(one)
