@@ -32,11 +32,13 @@ ORDER = "samplers::test_the_measured_order_is_the_stated_one"
 HEADS = "step_denoiser::test_heads_behind_a_preconditioner_go_along_the_schedules_steps_alone"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
-    "diffusion/schedules.py": (
+    "diffusion/schedules/base.py": (
         "schedules",
         "denoisers",
         "meta_sampling::test_a_coefficient_multiplies_samples_of_another_device",
     ),
+    "diffusion/schedules/discrete.py": ("schedules", "denoisers"),
+    "diffusion/schedules/continuous.py": ("schedules", "denoisers"),
     "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers"),
     "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/denoisers/network.py": ("denoisers", "exact", "objectives", HEADS),
