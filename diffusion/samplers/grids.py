@@ -133,13 +133,15 @@ class LogSNRGrid(Grid):
 
 
 class LevelsGrid(Grid):
-    """Few noise levels, for a model that needs few calls: from t_start on the chosen ones, or even steps in log-SNR
-    that stop short of t_min.
+    """Few noise levels, for a model that needs few calls: from t_start on the chosen ones, or even steps in
+    `(sigma / alpha)^(1 / 7)` that stop short of t_min.
 
     Args:
         levels: sigma / alpha at the times after the first, falling; there is one more step than levels. None is even
-            steps in log-SNR, the last of them to the end itself.
+            steps as in `KarrasGrid`, but the last of them goes to the end itself, so that two steps meet halfway.
     """
+
+    RHO = 7.0
 
     def __init__(self, levels: list[float] | None = None) -> None:
         if any(not 0 < level < math.inf for level in levels or []):
@@ -152,17 +154,18 @@ class LevelsGrid(Grid):
         ends = _ends(schedule, high, low)
         steps = count - whole
         if self.levels is None:
-            return schedule.inverse(torch.lerp(ends[0], ends[1], torch.arange(count, dtype=torch.float64) / steps))
+            first, last = (-ends / (2 * self.RHO)).exp()
+            ratios = torch.lerp(first, last, torch.arange(count, dtype=torch.float64) / steps) ** self.RHO
+            return schedule.inverse(-2 * ratios.log())
         if len(self.levels) != steps - 1:
             raise ValueError(
                 f"levels={self.levels} are for {len(self.levels) + 1} steps: set steps={len(self.levels) + 1}, or "
                 f"{steps - 1} levels"
             )
-        first, last = (-ends / 2).exp().tolist()
-        if not all(last < level < first for level in self.levels):
-            raise ValueError(f"levels must lie between {last:.3g} and {first:.3g} here, got {self.levels}")
-        between_ends = torch.tensor(self.levels, dtype=torch.float64)
-        ratios = torch.cat((ends.new_tensor([first]), between_ends, ends.new_tensor([last] * whole)))
+        highest, lowest = (-ends / 2).exp().tolist()
+        if not all(lowest < level < highest for level in self.levels):
+            raise ValueError(f"levels must lie between {lowest:.3g} and {highest:.3g} here, got {self.levels}")
+        ratios = torch.tensor([highest, *self.levels, *[lowest] * whole], dtype=torch.float64)
         return schedule.inverse(-2 * ratios.log())
 
 

@@ -222,15 +222,15 @@ def test_ends_that_are_no_numbers_are_refused_by_name(grid: Grid, value: float) 
         grid(VPSchedule(), 5, 1.0, value)
 
 
-def test_few_levels_are_even_in_log_snr_and_stop_short_of_the_lowest_time(schedule: Schedule) -> None:
+def test_few_levels_are_even_like_karras_and_stop_short_of_the_lowest_time(schedule: Schedule) -> None:
     for steps in (1, 2, 5):
         times = LevelsGrid()(schedule, steps)
         assert (times[0], times[-1]) == (1, 0)
-        ends = schedule.log_snr(_tensor(1.0, schedule.t_min))
-        expected = torch.lerp(ends[0], ends[1], torch.arange(steps, dtype=torch.float64) / steps)
-        torch.testing.assert_close(schedule.log_snr(times[:-1]), expected, rtol=1e-6, atol=1e-6)
+        first, last = EVEN_IN["karras"](schedule, _tensor(1.0, schedule.t_min))
+        expected = torch.lerp(first, last, torch.arange(steps, dtype=torch.float64) / steps)
+        torch.testing.assert_close(EVEN_IN["karras"](schedule, times[:-1]), expected, rtol=1e-6, atol=1e-6)
     part = between(LevelsGrid(), schedule, 3, 0.8, 0.2)
-    gaps = schedule.log_snr(part).diff()
+    gaps = EVEN_IN["karras"](schedule, part).diff()
     torch.testing.assert_close(gaps, gaps.mean().expand(3), rtol=1e-3, atol=1e-3)
     assert (part[0], part[-1]) == (0.8, 0.2)
 
