@@ -80,7 +80,7 @@ class ConditionDropout(Objective):
                 f"condition dropout of {self.share:g}: this network has no condition that could be withheld"
             )
         if model.always_told:
-            raise ValueError(f"condition dropout of {self.share:g}: this denoiser needs its image always")
+            raise ValueError(f"condition dropout of {self.share:g}: this denoiser always needs its image")
         self.objective.check(model)
 
 

@@ -155,7 +155,7 @@ class DenoisingObjective(Objective):
         if distance not in DISTANCES:
             raise ValueError(f"distance must be one of {', '.join(DISTANCES)}, got {distance!r}")
         if isinstance(weighting, LikelihoodWeighting) != isinstance(times, LogSNRTimes):
-            raise ValueError("LikelihoodWeighting and LogSNRTimes go together alone")
+            raise ValueError("LikelihoodWeighting and LogSNRTimes must be used together")
         self.times, self.weighting, self.distance = times, weighting, DISTANCES[distance]
 
     def forward(self, model: RegressionDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -218,7 +218,7 @@ class HybridObjective(DenoisingObjective):
         Objective.check(self, model)
         assert isinstance(model, RegressionDenoiser)
         if model.variance != "learned":
-            raise ValueError("a HybridObjective trains the variance beside the mean, and this denoiser learns none")
+            raise ValueError("a HybridObjective trains the variance beside the mean, and this denoiser has no learned variance")
         noising_steps(model.schedule)
         self.weighting.check(model.schedule)
 

@@ -46,7 +46,7 @@ def _built(config: Mapping[str, Any], device: torch.device) -> Trainable:
     further = {}
     for name, times in channels.items():
         if config["network"].get(name) is not None:
-            raise ConfigError(f"network.{name} is not for setting: it follows from the data and the denoiser")
+            raise ConfigError(f"network.{name} cannot be set: it follows from the data and the denoiser")
         if times > 1:
             network_class, shape = resolve(config["network"]["_target_"], "network"), config["network"].get("shape")
             if name not in inspect.signature(network_class).parameters or not isinstance(shape, list):

@@ -120,7 +120,7 @@ def load_weights(
     averaged = weights != "raw" and any(key.startswith("ema.") for key in checkpoint.state)
     chosen = checkpoint.part("ema." if averaged else "denoiser.")
     if not chosen:
-        raise CheckpointError(f"{checkpoint.path} holds averaged weights alone: leave weights={weights} out")
+        raise CheckpointError(f"{checkpoint.path} holds only averaged weights: leave weights={weights} out")
     names = [name for name, _ in model.named_parameters()]
     if isinstance(weights, float):
         chosen |= _average(checkpoint, weights, names)

@@ -87,8 +87,8 @@ class Sampler(ABC):
             )
         if denoiser.schedule.log_snr(times.max()) == -math.inf and (rising or not self.from_pure_noise):
             raise ValueError(
-                f"{type(self).__name__} cannot begin where nothing of the data is left, and nothing leads back from "
-                f"there: the schedule has zero terminal SNR"
+                f"{type(self).__name__} can neither begin at alpha = 0 nor lead back from there: the schedule has zero "
+                f"terminal SNR"
             )
         denoiser.check_times(times)
         if self.off_grid:

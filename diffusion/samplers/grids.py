@@ -81,7 +81,7 @@ def between(grid: Grid, schedule: Schedule, steps: int | None, t_start: float, t
     if steps is None:
         if count is None:
             raise ValueError(
-                "without a number of steps every timestep is one, and this schedule is continuous: set steps=20, say"
+                "no number of steps means every timestep, and this schedule is continuous: set steps=20, say"
             )
         steps = round(t_start * count) - round(t_end * count)
     return grid(schedule, steps, t_start, t_end)
@@ -193,7 +193,7 @@ class KarrasGrid(Grid):
         first, last = (-(ends if whole else ends.clamp(max=self.log_snr_max)) / 2).exp() ** (1 / self.rho)
         ratio = torch.lerp(first, last, torch.linspace(0, 1, count, dtype=torch.float64)) ** self.rho
         if not (ratio.isfinite() & (ratio > 0)).all():
-            raise ValueError(f"rho={self.rho:g} makes noise levels beyond what numbers can hold; 7 is usual")
+            raise ValueError(f"rho={self.rho:g} gives noise levels outside of float64; 7 is usual")
         return schedule.inverse(-2 * ratio.log())
 
 

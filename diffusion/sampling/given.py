@@ -182,7 +182,7 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
     name = "guide_weights" if steering.guide is None else "guide"
     if (found.path, chosen) == (checkpoint.path, weights):
         raise ConfigError(
-            f"{name}={getattr(steering, name)} is the model itself, which guides to nothing: name a smaller or less "
+            f"{name}={getattr(steering, name)} is the model itself, which has no effect: name a smaller or less "
             f"trained run, or other weights of this one, such as guide_weights=0.2 of a run with ema=power"
         )
     ours, theirs = checkpoint.config, found.config

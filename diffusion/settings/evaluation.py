@@ -61,7 +61,7 @@ class Options:
         if self.likelihood and isinstance(self.ckpt, list):
             raise ValueError(f"likelihood={self.likelihood} needs one model: name one checkpoint")
         if self.samples and self.ckpt not in (None, ""):
-            raise ValueError("ckpt= draws samples and samples= brings them: leave one out (samples= needs dataset=)")
+            raise ValueError("ckpt= draws samples and samples= reads them: leave one out (samples= needs dataset=)")
         for name in ("out", "cache"):
             path = Path(vars(self)[name] or ".")
             blocking = next((place for place in (path, *path.parents) if place.is_file()), None)

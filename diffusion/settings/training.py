@@ -143,7 +143,7 @@ PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64"
 
 
 def check_options(options: Mapping[str, Any]) -> None:
-    """Raises ConfigError for an option of the trainer that is not for setting, or has an impossible value.
+    """Raises ConfigError for an option of the trainer that cannot be set, or has an impossible value.
 
     Which names exist, and all else, Lightning says.
     """

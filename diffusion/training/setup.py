@@ -36,7 +36,7 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
     """
     for name in ("dataset.shape", "network.shape"):
         if name in typed:
-            raise ConfigError(f"{name} is not for setting: it follows from the data")
+            raise ConfigError(f"{name} cannot be set: it follows from the data")
     spec = config.resume
     if spec in (None, "auto"):
         new = resolved(config, typed)

@@ -234,7 +234,7 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
             ["samples=x.npz: there is no such file or folder"],
         ),
         (f"ckpt={RUN} samples=x.npz likelihood=ode", ["leave samples= out"]),
-        (f"ckpt={RUN} samples=x.npz", ["ckpt= draws samples and samples= brings them"]),
+        (f"ckpt={RUN} samples=x.npz", ["ckpt= draws samples and samples= reads them"]),
         (f"ckpt={RUN} out={RUN}/config.yaml", ["config.yaml is a file, and out= is a folder"]),
         (f"ckpt={RUN} cache={RUN}/config.yaml/x", ["config.yaml is a file, and cache= is a folder"]),
         (f"ckpt={RUN} dataset=moons", ["dataset=moons has data of shape (2,), and the model's are (1, 8, 8)"]),

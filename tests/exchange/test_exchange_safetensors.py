@@ -148,7 +148,7 @@ def test_a_file_draws_what_its_checkpoint_draws(name: str, tmp_path: Path) -> No
 def test_weights_that_a_file_does_not_hold_are_refused(tmp_path: Path) -> None:
     path = exported("power", tmp_path / "model.safetensors")
     shutil.copytree(FIXTURES / "averages", tmp_path / "averages")
-    with pytest.raises(ConfigError, match="averaged weights alone: leave weights=raw out"):
+    with pytest.raises(ConfigError, match="only averaged weights: leave weights=raw out"):
         Pipeline.load(str(path), weights="raw")
     with pytest.raises(ConfigError, match="one set of weights alone"):
         Pipeline.load(str(path), weights=0.1)

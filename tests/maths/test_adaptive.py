@@ -120,7 +120,7 @@ def test_models_that_know_no_times_between_or_no_ratio_at_the_end_are_refused() 
     for allowed in (HeunSampler(), DDIMSampler()):
         allowed.check(steps, TrailingGrid()(steps.schedule, 9))
     empty = GaussianMixtureDenoiser(LinearSchedule(9000, zero_terminal_snr=True), x, torch.eye(2)[None])
-    with pytest.raises(ValueError, match="AdaptiveSampler cannot begin where nothing of the data is left"):
+    with pytest.raises(ValueError, match="AdaptiveSampler can neither begin at alpha = 0"):
         AdaptiveSampler().sample(empty, x, TrailingGrid()(empty.schedule, 3))
 
 

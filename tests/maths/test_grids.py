@@ -121,7 +121,7 @@ def test_no_time_but_the_end_lies_below_the_schedules_lowest(grid: Grid, schedul
     [
         ({"rho": math.inf}, "rho must be positive and finite"),
         ({"rho": math.nan}, "rho must be positive and finite"),
-        ({"rho": 0.001}, "rho=0.001 makes noise levels beyond"),
+        ({"rho": 0.001}, "rho=0.001 gives noise levels outside"),
         ({"rho": 1e18}, "too near each other"),
         ({"log_snr_max": math.nan}, "log_snr_max must be a number"),
         ({"log_snr_max": -20.0}, "log_snr_max=-20 must be above"),

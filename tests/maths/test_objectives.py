@@ -228,7 +228,7 @@ def test_likelihood_weighting_is_refused_where_time_is_discrete() -> None:
     model = NetworkDenoiser(Stored(torch.zeros(1)), LinearSchedule(), EpsPreconditioner())
     with pytest.raises(ValueError, match=r"likelihood weighting is for continuous time"):
         DenoisingObjective(LogSNRTimes(), LikelihoodWeighting()).check(model)
-    with pytest.raises(ValueError, match="go together alone"):
+    with pytest.raises(ValueError, match="must be used together"):
         DenoisingObjective(UniformTimes(), LikelihoodWeighting())
 
 

@@ -310,7 +310,7 @@ def test_an_image_that_is_counted_on_cannot_be_kept_from_it() -> None:
     denoiser = ResidualDenoiser(Told(), VarianceExplodingSchedule(), [1, 2, 3])
     objective = DenoisingObjective(LognormalTimes(), SimpleWeighting())
     objective.check(denoiser)
-    with pytest.raises(ValueError, match="needs its image always"):
+    with pytest.raises(ValueError, match="always needs its image"):
         ConditionDropout(objective, 0.1).check(denoiser)
 
 

@@ -201,7 +201,7 @@ def test_objectives_and_models_that_do_not_fit_are_refused() -> None:
     noise = Given(_midpoints(2), eps)
     with pytest.raises(ValueError, match="does not train the variance"):
         _simple()(_learned(), batch, noise)
-    with pytest.raises(ValueError, match="learns none"):
+    with pytest.raises(ValueError, match="has no learned variance"):
         HybridObjective(SimpleWeighting())(_fixed(), batch, noise)
     continuous = NetworkDenoiser(Affine(), ContinuousCosineSchedule(), EpsPreconditioner(), "learned")
     with pytest.raises(ValueError, match="this schedule is continuous"):

@@ -218,7 +218,7 @@ def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bo
         ("dataset.condition=masked dataset.condition.largest=2", "need 0 < smallest <= largest <= 1"),
         (
             "experiment=cascade_sr dataset=digits condition_dropout=0.1",
-            "condition dropout of 0.1: this denoiser needs its image always; with all else as it is, this would do",
+            "condition dropout of 0.1: this denoiser always needs its image; with all else as it is, this would do",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def test_dynamic_thresholding_brings_samples_back_into_the_range(folder: Path) -
     [
         (f"ckpt={MODEL} guide={WORSE}", "guide= does nothing at guidance=1: add guidance=1.5"),
         (f"ckpt={MODEL} guide_weights=raw", "guide_weights= does nothing at guidance=1"),
-        (f"ckpt={MODEL} guide={MODEL} guidance=2", f"guide={MODEL} is the model itself, which guides to nothing"),
+        (f"ckpt={MODEL} guide={MODEL} guidance=2", f"guide={MODEL} is the model itself, which has no effect"),
         (f"ckpt={MODEL} guide_weights=ema guidance=2", "guide_weights=ema is the model itself"),
         (f"ckpt={MODEL} guide_weights=4711 guidance=2", "weights=4711 is a step at which lightning_logs/digits"),
         (f"ckpt={WORSE} guide_weights=3 guidance=2", "has no snapshot: a run with ema=power takes them"),
