@@ -35,11 +35,12 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int], rounds: int = 10) ->
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(rounds):
-        # The product of two 32-bit words fills 64 bits; int64 wraps, which leaves all of them right.
+        # The product of two 32-bit words fills 64 bits; int64 wraps, which leaves all of them right. Only what is
+        # multiplied next has to be a word: c1 and c3 keep what stands above one until the end.
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, p1 & _MASK, ((p0 >> 32) & _MASK) ^ c3 ^ k1, p0 & _MASK
+        c0, c1, c2, c3 = ((p1 >> 32) ^ c1 ^ k0) & _MASK, p1, ((p0 >> 32) ^ c3 ^ k1) & _MASK, p0
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
+    return c0, c1 & _MASK, c2, c3 & _MASK
 
 
 class Noise:

@@ -127,8 +127,12 @@ class MuonAdamW(torch.optim.Optimizer):
             ahead = torch._foreach_lerp(gradients, averages, group["momentum"])  # as Nesterov's momentum looks
             updates = orthogonalized(torch.stack([g.flatten(1) for g in ahead]))
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            length = group["lr"] * max(1, m / n) ** 0.5
+            if isinstance(length, Tensor):  # which torch takes for no `alpha`
+                updates = updates * length
+                length = 1.0
             for p, update in zip(parameters, updates, strict=True):
-                p.sub_(update.view(p.shape), alpha=group["lr"] * max(1, m / n) ** 0.5)
+                p.sub_(update.view(p.shape), alpha=length)
 
 
 class Muon:
