@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.augmentation import Augmentation, augmentation
+from data.augmentation import augmentation
 from data.changes import described
 from data.conditions import ImageCondition
-from data.stream import Batch, Batches, Examples, Sequential, Source, Splits, Stream, whole
+from data.stream import Batch, Batches, Examples, Requests, Sequential, Source, Splits, Stream, whole
+
+# Of a device's free memory, the share that training data may take: the rest is for the model.
+SHARE = 0.25
 
 
 class DataModule(pl.LightningDataModule):
@@ -61,6 +64,7 @@ class DataModule(pl.LightningDataModule):
         self.limit = None if limit is None else whole("limit", limit, 1)
         self.splits: Splits | None = None
         self.described: dict[str, Tensor] = {}
+        self._requests = False
 
     def prepare_data(self) -> None:
         """Load on one process of each machine while the others wait, so that no two download at once."""
@@ -105,6 +109,24 @@ class DataModule(pl.LightningDataModule):
         """Number of validation examples."""
         return len(self._loaded().val)
 
+    def served_on(self, device: torch.device, free: int) -> Batches | None:
+        """Put the training data on a device and return what makes batches of them there; the training loader serves
+        `Requests` for it from then on. None, and nothing happens, where the data are not held in memory, are too many,
+        or are augmented or have an image condition, which is done on the CPU.
+
+        Args:
+            device: that trains.
+            free: bytes of its memory.
+        """
+        examples = self._loaded().train
+        bytes_ = sum(value.nbytes for value in vars(examples).values() if isinstance(value, Tensor))
+        made_here = self.condition is not None or self.augmentation is not None
+        if made_here or bytes_ > SHARE * free:
+            return None
+        held = examples.held_on(device)
+        self._requests = held is not None
+        return None if held is None else Batches(held)
+
     def train_dataloader(self) -> DataLoader[Batch]:
         """Return the endless training loader."""
         examples = self._loaded().train
@@ -112,7 +134,8 @@ class DataModule(pl.LightningDataModule):
         stream = Stream(
             self.train_size, self.batch_size, self.seed, rank, world_size, flip=self.flip, start=self._batches_done
         )
-        return self._loader(examples, stream, self.seed, self.augmentation)
+        batches = Batches(examples, self.condition, self.seed, self.augmentation)
+        return self._loader(Requests() if self._requests else batches, stream)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the validation loader: every example once over the ranks, in order."""
@@ -136,19 +159,15 @@ class DataModule(pl.LightningDataModule):
     def _sequential(self, examples: Examples) -> DataLoader[Batch]:
         rank, world_size = self._place()
         return self._loader(
-            examples, Sequential(len(examples), -(-self.eval_batch_size // world_size), rank, world_size)
+            Batches(examples, self.condition),
+            Sequential(len(examples), -(-self.eval_batch_size // world_size), rank, world_size),
         )
 
-    def _loader(
-        self,
-        examples: Examples,
-        sampler: Stream | Sequential,
-        seed: int = 0,
-        augmentation: Augmentation | None = None,
-    ) -> DataLoader[Batch]:
-        workers = (min(4, os.cpu_count() or 1) if examples.lazy else 0) if self.workers is None else self.workers
-        return DataLoader(
-            Batches(examples, self.condition, seed, augmentation),
+    def _loader(self, batches: Batches | Requests, sampler: Stream | Sequential) -> DataLoader[Batch]:
+        lazy = isinstance(batches, Batches) and batches.examples.lazy
+        workers = (min(4, os.cpu_count() or 1) if lazy else 0) if self.workers is None else self.workers
+        loader: DataLoader[Batch] = DataLoader(
+            batches,  # type: ignore[arg-type]
             sampler=sampler,
             batch_size=None,
             num_workers=workers,
@@ -157,3 +176,4 @@ class DataModule(pl.LightningDataModule):
             # A loader draws a seed for its workers; drawn from the global generator, it would shift the training's.
             generator=torch.Generator(),
         )
+        return loader

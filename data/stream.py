@@ -4,10 +4,11 @@ The training order is a pure function of a batch counter, so a run that was kill
 and any number of processes serves the same global batches.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, NotRequired, Protocol, TypedDict
+from typing import NamedTuple, NotRequired, Protocol, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,10 @@ class Examples(ABC):
     def __len__(self) -> int:
         return len(self.labels)
 
+    def held_on(self, device: torch.device) -> "Examples | None":
+        """Return the same examples in a device's memory; None for examples that are not held in memory."""
+        return None
+
     @abstractmethod
     def get(self, indices: Tensor, flip: Tensor | None = None) -> Tensor:
         """Return float32 (b, *S) for int64 `indices` (b,), mirrored left-right where the bool `flip` (b,) is set."""
@@ -88,6 +93,9 @@ class Images(Examples):
         self.rows = torch.arange(len(pixels)) if rows is None else rows
         self.labels = torch.zeros(len(self.rows), dtype=torch.int64) if labels is None else labels.long()[self.rows]
 
+    def held_on(self, device: torch.device) -> "Images":
+        return _moved(self, device)
+
     def get(self, indices: Tensor, flip: Tensor | None = None) -> Tensor:
         """Return float32 (b, C, H, W) in [-1, 1]."""
         return normalise(self.pixels[self.rows[indices]], flip)
@@ -101,6 +109,9 @@ class Points(Examples):
         self.points = points.float()
         self.labels = torch.zeros(len(points), dtype=torch.int64) if labels is None else labels.long()
 
+    def held_on(self, device: torch.device) -> "Points":
+        return _moved(self, device)
+
     def get(self, indices: Tensor, flip: Tensor | None = None) -> Tensor:
         """Return float32 (b, *S).
 
@@ -110,6 +121,16 @@ class Points(Examples):
         if flip is not None:
             raise ValueError("flip=true: only images can be flipped")
         return self.points[indices]
+
+
+Held = TypeVar("Held", bound=Examples)
+
+
+def _moved(examples: Held, device: torch.device) -> Held:
+    """A copy whose tensors are on another device."""
+    moved = copy.copy(examples)
+    vars(moved).update({name: value.to(device) for name, value in vars(examples).items() if isinstance(value, Tensor)})
+    return moved
 
 
 class Request(NamedTuple):
@@ -295,3 +316,10 @@ class Batches(Dataset[Batch]):
             if "level" in told:
                 batch["level"] = told["level"]
         return batch
+
+
+class Requests(Dataset[dict[str, Tensor]]):
+    """What `Batches` is asked for, in the place of its batches: an item is the `Request`, by the names of its parts."""
+
+    def __getitem__(self, request: Request) -> dict[str, Tensor]:
+        return {name: part for name, part in request._asdict().items() if part is not None}

@@ -1,5 +1,6 @@
 """Which devices there are, and what may be asked of them."""
 
+import os
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +9,13 @@ from diffusion.terminal.progress import counted
 
 # On a CPU; each is a copy of the program, and more than a machine has cores gain nothing.
 MOST_PROCESSES = 256
+
+
+def started(here: bool = False) -> int:
+    """The number of processes that torchrun has started, or of those on this machine; 1 without torchrun."""
+    if "LOCAL_WORLD_SIZE" not in os.environ:  # which Lightning's own launcher does not set
+        return 1
+    return int(os.environ["LOCAL_WORLD_SIZE" if here else "WORLD_SIZE"])
 
 
 def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> None:
@@ -47,13 +55,19 @@ def described(places: Sequence[str]) -> str:
 
 
 def devices(wanted: int | str | list[int], accelerator: str = "auto") -> list[str]:
-    """torch's names of the devices to sample on; on a CPU the same name once for each process.
+    """torch's names of the devices to sample on; on a CPU the same name once for each process, and under torchrun this
+    process's device once for each.
 
     Raises:
         ValueError: this machine does not have them.
     """
     check_devices(wanted, accelerator)
     found = torch.cuda.device_count()
+    if (processes := started()) > 1:
+        if wanted != "auto":
+            raise ValueError(f"devices={wanted}, but torchrun has started {processes} processes: leave it out")
+        gpu = found and accelerator not in ("cpu", "mps")
+        return [f"cuda:{int(os.environ['LOCAL_RANK']) % found}" if gpu else "cpu"] * processes
     if found and accelerator not in ("cpu", "mps"):
         every = range(found) if isinstance(wanted, str) else range(wanted) if isinstance(wanted, int) else wanted
         return [f"cuda:{index}" for index in every]

@@ -25,6 +25,7 @@ class Objective(nn.Module, ABC):
 
     trains: type[nn.Module] = Trainable  # the class of models that it can train
     tunes: bool = False  # whether it turns a trained denoiser into a consistency model
+    rewinds: bool = False  # whether it sets torch's generator back, which a CUDA graph cannot
 
     @abstractmethod
     def forward(self, model: Any, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:

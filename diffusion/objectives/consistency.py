@@ -46,6 +46,7 @@ class ConsistencyObjective(Objective):
 
     trains = RegressionDenoiser
     tunes = True
+    rewinds = True
 
     def __init__(
         self,

@@ -17,7 +17,8 @@ from diffusion.terminal.commands import pasted
 CHANGEABLE = (
     *("trainer.max_steps", "trainer.max_epochs", "trainer.max_time"),
     *("trainer.strategy", "trainer.num_nodes", "trainer.profiler", "trainer.deterministic", "trainer.benchmark"),
-    *("devices", "accelerator", "compile", "checkpoint_every", "workers", "data_dir", "download", "dataset.path"),
+    *("devices", "accelerator", "compile", "capture", "checkpoint_every", "workers"),
+    *("data_dir", "download", "dataset.path"),
     *("logger", "project"),
 )
 # Settings that the dataset's source repeats.

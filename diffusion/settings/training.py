@@ -45,6 +45,7 @@ class Settings:
     workers: int | None = None
     train_images: int | None = None
     compile: bool = False
+    capture: bool | str = "auto"
     condition_dropout: float = 0.0
     cache_latents: bool = False
     ema_decay: float = 0.9999  # checked where ema=exponential takes it
@@ -64,6 +65,8 @@ class Settings:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        if self.capture not in ("auto", True, False):
+            raise ValueError(f"capture must be auto, true or false, got {self.capture!r}")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise ValueError(f"accelerator must be auto, cpu, gpu, cuda or mps, got {self.accelerator!r}")
         for name in self.loggers:

@@ -3,7 +3,8 @@
 import copy
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 import pytorch_lightning as pl
 import torch
@@ -14,6 +15,7 @@ from diffusion.terminal.progress import counted, duration, images_validated, tim
 from diffusion.training.limits import Limit
 from diffusion.training.module import DiffusionModule
 from diffusion.training.run import Run
+from diffusion.training.static import StaticStep, eager_because
 
 
 def step_seconds(
@@ -30,20 +32,7 @@ def step_seconds(
     """
     device = trainer.strategy.root_device
     with torch.random.fork_rng(devices=[]):
-        denoiser = copy.deepcopy(module.denoiser).to(device).train()
-        objective = copy.deepcopy(module.objective).to(device).train()
-        optimizer = module.optimizer(denoiser.network, fused=False)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        noise = Noise(module.seed, batch["serial"], TRAINING)
-
-        def one_batch() -> None:
-            with trainer.precision_plugin.forward_context():
-                loss = objective(denoiser, batch, noise)["loss"].mean()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            loss.item()  # waits for the device
-
+        one_batch = _batch_of_a_copy(module, {name: value.to(device) for name, value in batch.items()}, trainer)
         one_batch()
         begun, count = time.perf_counter(), 0
         while count < 2 or (count < most and time.perf_counter() - begun < seconds):
@@ -52,14 +41,43 @@ def step_seconds(
         return (time.perf_counter() - begun) / count
 
 
+def _batch_of_a_copy(module: DiffusionModule, batch: Mapping[str, Tensor], trainer: pl.Trainer) -> Callable[[], None]:
+    """What trains a copy of the module's model on a batch, and waits for the device."""
+    device = trainer.strategy.root_device
+    denoiser = copy.deepcopy(module.denoiser).to(device).train()
+    objective = copy.deepcopy(module.objective).to(device).train()
+    captured = not eager_because(module.capture, trainer)
+    optimizer = module.optimizer(denoiser.network, fused=captured)
+    autocast = trainer.precision_plugin.forward_context
+    if captured:
+        step = StaticStep(denoiser, objective, optimizer, [], batch, 1, float("inf"), module.seed, autocast)
+        step.fill(1, [group["lr"] for group in optimizer.param_groups], [])
+        with suppress(RuntimeError):  # the run says so, and goes on eagerly
+            step.capture()
+            return step.waited
+    noise = Noise(module.seed, batch["serial"], TRAINING)
+
+    def one_batch() -> None:
+        with autocast():
+            loss = objective(denoiser, batch, noise)["loss"].mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+
+    return one_batch
+
+
 def estimate(run: Run, trainer: pl.Trainer, limit: Limit) -> float:
     """Seconds of one optimizer step: from a whole batch where that is quick, else from a part large enough to tell.
 
-    A compiled network is measured on whole batches alone: any other size would be compiled too.
+    A compiled network and a captured step are measured on whole batches alone: any other size would be compiled, or
+    captured, too.
     """
     batch = device_batch(run, trainer)
     size = len(batch["x"])
-    count = size if run.parts.settings.compile else 16
+    once = run.parts.settings.compile or not eager_because(run.module.capture, trainer)
+    count = size if once else 16
     seconds = 0.0
     # A run of a few steps is not measured for longer than it takes.
     most = (limit.max_steps or math.inf) * run.parts.accumulated
@@ -116,7 +134,7 @@ def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float
 def announce(
     run: Run, limit: Limit, seconds: float, trainer: pl.Trainer, presets: Collection[str], done: int = 0
 ) -> None:
-    """Prints what is about to happen, how long it will take, and which preset suits a CPU if that is long.
+    """Prints what is about to happen, how long it will take, and which preset suits the device if that is long.
 
     Args:
         run: what is about to begin.
@@ -133,6 +151,8 @@ def announce(
     share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
     images = counted(batch, "image")
     print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {images}{share}")
+    reason = eager_because(run.module.capture, trainer)
+    print(f"training step: {f'eager, since {reason}' if reason else 'captured as CUDA graphs'}")
     if steps is None:
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit.max_time}")
         return
@@ -141,6 +161,9 @@ def announce(
     named = " and ".join(name for name, taken in beside.items() if taken)
     included = f", {named} included" if named else ""
     print(f"estimated time: {duration(total)} for {counted(steps - done, 'step')} ({seconds:.3g} s each){included}")
-    preset = f"fast_{run.parts.config['dataset']['name']}"
-    if total > 3600 and device == "cpu" and preset in presets:
-        print(f"that is long for a CPU: python train.py experiment={preset} is made for one")
+    kinds = {"cpu": ("fast", "CPU"), "cuda": ("gpu", "GPU")}
+    if total > 3600 and device in kinds:
+        prefix, name = kinds[device]
+        preset = f"{prefix}_{run.parts.config['dataset']['name']}"
+        if preset in presets:
+            print(f"that is long for a {name}: python train.py experiment={preset} is made for one")

@@ -9,11 +9,14 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from data.stream import Batches
+from diffusion.build import ConfigError
 from diffusion.models import Codec, LatentObjective
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
 from diffusion.trainable import Trainable
+from diffusion.training.static import StaticStep, eager_because, first_divergence, move_average, requested
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
 LEVELS = (-4.0, 0.0, 4.0)
@@ -36,6 +39,10 @@ def level_names() -> list[str]:
     return [f"log_snr_{low}_to_{high}" for low, high in pairwise(edges)]
 
 
+def _bound(gradient_clip_val: float | None) -> float:
+    return float("inf") if gradient_clip_val is None else gradient_clip_val
+
+
 class DiffusionModule(pl.LightningModule):
     """Trains a model: a denoiser, a classifier of noisy data, an autoencoder.
 
@@ -48,6 +55,7 @@ class DiffusionModule(pl.LightningModule):
         ema: averages the weights, or None.
         images_per_step: of one optimizer step, over all devices and accumulated batches.
         seed: of all randomness in training.
+        capture: whether steps are captured as CUDA graphs: "auto", where that is possible; True or False.
     """
 
     diverged_at: Tensor
@@ -61,11 +69,14 @@ class DiffusionModule(pl.LightningModule):
         ema: EMA | PowerEMA | None,
         images_per_step: int,
         seed: int,
+        capture: bool | str = "auto",
     ) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
-        self.images_per_step, self.seed = images_per_step, seed
+        self.images_per_step, self.seed, self.capture = images_per_step, seed, capture
+        self.static: StaticStep | None = None  # the captured step; None computes eagerly
+        self.served: Batches | None = None  # makes the batches of their requests, where the data are on the device
         self.averaging = ema
         copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
         self.ema: Trainable | None = copies[0] if copies else None
@@ -102,10 +113,45 @@ class DiffusionModule(pl.LightningModule):
             average.eval()
         return self
 
+    def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
+        """Captures the step before the first batch, when all that a checkpoint restores is there."""
+        if self.static is None and not eager_because(self.capture, self.trainer):
+            self._capture(batch)
+
+    def _capture(self, batch: Mapping[str, Tensor]) -> None:
+        step = StaticStep(
+            self.denoiser,
+            self.objective,
+            self.trainer.optimizers[0],
+            self.averages,
+            batch,
+            batches=self.trainer.accumulate_grad_batches,
+            clip=_bound(self.trainer.gradient_clip_val),
+            seed=self.seed,
+            autocast=self.trainer.precision_plugin.forward_context,
+            served=self.served,
+        )
+        try:
+            step.capture()
+        except RuntimeError as error:  # of CUDA, whose reasons are many
+            reason = str(error).strip().partition("\n")[0]
+            if self.capture is True:
+                raise ConfigError(f"capture=true: this step cannot be captured: {reason}; leave capture out") from error
+            print(f"training step: eager, since it cannot be captured: {reason}", flush=True)
+            self.capture = False
+            return
+        self.static = step
+        self.diverged_at, self.last_loss, self.grad_norm = step.diverged_at, step.last_loss, step.grad_norm
+
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         # Dropout draws from torch's own generator: seeded from the batch's number it is the same after a resume.
         batches_done = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
         torch.manual_seed(hash((self.seed, batches_done, self.global_rank)) & 0x7FFFFFFFFFFFFFFF)
+        if self.static is not None:
+            self.static.fill_batch(batch)
+            self.static.accumulate()
+            return self.static.loss
+        batch = requested(self.served, batch)
         out = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))
         loss: Tensor = out["loss"].mean()
         self._losses.append(loss.detach())
@@ -155,11 +201,9 @@ class DiffusionModule(pl.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips by norm and keeps the norm for the log; notes the first step at which it is not finite."""
-        bound = float("inf") if gradient_clip_val is None else gradient_clip_val
-        self.grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), bound).detach()
+        self.grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), _bound(gradient_clip_val)).detach()
         if self.trainer.precision != "16-mixed":  # there the scaler skips such steps
-            first = ~self.grad_norm.isfinite() & (self.diverged_at < 0)
-            self.diverged_at = torch.where(first, self.global_step + 1, self.diverged_at)
+            self.diverged_at = first_divergence(self.grad_norm, self.global_step + 1, self.diverged_at)
 
     def raise_if_diverged(self) -> None:
         """Raises `TrainingDiverged` if a gradient was not finite; waits for the device, so not for every step."""
@@ -170,17 +214,32 @@ class DiffusionModule(pl.LightningModule):
             )
             raise_on_first_rank(self.trainer, stop)
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Nothing where the step is captured: gradients are a part of it."""
+        if self.static is None:
+            super().backward(loss, *args, **kwargs)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        """Nothing where the step is captured: it leaves its gradients at zero."""
+        if self.static is None:
+            super().optimizer_zero_grad(epoch, batch_idx, optimizer)
+
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        factor = self.learning_rate_factor()
+        factor, number = self.learning_rate_factor(), self.global_step + 1
         for group, peak in zip(optimizer.param_groups, self._peak_lrs, strict=True):
             group["lr"] = peak * factor
+        weights = [] if self.averaging is None else self.averaging.weights(number)
+        if self.static is not None:
+            optimizer_closure()
+            self.static.fill(number, [group["lr"] for group in optimizer.param_groups], weights)
+            self.static.update()
+            return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.last_loss = torch.stack(self._losses).mean()
         self._losses.clear()
-        if self.averaging is not None:
-            with torch.no_grad():
-                for average, weight in zip(self.averages, self.averaging.weights(self.global_step + 1), strict=True):
-                    torch._foreach_lerp_(list(average.parameters()), list(self.denoiser.parameters()), weight)
+        with torch.no_grad():
+            for average, weight in zip(self.averages, weights, strict=True):
+                move_average(average, self.denoiser, weight)
 
     def learning_rate_factor(self) -> float:
         """The factor on the peak learning rates in the step that comes next."""

@@ -32,6 +32,7 @@ from diffusion.training.module import DiffusionModule, TrainingDiverged
 from diffusion.training.outlets import Outlets
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots
 from diffusion.training.scores import Scores
+from diffusion.training.static import eager_because
 from diffusion.training.steps import check_sampling
 from diffusion.training.watchers import watchers
 
@@ -74,6 +75,7 @@ class Run:
             ema=parts.ema,
             images_per_step=parts.images_per_step,
             seed=settings.seed,
+            capture=settings.capture,
         )
         parts.objective.check(parts.model)
         if settings.compile:
@@ -201,6 +203,9 @@ class Run:
             *([Snapshots(folder, keep)] if keep else []),
             checkpoints,
         ]
+        if not eager_because(settings.capture, trainer):
+            device = trainer.strategy.root_device
+            self.module.served = self.data.served_on(device, torch.cuda.mem_get_info(device)[0])
         path = None if checkpoint is None else checkpoint.path
         try:
             with checkpoints.listening():

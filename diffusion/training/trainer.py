@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 import torch
 
 from diffusion.build import ConfigError, nearest
-from diffusion.machine.devices import check_devices
+from diffusion.machine.devices import check_devices, started
 from diffusion.runs.parts import Parts
 from diffusion.settings.training import check_options
 from diffusion.training.saving import AtomicCheckpointIO, StepTimer
+from diffusion.training.static import eager_because
 
 
 def quiet() -> None:
@@ -20,6 +21,20 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+
+
+def _wanted(devices: int | str | list[int]) -> int | str | list[int]:
+    """What Lightning is asked for: with `auto`, as many devices as torchrun has started processes on this machine.
+
+    Raises:
+        ConfigError: another number than torchrun's.
+    """
+    processes = started(here=True)
+    if processes > 1:
+        if devices not in ("auto", processes):
+            raise ConfigError(f"devices={devices}, but torchrun has started {processes} processes here: leave it out")
+        return processes
+    return devices if devices != "auto" or torch.cuda.is_available() else 1
 
 
 def make_trainer(parts: Parts) -> pl.Trainer:
@@ -42,11 +57,12 @@ def make_trainer(parts: Parts) -> pl.Trainer:
     limit = options.pop("max_time", None)
     options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
     options["max_epochs"] = -1
+    wanted = _wanted(settings.devices)
     torch.use_deterministic_algorithms(False)  # Lightning leaves them on after a run of this process that wanted them
     try:
         trainer = pl.Trainer(
             **options,
-            devices=settings.devices if settings.devices != "auto" or torch.cuda.is_available() else 1,
+            devices=wanted,
             accelerator=settings.accelerator,
             # The stream of training batches never ends; counted in batches, validation falls between optimizer steps.
             val_check_interval=settings.val_every * parts.accumulated,
@@ -72,4 +88,6 @@ def make_trainer(parts: Parts) -> pl.Trainer:
             f"batch_size={settings.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "
             f"{trainer.world_size}"
         )
+    if settings.capture is True and (reason := eager_because(settings.capture, trainer)):
+        raise ConfigError(f"capture=true: steps cannot be captured here: {reason}; use capture=auto")
     return trainer

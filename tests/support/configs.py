@@ -20,7 +20,11 @@ def resolved(*overrides: str) -> dict[str, Any]:
 
 def _needed(overrides: tuple[str, ...]) -> list[str]:
     """What has no default: photographs of one's own, a run to tune."""
-    folders = ("dataset=folder", "dataset=huggingface", "experiment=folder", "experiment=fast_folder")
+    folders = (
+        "dataset=folder",
+        "dataset=huggingface",
+        *(f"experiment={name}" for name in ("folder", "fast_folder", "gpu_folder")),
+    )
     if any(override in folders for override in overrides):
         return ["dataset.path=photos"]
     tunes = "experiment=few_step" in overrides and not any(override.startswith("init_from=") for override in overrides)

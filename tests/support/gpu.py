@@ -31,6 +31,14 @@ def changed_by_resuming(folder: Path, device: str, *overrides: str) -> list[str]
     return differences(checkpoint(folder / "whole"), checkpoint(folder / "halves"))
 
 
+def largest_weight_difference(folder: Path, device: str) -> float:
+    """Between a run of fifty steps that are captured where this device can, and one of eager steps."""
+    for name, capture in (("captured", "auto"), ("eager", "false")):
+        _train(folder / name, device, *EXACT, "trainer.max_steps=50", "val_every=50", f"capture={capture}")
+    ours, theirs = (checkpoint(folder / name)["state_dict"] for name in ("captured", "eager"))
+    return max((ours[name] - value).abs().max().item() for name, value in theirs.items())
+
+
 def largest_pixel_difference(folder: Path, device: str, n: int, *overrides: str) -> int:
     """The largest difference, in 1/255, between n images drawn on this device and the same drawn on the CPU."""
     _train(folder, "cpu", *TINY, "preview_every=0", *overrides)
