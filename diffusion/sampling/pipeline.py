@@ -9,7 +9,7 @@ gives (16, 1, 8, 8) in [-1, 1].
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ from diffusion.samplers import (
 )
 from diffusion.samplers.trial import can_be_tried, far_off
 from diffusion.sampling import given
+from diffusion.sampling.captured import graphed
 from diffusion.sampling.conditions import Given, Rows, of_images
 from diffusion.settings.idle import refuse_clip
 from diffusion.settings.sampling import Steering
@@ -173,6 +174,8 @@ class Pipeline:
     label: int | Sequence[int] | None = None
     stream: int = SAMPLING
     codec: Codec | None = None
+    _on: torch.device | None = field(default=None, init=False, repr=False)
+    _fast: Denoiser | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def load(
@@ -287,10 +290,21 @@ class Pipeline:
         Image k's noise depends only on (seed, k), so the image is the same in any batch. Sampling begins from x
         (n, *S), or if that is None from `start`.
         """
-        told = Conditioned(self.denoiser.to(index.device), self.conditions(index, seed, label))
+        told = Conditioned(self._called(index.device), self.conditions(index, seed, label))
         with torch.autocast(index.device.type, enabled=False):
             x = self.start(index, seed) if x is None else x
             yield from self.sampler(told, x, self.times, Noise(seed, index, self.stream))
+
+    def _called(self, device: torch.device) -> Denoiser:
+        """The denoiser on this device, by CUDA graphs where that pays; they are kept for the next batch."""
+        if self._on != device or device.type == "cpu":
+            self._on, self._fast = device, graphed(self.denoiser.to(device), device, calls=len(self.times))
+        assert self._fast is not None
+        return self._fast
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the graphs, which belong to this process."""
+        return vars(self) | {"_on": None, "_fast": None}
 
     def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
         """States at t, (), decoded to data, (n, *shape); unchanged if there is no codec."""
