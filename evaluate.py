@@ -29,13 +29,15 @@ def main(config: "DictConfig") -> None:
 
     # Only now what imports torch, which takes seconds.
     from diffusion.evaluation import commands
+    from diffusion.sampling.ranks import led
 
-    if options.train_classifier:
-        commands.train_classifier(options, dataset, typed)
-    elif options.likelihood is None:
-        commands.score(options, dataset, method, typed)
-    else:
-        commands.likelihood(options, dataset, typed)
+    with led():
+        if options.train_classifier:
+            commands.train_classifier(options, dataset, typed)
+        elif options.likelihood is None:
+            commands.score(options, dataset, method, typed)
+        else:
+            commands.likelihood(options, dataset, typed)
 
 
 def entry() -> None:

@@ -35,10 +35,12 @@ def main(config: "DictConfig") -> None:
 
     # Only now what imports torch, which takes seconds.
     from diffusion.sampling.drawing import Drawing
+    from diffusion.sampling.ranks import led
 
-    drawing = Drawing(options, steering, method, cli.typed())
-    replaces = drawing.out.is_file()
-    drawing.write()
+    with led():
+        drawing = Drawing(options, steering, method, cli.typed())
+        replaces = drawing.out.is_file()
+        drawing.write()
     # On stderr, so that what a shell takes from stdout is the path alone.
     print(drawing.summary(), file=sys.stderr)
     if replaces:

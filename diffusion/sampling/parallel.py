@@ -1,5 +1,6 @@
-"""Sampling on several devices, one process for each."""
+"""Sampling on several devices, one process for each: processes that this one starts, or torchrun has started."""
 
+import functools
 import math
 import multiprocessing
 import pickle
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.sampling import ranks
 from diffusion.sampling.pipeline import Pipeline
 
 
@@ -43,13 +45,21 @@ def frames_on(
         return pipeline.frames(**share(0), after_step=after_step)
     # As bytes: torch would move the weights to shared memory under the feet of this process, which computes with them.
     pickled = pickle.dumps(pipeline)
+    if ranks.many():
+        own = functools.partial(pipeline.frames, **share(0), after_step=after_step)
+        return _together(ranks.shared_frames(pickled, [share(rank) for rank in range(count)], own))
     with ProcessPoolExecutor(len(shares) - 1, multiprocessing.get_context("spawn")) as pool:
         others = [pool.submit(_frames, pickled, share(rank)) for rank in range(1, len(shares))]
         parts = [pipeline.frames(**share(0), after_step=after_step)]
         parts += [torch.from_numpy(other.result()) for other in others]
-    frames = torch.empty(len(keep), len(numbers), *pipeline.shape)
+    return _together(parts)
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """Shares (k, n_i, *S) as one (k, n, *S): sample j is in share j modulo their number."""
+    frames = parts[0].new_empty(len(parts[0]), sum(part.shape[1] for part in parts), *parts[0].shape[2:])
     for rank, part in enumerate(parts):
-        frames[:, rank :: len(shares)] = part
+        frames[:, rank :: len(parts)] = part
     return frames
 
 
