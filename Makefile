@@ -4,8 +4,9 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(VERSION)
+STORED ?= benchmarks/stored.json
 
-.PHONY: install demo test slow lowest gpu mutants lint format clean
+.PHONY: install demo test slow lowest gpu speed mutants lint format clean
 
 $(READY): requirements.txt
 	@[ -n "$(VERSION)" ] || { echo "error: $(PYTHON) does not run" >&2; exit 1; }
@@ -46,6 +47,10 @@ lowest: ## the suite with the lowest versions that pyproject.toml allows, in .ve
 # A bare machine's own Python is used as it is, since its torch fits its GPU; an environment made by install goes first.
 gpu: ## every experiment on a GPU, equalities, throughput: one table in eight minutes; WHEELS=folder DATA_DIR=folder
 	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
+
+# Ratios, not times: they compare between machines of one kind. The first run is stored by the same command with --out.
+speed: $(READY) ## did a network fall behind in speed? ratios against STORED, ten minutes of an idle machine
+	$(BIN)/python benchmarks/throughput.py --against $(STORED)
 
 mutants: $(READY) ## does a test fail when the code is wrong? about half an hour
 	$(BIN)/python tests/mutants.py

@@ -1,17 +1,18 @@
 """The training step alone: no Lightning, no data, no logs."""
 
 import time
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from torch import nn
 
-from diffusion.noise import TRAINING, Noise
 from diffusion.training.run import Run
 from diffusion.training.setup import resolved
+from diffusion.training.static import StaticStep
 
 
-def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: float) -> float:
+def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: float, captured: bool = False) -> float:
     """images/s of the training step: objective with its random numbers, backward pass, clipping, optimizer, averages.
 
     Args:
@@ -19,6 +20,7 @@ def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: fl
         device: "cuda" or "cpu".
         bf16: under autocast to bfloat16.
         seconds: how long to measure, after three steps.
+        captured: as CUDA graphs.
     """
     parts = resolved(composed)
     config, module = parts.config, Run(parts, None).module.to(device).train()  # type: ignore[arg-type]
@@ -26,21 +28,23 @@ def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: fl
     count = config["batch_size"]
     batch = {"x": torch.rand(count, *config["dataset"]["shape"], device=device) * 2 - 1}
     batch["label"] = torch.zeros(count, dtype=torch.int64, device=device)
-    noise = Noise(0, torch.arange(count, device=device), TRAINING)
-    raw = list(module.denoiser.parameters())
+    batch["serial"] = torch.arange(count, device=device)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False)
+
+    step = StaticStep(module.denoiser, module.objective, optimizer, module.averages, batch, 1, 1.0, 0, autocast)
+    step.fill(1, [group["lr"] for group in optimizer.param_groups], [1e-3] * len(module.averages))
+    if captured:
+        step.capture()
+    else:
+        step.find_trained()
 
     def steps(number: int) -> None:
         for _ in range(number):
-            with torch.autocast(device, torch.bfloat16, enabled=bf16):
-                loss = module.objective(module.denoiser, batch, noise)["loss"].mean()
-            loss.backward()
-            nn.utils.clip_grad_norm_(raw, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            with torch.no_grad():
-                for average in module.averages:
-                    torch._foreach_lerp_(list(average.parameters()), raw, 1e-3)
-        loss.item()  # waits for the device
+            step.accumulate()
+            step.update()
+        step.loss.item()  # waits for the device
 
     steps(3)
     began, done = time.perf_counter(), 0

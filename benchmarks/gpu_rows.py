@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
 from sklearn.datasets import load_digits
-from support.gpu import changed_by_repeating, changed_by_resuming, largest_pixel_difference
+from support.gpu import changed_by_repeating, changed_by_resuming, largest_pixel_difference, largest_weight_difference
 from support.scripts import call
 
 import cli
@@ -94,6 +94,7 @@ class Rows:
             yield Row(f"likelihood={kind}", lambda kind=kind: self.likelihood(kind), 10.0)
         yield Row("two deterministic runs", lambda: self.equal("repeat", changed_by_repeating), 10.0)
         yield Row("a resumed run", lambda: self.equal("resume", changed_by_resuming), 10.0)
+        yield Row("captured steps beside eager ones", self.captured, 10.0)
         for denoiser in ("eps", "residual"):
             yield Row(f"images beside the CPU's, {denoiser}", lambda denoiser=denoiser: self.images(denoiser), 10.0)
         for precision in PRECISIONS:
@@ -156,6 +157,13 @@ class Rows:
                 raise ValueError(f"denoiser={denoiser}: {len(found)} parts differ, among them {found[0]}")
         return "equal to the bit"
 
+    def captured(self) -> str:
+        """Fifty steps of both; on a CPU both are eager."""
+        found = largest_weight_difference(self.folder / "captured", self.device)
+        if found > 1e-2:
+            raise ValueError(f"weights differ by up to {found:.2g} after fifty steps")
+        return f"weights differ by at most {found:.2g} after fifty steps"
+
     def images(self, denoiser: str) -> str:
         n = 64 if self.small else 512
         found = largest_pixel_difference(self.folder / f"images_{denoiser}", self.device, n, f"denoiser={denoiser}")
@@ -171,7 +179,10 @@ class Rows:
         if self.small:
             batch = 16
         overrides = [*settings, f"batch_size={batch}", *self._size(config)]
-        bare = bare_images_per_s(composed(*overrides), self.device, precision == "bf16", seconds)
+        bf16, speeds = precision == "bf16", {}
+        for captured in (False, True) if self.device == "cuda" else (False,):
+            bare = bare_images_per_s(composed(*overrides), self.device, bf16, seconds, captured)
+            speeds["captured" if captured else "eager"] = bare
         half = max(int(bare * seconds / batch / 2), 2)
         home = self.folder / f"{model}_{precision}"
         home.mkdir()
@@ -183,7 +194,8 @@ class Rows:
         (table,) = home.glob("lightning_logs/*/version_0/metrics.csv")
         with table.open(newline="") as file:
             whole = [float(row["train/images_per_s"]) for row in csv.DictReader(file) if row["train/images_per_s"]][-1]
-        return f"train.py {whole:,.0f} images/s, bare step {bare:,.0f}, ratio {whole / bare:.2f}"
+        steps = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
+        return f"train.py {whole:,.0f} images/s, bare step {steps}, ratio {whole / bare:.2f}"
 
     def run(self, name: str) -> Path:
         """The run folder of an experiment that has been trained."""
