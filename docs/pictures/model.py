@@ -59,7 +59,7 @@ def strip(spec: str, out: str, n: int = 4, frames: int = 9, real: int = 3, steps
     """n samples from noise to data, a row each, and n rows of test images."""
     pipeline, test = loaded(spec, steps=steps)
     classes = pipeline.num_classes
-    labels = [row % classes for row in range(n)] if classes else None
+    labels = [classes * row // n for row in range(n)] if classes else None
     states = pipeline.frames(n, label=labels, keep=pipeline.shown(frames)).transpose(0, 1)  # (n, frames, *S)
     others = real_images(test, None if labels is None else [label for label in labels for _ in range(real)], n * real)
     media.save_picture(out, joined(media.picture(states.flatten(0, 1), n), media.picture(others, n)))
