@@ -209,7 +209,8 @@ def drawn_by_diffusers(monkeypatch: pytest.MonkeyPatch, pipeline: Any, noise: No
     ):  # fmt: skip
         monkeypatch.setattr(module, "randn_tensor", draw)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline(batch_size=2, num_inference_steps=steps, output_type="pt", return_dict=False, **call)[0]
+    images = pipeline(batch_size=2, num_inference_steps=steps, output_type="np", return_dict=False, **call)[0]
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize(
