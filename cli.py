@@ -3,10 +3,9 @@
 import os
 import re
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hints
 from diffusion.build import Unfit, nearest
 from diffusion.settings.training import with_timesteps
-from diffusion.terminal import streams
+from diffusion.terminal import helppage, streams
 from diffusion.terminal.commands import quoted
 
 if TYPE_CHECKING:
@@ -67,14 +66,19 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
     from omegaconf.errors import OmegaConfBaseException
 
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
+
+    def heard(config: "DictConfig") -> Any:
+        with said(config):
+            return script(config)
+
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        entry(script)()
+        entry(heard)()
         return
 
     def guarded(config: "DictConfig") -> Any:
         try:
             with _full_error(None):  # the processes that a script starts have the user's environment
-                return script(config)
+                return heard(config)
         except OmegaConfBaseException as error:
             fail(composition_error(error, config_name))
         except USER_ERRORS as error:
@@ -91,6 +95,19 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
             entry(guarded)()
     except (HydraException, OmegaConfBaseException, *USER_ERRORS) as error:
         fail(composition_error(error, config_name))
+
+
+@contextmanager
+def said(config: "DictConfig") -> Iterator[None]:
+    """Takes `quiet` out of a configuration: it is about what a command prints, so no run and no checkpoint has it."""
+    from omegaconf import open_dict
+
+    with open_dict(config):
+        quiet = config.pop("quiet", False)
+    if not isinstance(quiet, bool):
+        raise ValueError(f"quiet must be true or false, got {quiet!r}")
+    with streams.quieted() if quiet else nullcontext():
+        yield
 
 
 def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
@@ -171,12 +188,12 @@ def _full_error(value: str | None) -> Iterator[None]:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    return f"warning: {printable(str(message))}\n"
+    return f"{streams.coloured('warning', sys.stderr)}: {printable(str(message))}\n"
 
 
 def fail(message: str) -> NoReturn:
     """Prints the line and exits with status 1."""
-    print(f"error: {printable(message)}", file=sys.stderr)
+    streams.problem(f"error: {printable(message)}")
     sys.exit(1)
 
 
@@ -378,27 +395,9 @@ def keys_of(config_name: str) -> tuple[str, ...]:
 
 def help_page(config_name: str, usage: str) -> str:
     """What --help prints: usage, the groups with their choices, the settings with their comments."""
-    groups = groups_of(config_name)
-    width = max(map(len, groups), default=0)
-    theirs = "; those of a group by its name and theirs: sampler.eta=0.5"
-    indent = " " * (width + 4)
-    chosen = [
-        textwrap.fill(" ".join(choices_of(name)), 120, initial_indent=f"  {name:<{width}}  ", subsequent_indent=indent)
-        for name in groups
-    ]
     text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
-    plain = [line for line in text.partition("\n\n")[2].partition("\nhydra:")[0].splitlines() if "_target_" not in line]
-    split = [line.partition(" # ")[::2] for line in plain]
-    settings = [f"  {setting:<42} {comment}".rstrip() for setting, comment in split]
-    return "\n".join(
-        [
-            usage.strip(),
-            *(["\nGroups, chosen by name: sampler=ddim", *chosen] if groups else []),
-            "\nSettings, by name: seed=1" + (theirs if groups else ""),
-            *settings,
-            f"\n{hints.command(config_name)} [name=value ...] --cfg job prints every setting that these make.",
-        ]
-    )
+    groups = {name: choices_of(name) for name in groups_of(config_name)}
+    return helppage.page(hints.command(config_name), usage, groups, text)
 
 
 def typed() -> dict[str, Any]:
@@ -407,7 +406,9 @@ def typed() -> dict[str, Any]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     overrides = OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task))
-    return {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+    named = {override.get_key_element().lstrip("+~"): override.value() for override in overrides}
+    named.pop("quiet", None)
+    return named
 
 
 def job_number() -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import cli
 from diffusion.settings.exporting import Options
+from diffusion.terminal import streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,7 +34,7 @@ def main(config: "DictConfig") -> None:
     written = export(options)
     for file in (file for file in written if file.is_file()):
         print(f"{file} has {file.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
-    print(written[0])
+    streams.result(written[0])
 
 
 def entry() -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import cli
 from diffusion.settings import sampling as settings
+from diffusion.terminal import streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -45,7 +46,8 @@ def main(config: "DictConfig") -> None:
     print(drawing.summary(), file=sys.stderr)
     if replaces:
         print(f"replaced the {drawing.out} that was there; out=... gives another name", file=sys.stderr)
-    print(drawing.out)
+    print(drawing.following(), file=sys.stderr)
+    streams.result(drawing.out)
 
 
 def entry() -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import cli
 from diffusion.settings import training as settings
+from diffusion.terminal import streams
 from diffusion.terminal.commands import pasted
 from diffusion.training.sweep import Result, keep, tabled
 
@@ -35,7 +36,7 @@ def main(config: "DictConfig") -> float | None:
         if not cli.sweeping():
             raise
         failure = cli.one_line(error)
-        print(f"error: {failure}", file=sys.stderr)
+        streams.problem(f"error: {failure}")
     if cli.sweeping():
         keep(Result(typed, "-" if failure else str(folder), loss, failure), cli.job_number())
     return loss
@@ -58,7 +59,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.runs.lock import locked
     from diffusion.runs.resume import goes_on
     from diffusion.training import estimate, limits
-    from diffusion.training.closing import less_memory, out_of_memory, said
+    from diffusion.training.closing import finish, less_memory, out_of_memory
     from diffusion.training.logger import validation_loss
     from diffusion.training.outlets import check
     from diffusion.training.run import Run, claim_folder
@@ -101,16 +102,16 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         loss = run.fit(trainer, limit, folder, checkpoint)
     except Interrupted as stop:
         if folder is not None:
-            print(f"saved; go on with: python train.py resume={pasted(folder)}", file=sys.stderr)
+            streams.problem(f"saved; go on with: python train.py resume={pasted(folder)}")
             if cli.sweeping():
-                print("the sweep goes on with its own command and resume=auto", file=sys.stderr)
+                streams.problem("the sweep goes on with its own command and resume=auto")
         sys.exit(stop.code)
     except memory.SHORTAGES as error:
         if folder is None or not memory.ran_out(error):
             raise
         raise out_of_memory(error, parts, folder) from error
     if folder is not None:
-        print(said(folder, loss, parts.model.kind))
+        finish(folder, loss, parts.model.kind)
     return folder, loss
 
 

@@ -1,4 +1,5 @@
-"""Image conditions: what a model is told of an image, made from the image itself in training and from files afterwards.
+"""Image conditions: what of an image a model is conditioned on, made from the image itself in training and from files
+afterwards.
 
 A condition is `{"image": (b, C', H, W)}`: values of about [-1, 1], and as last channel where they say something, 1, or
 nothing, 0, where they are 0 too. All zero is therefore no condition, whatever the values' range.

@@ -20,11 +20,13 @@ from diffusion.machine.devices import described, devices
 from diffusion.media import check_writable
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.parts import Parts
+from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_model
 from diffusion.sampling.cascade import from_checkpoints
 from diffusion.sampling.conditions import Rows
 from diffusion.settings.evaluation import Options
 from diffusion.settings.idle import refuse
+from diffusion.terminal.streams import result
 
 
 def data_of(dataset: dict[str, Any] | None, model: Checkpoint | None, typed: Collection[str]) -> dict[str, Any]:
@@ -104,17 +106,18 @@ def score(
     again = 2 * n - len(getattr(splits, options.split))
     if pipeline is not None and pipeline.condition is not None and isinstance(pipeline.given, Rows) and again > 0:
         found.notes.append(
-            f"{again} of the {n} images that the model was told are those that it is judged by: split {options.split} "
-            f"holds too few others"
+            f"{again} of the {n} images that the model was conditioned on are those that it is judged by: split "
+            f"{options.split} holds too few others"
         )
     origin = f"in {options.samples}" if model is None else f"of {model.path}"
     say(f"{n} samples {origin} against as many of")
     say(f"{dataset['name']}, split {options.split}; [intervals]; docs/evaluation.md says what each score sees")
-    say(found.text())
+    (result if say is print else say)(found.text())  # quiet=true prints the table too
     if folder is not None:
         step = 0 if model is None else model.step
         settings |= {"n": n, "real": fingerprint(judge.reference.real), "step": step}
         found.write(folder, options.split, settings, step)
+        write_report(folder, step)
         say(f"written: {record_path(folder, options.split)}")
 
 
@@ -149,7 +152,7 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     found = measure(data, count, options.batch(parts.shape), place)
     print(f"{checkpoint.path} at step {step}, {options.weights} weights")
     print(f"{count} data of {dataset['name']}, split {options.split}, chosen at random")
-    print(found.text)
+    result(found.text)
     settings |= {
         "weights": options.weights,
         "dataset": dataset["name"],
@@ -159,6 +162,7 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     figures = {"n": count, "unit": found.unit, "value": found.value, "standard_error": found.standard_error}
     write_likelihood(folder, options.split, kind, settings | figures)
     Findings(pictures=found.pictures).draw(folder, options.split, step)
+    write_report(folder, step)
     print(f"written: {record_path(folder, options.split)}")
 
 

@@ -18,7 +18,7 @@ from diffusion.evaluation.classifiers import class_count, classifier
 from diffusion.evaluation.copying import copying_row, neighbours
 from diffusion.evaluation.pictures import histogram_picture, neighbour_picture
 from diffusion.evaluation.points import LEAST
-from diffusion.evaluation.record import marked, write_scores
+from diffusion.evaluation.record import curves_of, marked, write_scores
 from diffusion.runs.digests import digest
 
 NEIGHBOURS = 6  # in the picture
@@ -64,10 +64,10 @@ class Findings:
         """Writes the pictures, and TensorBoard's curves and pictures at an optimizer step."""
         with SummaryWriter(str(folder)) as writer:
             for row in self.rows:
-                writer.add_scalar(f"{marked('evaluation', split)}/{row.name}", row.samples.value, step)
+                writer.add_scalar(f"{curves_of(split)}/{row.name}", row.samples.value, step)
             for name, pixels in self.pictures.items():
                 media.save_picture(folder / f"{marked(name, split)}.png", pixels)
-                writer.add_image(f"{marked('evaluation', split)}/{name}", pixels, step, dataformats="HWC")
+                writer.add_image(f"{curves_of(split)}/{name}", pixels, step, dataformats="HWC")
 
 
 class Judge:

@@ -13,6 +13,18 @@ def marked(name: str, split: str) -> str:
     return name if split == "test" else f"{name}_{split}"
 
 
+def headlines(points: bool) -> list[str]:
+    """The curves of the test split in TensorBoard that `evaluate.py ckpt=...` writes of points, or of images."""
+    names = ("sliced_wasserstein_n2000",) if points else ("frechet_classifier_n2000", "frechet_random_n2000")
+    return [f"{curves_of('test')}/{name}" for name in names]
+
+
+def curves_of(split: str) -> str:
+    """The group of a split's figures in TensorBoard, whose groups are in alphabetical order: these follow train and
+    val, which training writes."""
+    return f"versus_{split}"
+
+
 def record_path(folder: Path, split: str) -> Path:
     """The file of a split's figures in a folder."""
     return folder / f"{marked('metrics', split)}.json"

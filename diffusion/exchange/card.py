@@ -44,29 +44,35 @@ def card(
     text = _HEAD.format(name=name, dataset=dataset["name"], shape=shape, weights=weights, step=step)
     if picture is not None:
         text += f"\n![samples]({picture})\n"
-    rows = [(part, f"`{_described(config[part])}`") for part in _PARTS if config.get(part) is not None]
+    rows = [(part, f"`{described(config[part])}`") for part in _PARTS if config.get(part) is not None]
     rows += [(value, f"{config[value]}") for value in _VALUES if value in config]
     text += "\n## How it was made\n\n| part | value |\n|---|---|\n"
     text += "".join(f"| {part} | {value} |\n" for part, value in rows)
     if scores:
         text += "\n## Scores\n\n| score | samples | real data |\n|---|---|---|\n"
         text += "".join(
-            f"| {score} | {_figure(row, 'samples')} | {_figure(row, 'real')} |\n" for score, row in scores.items()
+            f"| {score} | {figure(row, 'samples')} | {figure(row, 'real')} |\n" for score, row in scores.items()
         )
     return text
 
 
-def _described(part: Mapping[str, Any]) -> str:
-    """LinearSchedule(timesteps=1000, ...)"""
+def described(part: Mapping[str, Any]) -> str:
+    """A part of a configuration as one call: `LinearSchedule(timesteps=1000, ...)`."""
     values = (
-        f"{name}={_described(value) if isinstance(value, Mapping) and '_target_' in value else value}"
+        f"{name}={described(value) if isinstance(value, Mapping) and '_target_' in value else value}"
         for name, value in part.items()
         if name != "_target_"
     )
     return f"{str(part['_target_']).rpartition('.')[2]}({', '.join(values)})"
 
 
-def _figure(row: Mapping[str, Any], column: str) -> str:
+def figure(row: Mapping[str, Any], column: str) -> str:
+    """A score of metrics.json with its interval: `1.25 [1, 1.5]`; `-` where there is none.
+
+    Args:
+        row: samples, real, noisy -> value, low, high.
+        column: samples, real or noisy.
+    """
     found = row.get(column)
     if not isinstance(found, Mapping) or not isinstance(found.get("value"), int | float):
         return "-"

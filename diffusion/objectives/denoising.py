@@ -218,7 +218,9 @@ class HybridObjective(DenoisingObjective):
         Objective.check(self, model)
         assert isinstance(model, RegressionDenoiser)
         if model.variance != "learned":
-            raise ValueError("a HybridObjective trains the variance beside the mean, and this denoiser has no learned variance")
+            raise ValueError(
+                "a HybridObjective trains the variance beside the mean, and this denoiser has no learned variance"
+            )
         noising_steps(model.schedule)
         self.weighting.check(model.schedule)
 

@@ -21,6 +21,7 @@ from diffusion.runs import exchanged
 from diffusion.runs.archive import Invalid, check_archive, check_tensors
 from diffusion.runs.exchanged import is_exchanged
 from diffusion.runs.validation import check_checkpoint
+from diffusion.terminal.streams import problem
 
 ROOT = Path("lightning_logs")
 # What torch's reader and unpickler raise on bytes that are no checkpoint.
@@ -150,7 +151,7 @@ def newest_good(folder: Path) -> Checkpoint:
     newest = max(found, key=lambda checkpoint: (checkpoint.step, checkpoint.path.name == "last.ckpt"))
     for refusal in refusals:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # said once, not by each process of a run
-            print(f"warning: {refusal}; using {newest.path} instead", file=sys.stderr)
+            problem(f"warning: {refusal}; using {newest.path} instead")
     return newest
 
 

@@ -1,7 +1,7 @@
-"""Cascades: small images are drawn and enlarged stage by stage, each stage told the last one's images (Ho et al. 2021,
-arXiv 2106.15282).
+"""Cascades: small images are drawn and enlarged stage by stage, each stage conditioned on the last one's images
+(Ho et al. 2021, arXiv 2106.15282).
 
-Told them with noise (`conditioning_noise`) a stage trusts their details less, and repairs more.
+Conditioned on them with noise (`conditioning_noise`) a stage trusts their details less, and repairs more.
 """
 
 import dataclasses

@@ -17,8 +17,7 @@ def of_images(condition: ImageCondition, examples: Examples, index: Tensor) -> C
 
 
 def of_examples(denoiser: Denoiser, condition: ImageCondition | None, examples: Examples, index: Tensor) -> Condition:
-    """All that a model is told of these examples (n,), which belongs together: labels, vectors, conditions made from
-    the images."""
+    """What of these examples (n,) a model is conditioned on: labels, vectors, conditions made from the images."""
     told = {} if condition is None else of_images(condition, examples, index)
     if denoiser.num_classes:
         told["label"] = examples.labels[index]

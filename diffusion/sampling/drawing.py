@@ -1,6 +1,7 @@
 """The work of `sample.py`: everything is checked first, then samples are drawn and written."""
 
 import math
+import shlex
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -126,6 +127,12 @@ class Drawing:
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
             f"{described(self.pipeline.sampler)['sampler']}, {steps}"
         )
+
+    def following(self) -> str:
+        """What to do next, in one line."""
+        seed, ckpt = self.options.seed + 1, self.options.ckpt
+        spec = f"[{','.join(map(str, ckpt))}]" if isinstance(ckpt, list) else str(ckpt)
+        return f"next: others by seed={seed}; scores by python evaluate.py ckpt={shlex.quote(spec)}"
 
     def _check_between(self, typed: Iterable[str]) -> None:
         """Raises ConfigError if an interpolation or an inversion cannot be computed or written."""

@@ -91,7 +91,7 @@ def check_loggers(names: Iterable[str]) -> None:
 # What a configuration holds beside the values of `Settings`.
 PARTS = (
     *("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "sampler", "grid", "trainer"),
-    *("ema", "learning_rate", "resume", "init_from", "autoencoder"),
+    *("ema", "learning_rate", "resume", "init_from", "autoencoder", "quiet"),
 )
 
 

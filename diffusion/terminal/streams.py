@@ -1,10 +1,22 @@
-"""Standard output and standard error that never end a run: what they cannot take is dropped, the work goes on."""
+"""Standard output and standard error that never end a run: what they cannot take is dropped, the work goes on.
 
+`quiet=true` drops all that is printed, but for results, warnings and errors.
+"""
+
+import contextlib
 import errno
 import io
 import os
 import sys
-from typing import Any
+import warnings
+from collections.abc import Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TextIO
+
+# Where results, and warnings and errors, go while all else is dropped.
+_KEPT: ContextVar[tuple[TextIO, TextIO] | None] = ContextVar("kept", default=None)
+_COLOURS = {"error": 31, "warning": 33}
 
 
 class Output(io.FileIO):
@@ -47,3 +59,68 @@ def protect() -> None:
         sys.stdout = _stream(1, getattr(sys.__stdout__, "encoding", "utf-8"))
     if sys.stderr is sys.__stderr__:
         sys.stderr = _stream(2, getattr(sys.__stderr__, "encoding", "utf-8"))
+
+
+@contextlib.contextmanager
+def quieted() -> Iterator[None]:
+    """While the block runs, only `result`, `problem` and warnings are printed."""
+    before = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        problem(f"warning: {message}")
+
+    kept = _KEPT.set((sys.stdout, sys.stderr))
+    warnings.showwarning = show
+    try:
+        with (
+            Path(os.devnull).open("w", encoding="utf-8") as null,
+            contextlib.redirect_stdout(null),
+            contextlib.redirect_stderr(null),
+        ):
+            yield
+    finally:
+        warnings.showwarning = before
+        _KEPT.reset(kept)
+
+
+def is_quiet() -> bool:
+    """Whether all but results, warnings and errors is dropped."""
+    return _KEPT.get() is not None
+
+
+def result(text: object) -> None:
+    """Prints what a command was given for, a path or a table, on standard output."""
+    kept = _KEPT.get()
+    print(text, file=sys.stdout if kept is None else kept[0])
+
+
+def problem(text: str) -> None:
+    """Prints what a person has to know on standard error; `error:` and `warning:` at its beginning are coloured."""
+    kept = _KEPT.get()
+    stream = sys.stderr if kept is None else kept[1]
+    word, mark, rest = text.partition(": ")
+    print(f"{coloured(word, stream)}{mark}{rest}", file=stream, flush=True)
+
+
+def coloured(word: str, stream: TextIO) -> str:
+    """`error` in red and `warning` in yellow on a terminal; elsewhere, and where NO_COLOR is set, as they are.
+
+    See https://no-color.org.
+    """
+    plain = word not in _COLOURS or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return word if plain or not stream.isatty() else f"\x1b[{_COLOURS[word]}m{word}\x1b[0m"
+
+
+def columns(most: int = 120) -> int:
+    """The width of the terminal that standard error is, at most `most`; elsewhere `most`."""
+    try:
+        return min(os.get_terminal_size(sys.stderr.fileno()).columns or most, most)
+    except (OSError, ValueError):
+        return most

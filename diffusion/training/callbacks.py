@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from diffusion.terminal.progress import LINE_EVERY_S, duration, images_validated, progress, times_left
+from diffusion.terminal.streams import columns
 from diffusion.training.module import DiffusionModule
 
 
@@ -98,6 +99,16 @@ class Metrics(AfterStep):
         self._since = (_training_clock(trainer), trainer.global_step)
 
 
+def _layout(width: int) -> str:
+    """The bar of training on a terminal so many columns wide, where what is known beside the steps takes about 50.
+
+    The bar's own time left is not shown: it knows of steps alone.
+    """
+    if width < 100:
+        return "{n_fmt}/{total_fmt} steps{postfix}"
+    return "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+
+
 def _training_clock(trainer: pl.Trainer) -> float:
     """Seconds, without those that callbacks spent aside."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -132,8 +143,7 @@ class Progress(AfterStep):
         self._first = trainer.global_step
         if trainer.is_global_zero and sys.stderr.isatty():
             total = trainer.max_steps if trainer.max_steps > 0 else None
-            # The bar's own time left knows of steps alone.
-            layout = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]" if total else None
+            layout = _layout(columns()) if total else None
             self._bar = tqdm(
                 total=total,
                 initial=self._first,
@@ -150,14 +160,18 @@ class Progress(AfterStep):
         step_s = max(_training_clock(trainer) - self._began - self._validating_s, 1e-9) / (step - self._first)
         images_per_s = f"{module.images_per_step / step_s:.0f}"
         last = step == trainer.max_steps
-        left = f", {duration(self._left_s(trainer, module, step, step_s))} left" if trainer.max_steps > 0 else ""
+        limited = trainer.max_steps > 0
+        left = f"{duration(self._left_s(trainer, module, step, step_s))} left" if limited else ""
         if self._bar is not None:
             self._bar.update(1)
             if step % 10 == 0 or last:  # reading the loss waits for the device
-                self._bar.set_postfix_str(f"loss {module.last_loss.item():.4f}, {images_per_s} images/s{left}")
+                shown = [left] * limited + [f"loss {module.last_loss.item():.4f}", f"{images_per_s} images/s"]
+                self._bar.bar_format = _layout(columns()) if limited else None
+                self._bar.set_postfix_str(", ".join(shown))  # cut at its end on a narrow terminal
         elif now - self._line_at > self.line_every_s or last:
             self._line_at = now
             of = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
+            left = left and f", {left}"
             print(f"step {step}{of}: loss {module.last_loss.item():.4f}, {images_per_s} images/s{left}", flush=True)
 
     def _left_s(self, trainer: pl.Trainer, module: DiffusionModule, step: int, step_s: float) -> float:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from diffusion.machine.memory import OutOfMemory
 from diffusion.runs.parts import Parts
+from diffusion.runs.report import REPORT
 from diffusion.runs.trained import KINDS
+from diffusion.terminal import streams
 from diffusion.terminal.commands import pasted
 
 
@@ -20,11 +22,19 @@ def said(folder: Path, loss: float | None, kind: str) -> str:
     """
     lines = [
         f"done: {folder}" + ("" if loss is None else f", validation loss {loss:.4f}"),
+        f"  all of it on a page:  {folder / REPORT}",
         f"  curves and pictures:  tensorboard --logdir {shlex.quote(str(folder.parent.parent))}",
     ]
     if kind in KINDS:
         lines.append(f"  {KINDS[kind].purpose + ':':<22}{KINDS[kind].use.format(pasted(folder))}")
     return "\n".join(lines)
+
+
+def finish(folder: Path, loss: float | None, kind: str) -> None:
+    """Prints what `said` says; of a quiet command the run's folder alone."""
+    print(said(folder, loss, kind))
+    if streams.is_quiet():
+        streams.result(folder)
 
 
 def less_memory(parts: Parts) -> str:

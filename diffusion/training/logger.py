@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import hparams
 
 from diffusion.media import Pixels, tensorboard_gif
@@ -48,6 +51,13 @@ def _points(path: Path, after: int) -> list[tuple[int, str]]:
     return [(int(row["step"]), name) for row in rows for name in row if name != "step" and int(row["step"]) > after]
 
 
+# TensorBoard's table of runs begins with these settings, and has the others after them.
+COMPARED = (
+    *("dataset.name", "network", "network.widths", "schedule", "denoiser", "objective", "optimizer", "ema"),
+    *("lr", "batch_size", "seed", "trainer.max_steps"),
+)
+
+
 class Table:
     """A CSV file with a column `step` and one for each figure; a row costs the same however many there are.
 
@@ -81,6 +91,10 @@ class Table:
             return
         with naming(self.path), self.path.open("a", newline="") as file:
             csv.DictWriter(file, self._columns).writerow(row)
+
+    def names(self, beginning: str) -> list[str]:
+        """The figures whose names begin so."""
+        return [name for name in self._columns if name.startswith(beginning)]
 
     def _read(self) -> Iterator[dict[str, str]]:
         return rows_of(self.path)
@@ -170,10 +184,33 @@ class RunLogger(Logger):
         if self._outlets is not None:
             self._outlets.animation(name, frames, step)
 
-    def log_result(self, settings: Mapping[str, Any], result: Mapping[str, float], step: int) -> None:
-        """The run's settings with its final figures, for TensorBoard's table of runs."""
+    def log_result(
+        self, settings: Mapping[str, Any], result: Mapping[str, float], step: int, further: Sequence[str] = ()
+    ) -> None:
+        """The run's final figures, and its settings for TensorBoard's table of runs, which shows the last values of its
+        curves beside them.
+
+        Args:
+            settings: of the whole run. Of a part with a class the short name of that is shown.
+            result: the final figures.
+            step: the last one.
+            further: names of curves to show beside the validation loss and the scores in training.
+        """
         flat = dict(_flatten(settings))
-        for summary in hparams(flat, dict(result)):
+        kinds = {True: api_pb2.DATA_TYPE_STRING, False: api_pb2.DATA_TYPE_FLOAT64}
+        columns = ["val/loss", *result, *self._table.names("val_score/"), *further]
+        experiment = api_pb2.Experiment(
+            hparam_infos=[
+                # The table begins with those that are said to differ.
+                api_pb2.HParamInfo(name=name, type=kinds[isinstance(value, str)], differs=name in COMPARED)
+                for name, value in flat.items()
+            ],
+            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=name)) for name in columns],
+        )
+        content = HParamsPluginData(experiment=experiment, version=metadata.PLUGIN_DATA_VERSION)
+        described = Summary.Value(tag=metadata.EXPERIMENT_TAG, metadata=metadata.create_summary_metadata(content))
+        _, begins, ends = hparams(flat, {})
+        for summary in (Summary(value=[described]), begins, ends):
             self.experiment.add_summary(summary)
         for name, value in result.items():
             self.experiment.add_scalar(name, value, step)
@@ -187,13 +224,14 @@ class RunLogger(Logger):
             self._outlets.close(finished)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> list[tuple[str, bool | int | float | str]]:
-    flat: list[tuple[str, bool | int | float | str]] = []
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | str]]:
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat += _flatten(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif key == "_target_":
+            yield prefix.rstrip("."), str(value).rpartition(".")[2]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + key, value
         else:
             # TensorBoard stores UTF-8, and a file's name may hold bytes that are none.
-            text = str(value).encode("utf-8", "backslashreplace").decode()
-            flat.append((prefix + key, value if isinstance(value, bool | int | float) else text))
-    return flat
+            yield prefix + key, str(value).encode("utf-8", "backslashreplace").decode()

@@ -1,8 +1,4 @@
-"""What happens around the training step: the log, the pictures, the scores, the bar.
-
-Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they
-draw does not advance the training's random numbers.
-"""
+"""Pictures of samples during training; drawing them does not advance the training's random numbers."""
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +8,7 @@ from data.stream import Examples
 from diffusion import media
 from diffusion.denoisers import Condition, Denoiser
 from diffusion.noise import PREVIEW
+from diffusion.runs.report import PREVIEW_FILE
 from diffusion.samplers import (
     DDIMSampler,
     DDPMSampler,
@@ -30,6 +27,8 @@ from diffusion.training.module import DiffusionModule
 
 class Preview(AfterStep):
     """Draws images from fixed noise with the averaged weights and logs them, as a grid and as a GIF.
+
+    The newest grid is also in the run's folder, as `samples/preview.png`.
 
     They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; where
     it cannot go, by DDIM, or by DDPM on the whole grid.
@@ -53,15 +52,16 @@ class Preview(AfterStep):
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and isinstance(module.logger, RunLogger):
             with self.aside(module):
-                told = None  # each class in turn, unless it is told images, which have classes of their own
+                told = None  # each class in turn, unless it is conditioned on images, which have classes of their own
                 if module.denoiser.condition_channels:
                     told = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
                 pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, told)
                 keep = pipeline.shown(len(pipeline.times))
                 states = pipeline.frames(self.n, device=str(module.device), keep=keep)
                 frames = media.animation(list(states))
-                module.logger.log_picture("samples", frames[-1], step)
-                module.logger.log_animation("denoising", frames, step)
+                module.logger.log_picture("val/samples", frames[-1], step)
+                module.logger.log_animation("val/denoising", frames, step)
+                media.save_picture(module.logger.folder / PREVIEW_FILE, frames[-1])
                 if told is not None:
                     self._add_given(module, told, module.logger, step)
 
@@ -69,8 +69,8 @@ class Preview(AfterStep):
         """What the samples were made from, in the same places, and the validation images that this was made from."""
         examples: Examples = module.trainer.datamodule.splits.val  # type: ignore[attr-defined]
         shown_to_it = as_picture(val_conditions(module, told)["image"], self.shape)
-        for name, images in (("samples_given", shown_to_it), ("samples_truth", examples.get(told))):
-            logger.log_picture(name, media.picture(images), step)
+        for name, images in (("given", shown_to_it), ("truth", examples.get(told))):
+            logger.log_picture(f"val/samples_{name}", media.picture(images), step)
 
 
 def preview_pipeline(
@@ -78,8 +78,8 @@ def preview_pipeline(
 ) -> Pipeline:
     """Draws with the averaged weights by `quick_method`, from noise of its own: the same images at every step.
 
-    A conditional model is told what belongs to the validation data `told` (n,), image k of item k; where that is None,
-    each class in turn.
+    A conditional model is conditioned on what belongs to the validation data `told` (n,), image k on that of item k;
+    where that is None, on each class in turn.
     """
     assert isinstance(module.evaluated, Denoiser)
     denoiser = clipped(module.evaluated, clip)

@@ -1,6 +1,5 @@
 """One training run, from its parts to its last checkpoint."""
 
-import math
 import os
 import shutil
 import signal
@@ -16,12 +15,14 @@ from pytorch_lightning.profilers import Profiler
 from data import changes
 from data.module import DataModule
 from diffusion.build import ConfigError, canonical
+from diffusion.evaluation.record import headlines
 from diffusion.machine import memory
 from diffusion.media.atomic import atomic, reason
 from diffusion.optimizers import PowerEMA
 from diffusion.runs import codecs
 from diffusion.runs.checkpoints import ROOT, Checkpoint, CheckpointError, find
 from diffusion.runs.parts import Parts
+from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_weights
 from diffusion.training.callbacks import Metrics, Progress
 from diffusion.training.compiling import compile_network
@@ -211,6 +212,8 @@ class Run:
             with checkpoints.listening():
                 trainer.fit(self.module, datamodule=self.data, ckpt_path=path, weights_only=True)
         except BaseException as error:
+            if folder is not None and isinstance(error, Interrupted):
+                write_report(folder, trainer.global_step)
             # Those three the ranks agree on, and the other processes end by themselves.
             launcher = trainer.strategy.launcher
             if launcher is not None and not isinstance(error, Interrupted | TrainingDiverged | CheckpointError):
@@ -224,9 +227,10 @@ class Run:
             print(report)
         final = trainer.callback_metrics.get("val/loss")
         if logger is not None:
-            loss = math.nan if final is None else float(final)
-            result = {"final/val_loss": loss, "final/best_val_loss": checkpoints.best}
-            logger.log_result(config, result, trainer.global_step)
+            best = {} if final is None else {"val/best_loss": checkpoints.best}
+            drawn = headlines(points=len(self.parts.shape) == 1) if self.parts.model.draws else []
+            logger.log_result(config, best, trainer.global_step, drawn)
+            write_report(logger.folder, trainer.global_step)
         return None if final is None else float(final)
 
     def _logger(self, folder: Path, config: Mapping[str, Any], resumed_from: int | None) -> RunLogger:

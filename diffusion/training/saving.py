@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ from diffusion.media.atomic import WriteError, atomic, reason, remove_parts
 from diffusion.optimizers import spacing
 from diffusion.runs.checkpoints import CheckpointError, contents
 from diffusion.terminal.commands import pasted
+from diffusion.terminal.streams import problem
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
 
@@ -212,7 +212,7 @@ class Checkpoints(AfterStep):
     def _say(self, message: str) -> None:
         if self._first:
             with suppress(OSError):  # the terminal may be closed, which is what SIGHUP says
-                print(f"\n{message}", file=sys.stderr, flush=True)
+                problem(f"\n{message}")
 
     def _kept(self) -> str:
         if self._saved_step < 0 or self.folder is None:

@@ -1,8 +1,4 @@
-"""What happens around the training step: the log, the pictures, the scores, the bar.
-
-Each acts after an optimizer step as a pure function of its number, never in the middle of an accumulation; what they
-draw does not advance the training's random numbers.
-"""
+"""Scores of samples during training; drawing them does not advance the training's random numbers."""
 
 import warnings
 
@@ -26,7 +22,9 @@ LEAST_WATCHED = 5  # held-out images, and training images, that copies are told 
 
 
 class Scores(AfterStep):
-    """Scores samples of the averaged weights against validation data: a course, not a result (few samples, 20 steps).
+    """Scores samples of the averaged weights against validation data.
+
+    A trend, not a score to report: the samples are few, in 20 steps.
 
     Images are judged by random convolutions, which know no data set, and by their distances to training images; points
     by the sliced Wasserstein distance. A run warns once when samples are nearer to training images than validation data

@@ -134,7 +134,7 @@ def _checked(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 
 
 def conditioned(network: Mapping[str, Any], condition: ImageCondition, shape: Sequence[int]) -> dict[str, Any]:
-    """The configuration of a network that is told images beside its input; raises ConfigError if it cannot be."""
+    """The configuration of a network that is conditioned on images; raises ConfigError if it cannot be."""
     given = {"condition_channels": condition.channels(shape), "condition_level": condition.leveled}
     cls = resolve(network.get("_target_"), "network")
     if not given.keys() <= inspect.signature(cls).parameters.keys():

@@ -63,7 +63,7 @@ class Shown(AfterStep):
                 found = module.evaluated.shown(x, label, Noise(0, index.to(module.device), PREVIEW))
             for name, what in found.items():
                 picture = _picture(what)
-                module.logger.log_picture(name, picture, step)
+                module.logger.log_picture(f"val/{name}", picture, step)
                 media.save_picture(module.logger.folder / f"{name}.png", picture)
 
 

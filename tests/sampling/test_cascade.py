@@ -75,7 +75,9 @@ def test_the_condition_sizes_the_network_and_previews_show_what_the_model_was_to
     config = read(folder / SR / "checkpoints/last.ckpt").config
     assert (config["network"]["condition_channels"], config["network"]["condition_level"]) == (2, True)
     events = EventAccumulator(str(folder / SR)).Reload()
-    assert set(events.Tags()["images"]) == {"samples", "samples_given", "samples_truth", "denoising"}
+    assert set(events.Tags()["images"]) == {
+        f"val/{name}" for name in ("samples", "samples_given", "samples_truth", "denoising")
+    }
     assert read(folder / BASE / "checkpoints/last.ckpt").config["dataset"]["shape"] == [1, 4, 4]
 
 
@@ -247,7 +249,8 @@ def test_an_image_that_a_model_is_told_comes_with_its_own_class(folder: Path) ->
 def test_a_split_that_holds_no_others_is_said_to_be_told_again(folder: Path) -> None:
     base = ("extractors=random", "steps=2", "cache=null", "out=again")
     noted = call(evaluate, folder, f"ckpt={SR}", "n=100", *base)
-    assert "20 of the 100 images that the model was told are those that it is judged by" in noted.out, noted.err
+    said = "20 of the 100 images that the model was conditioned on are those that it is judged by"
+    assert said in noted.out, noted.err
     for quiet in ((f"ckpt={SR}", "n=100", "split=train"), (f"ckpt={PLAIN}", "n=100")):
         outcome = call(evaluate, folder, *quiet, *base)
         assert outcome.code == 0, outcome.err

@@ -49,9 +49,9 @@ def test_help_names_every_group_choice_and_setting_with_its_comment(script: Any,
     for name in settings:
         assert name in ("defaults", "hydra") or f"  {name}:" in page.out
     for line in text.partition("\n\n")[2].partition("\nhydra:")[0].splitlines():
-        assert line.partition(" # ")[2] in page.out
+        assert " ".join(line.partition(" # ")[2].split()) in " ".join(page.out.split())
     assert page.out.count(f"python {script.__name__}.py ") >= 5
-    assert max(map(len, page.out.splitlines())) <= 150
+    assert max(map(len, page.out.splitlines())) <= 120
 
 
 def test_help_does_not_wait_for_torch_or_hydra(tmp_path: Path) -> None:

@@ -214,7 +214,8 @@ def effect_of(script: str, arguments: list[str], folder: Path, watch: Watch) -> 
     outcome = outcome_of(script, arguments, folder)
     assert outcome.code == 0, f"{' '.join(arguments)}: {outcome.err}"
     told = [] if script == "train" else outcome.out.splitlines()
-    return [*watch.seen, *written(folder), *told]
+    talks = outcome.out.count("\n") > 1, bool(outcome.err)
+    return [*watch.seen, *written(folder), *told, talks]
 
 
 def marked(cells: list[tuple[str, str, str]]) -> list[Any]:

@@ -164,9 +164,9 @@ def test_tensorboard_and_csv_have_the_whole_course_with_its_pictures_also_after_
     assert resumed.code == 0, resumed.err
     for run in (place / "version_0", place / "version_1"):
         own = table(run / "metrics.csv")
-        final = {key: value for key, value in table(run / "csv" / "metrics.csv").items() if "final/" not in key[1]}
+        final = {key: value for key, value in table(run / "csv" / "metrics.csv").items() if "best_loss" not in key[1]}
         assert final == own
-        seen = {key: value for key, value in curves(run / "tensorboard").items() if "final/" not in key[1]}
+        seen = {key: value for key, value in curves(run / "tensorboard").items() if "best_loss" not in key[1]}
         assert seen == pytest.approx(own)
         events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
         assert [event.step for event in events.Images("samples")] == [2, 4]
@@ -237,7 +237,7 @@ def test_wandb_offline_has_one_run_with_each_point_once_and_the_pictures(tmp_pat
     assert set(pictures) == {(step, name) for step in (2, 4) for name in ("samples", "denoising")}
     assert len(list(run.glob("wandb/**/*.gif"))) == len(list(run.glob("wandb/**/*.png"))) == 2
     own = table(run / "metrics.csv")
-    assert {key: value for key, value in points.items() if "final/" not in key[1]} == pytest.approx(own)
+    assert {key: value for key, value in points.items() if "best_loss" not in key[1]} == pytest.approx(own)
 
 
 @pytest.mark.slow
@@ -278,7 +278,7 @@ def test_mlflow_has_one_run_with_each_point_once_and_the_pictures(store: str, tm
             ((metric.step, name), metric.value)
             for name in found.data.metrics
             for metric in client.get_metric_history(found.info.run_id, name)
-            if name != "train/images_per_s" and "final/" not in name
+            if name != "train/images_per_s" and "best_loss" not in name
         ]
         assert len(points) == len(dict(points))
         assert dict(points) == pytest.approx(table(run / "metrics.csv"))
@@ -308,7 +308,7 @@ def test_trackio_has_one_run_with_each_point_once_and_the_pictures(tmp_path: Pat
     assert name == json.loads((run / "loggers.json").read_text())["trackio"]
     assert config["batch_size"] == 16
     points = [((row["step"], key), value) for row in rows for key, value in row.items() if "/" in key]
-    points = [(key, value) for key, value in points if key[1] != "train/images_per_s" and "final/" not in key[1]]
+    points = [(key, value) for key, value in points if key[1] != "train/images_per_s" and "best_loss" not in key[1]]
     assert len(points) == len(dict(points))
     assert dict(points) == pytest.approx(table(run / "metrics.csv"))
     assert [row["step"] for row in rows if "samples" in row] == [2, 4]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.scripts import TINY, call
+from tqdm import tqdm
 
 import train
 from diffusion.terminal import progress
@@ -70,7 +71,14 @@ def running(*callbacks_: AfterStep) -> tuple[Any, Any]:
         callbacks=list(callbacks_),
         datamodule=SimpleNamespace(splits=SimpleNamespace(val=range(720)), eval_batch_size=24),
     )
-    module = SimpleNamespace(images_per_step=4, last_loss=torch.tensor(0.5), device=torch.device("cpu"))
+    module = SimpleNamespace(
+        images_per_step=4,
+        last_loss=torch.tensor(0.5),
+        device=torch.device("cpu"),
+        training=True,
+        eval=lambda: None,
+        train=lambda mode: None,
+    )
     return trainer, module
 
 
@@ -85,7 +93,27 @@ def test_a_bar_of_training_shows_the_time_left_with_validation(
         clock.now += 1
         shown.after_step(trainer, module, step)
     shown.teardown(trainer, module, "fit")
-    assert "loss 0.5000, 4 images/s, 3 min 30 s left" in capsys.readouterr().err
+    assert "3 min 30 s left, loss 0.5000, 4 images/s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_a_bar_of_training_shows_steps_and_time_left_on_a_narrow_terminal_too(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock, shown = Clock(monkeypatch), Progress(50)
+    trainer, module = running(shown)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(callbacks, "columns", lambda: width)
+    monkeypatch.setattr(callbacks, "tqdm", lambda dynamic_ncols, **options: tqdm(ncols=width, **options))
+    shown.on_train_start(trainer, module)
+    for step in range(1, 11):
+        clock.now += 1
+        shown.after_step(trainer, module, step)
+    last = capsys.readouterr().err.rpartition("\r")[2]
+    shown.teardown(trainer, module, "fit")
+    assert "10/100" in last
+    assert "3 min 30 s left" in last
+    assert len(last.rstrip()) <= width
 
 
 def test_the_time_left_counts_validation_and_previews(

@@ -68,7 +68,7 @@ def assert_unbroken(folder: Path, last_step: int) -> None:
     assert [event.value for event in losses] == pytest.approx(logged, rel=1e-6)
     validated = [int(row["step"]) for row in table(folder) if row["val/loss"]]
     assert [event.step for event in events.Scalars("val/loss")] == validated
-    assert [event.step for event in events.Images("samples")] == [*range(5, last_step, 5), last_step]
+    assert [event.step for event in events.Images("val/samples")] == [*range(5, last_step, 5), last_step]
 
 
 def test_killed_at_random_moments(uninterrupted: Path, tmp_path: Path) -> None:
@@ -105,6 +105,7 @@ def test_stopped_by_signals(uninterrupted: Path, tmp_path: Path) -> None:
     assert checkpoint(tmp_path)["global_step"] == 5
     assert "Traceback" not in run.text()
     assert run.text().strip().splitlines()[-1] == f"saved; go on with: python train.py resume={run_folder(Path())}"
+    assert "Stopped at step 5 of 14" in (run_folder(tmp_path) / "index.html").read_text()
 
     run = Run(tmp_path, "resume=last", before=kills.terminated_in_validation)
     assert run.wait() == 143

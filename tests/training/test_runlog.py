@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 from diffusion.media import atomic
 from diffusion.training.events import EventFile
@@ -83,6 +85,34 @@ def test_a_full_disk_under_the_event_file_is_an_error_of_the_caller(tmp_path: Pa
         atomic.WriteError, match=r"^cannot write .*events\.out\.\S+: No space left on device; free some"
     ):
         events.add_scalar("a", 1.0, 1)
+
+
+def test_the_table_of_runs_begins_with_the_settings_that_people_compare_and_ends_in_losses_and_scores(
+    tmp_path: Path,
+) -> None:
+    logger = RunLogger(tmp_path)
+    logger.log_metrics({"val_score/coverage_random_n256": 0.5}, step=1)
+    settings = {
+        "accelerator": "cpu",
+        "network": {"_target_": "diffusion.networks.unet.UNet", "widths": [8, 16]},
+        "lr": 0.1,
+    }
+    logger.log_result(settings | {"clip": True}, {"val/best_loss": 0.5}, 1, ["versus_test/frechet_random_n2000"])
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = {
+        tag: events.SummaryMetadata(tag).plugin_data.content
+        for tag in (metadata.EXPERIMENT_TAG, metadata.SESSION_START_INFO_TAG, metadata.SESSION_END_INFO_TAG)
+    }
+    experiment = metadata.parse_experiment_plugin_data(found[metadata.EXPERIMENT_TAG])
+    # TensorBoard's own order.
+    shown = sorted(experiment.hparam_infos, key=lambda info: (not info.differs, info.name))
+    assert [info.name for info in shown] == ["lr", "network", "network.widths", "accelerator", "clip"]
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        *("val/loss", "val/best_loss", "val_score/coverage_random_n256", "versus_test/frechet_random_n2000")
+    ]
+    values = metadata.parse_session_start_info_plugin_data(found[metadata.SESSION_START_INFO_TAG]).hparams
+    assert (values["network"].string_value, values["lr"].number_value) == ("UNet", 0.1)
 
 
 def test_a_vanished_folder_is_named(tmp_path: Path) -> None:

@@ -175,13 +175,15 @@ def test_a_run_says_what_it_does_and_nothing_else(trained: tuple[Path, Outcome])
     assert lines[3] == f"run folder: {Path('lightning_logs/digits/version_0')}"
     assert lines[4].startswith("step 4/4: loss ")
     assert re.fullmatch(r"done: lightning_logs.digits.version_0, validation loss \d\.\d{4}", lines[5])
-    assert [line.split()[0] for line in lines[6:]] == ["curves", "sample:"]
+    assert [line.split()[0] for line in lines[6:]] == ["all", "curves", "sample:"]
 
 
 def test_all_that_a_run_writes_is_in_its_folder(trained: tuple[Path, Outcome]) -> None:
     folder, _ = trained
     version = folder / "lightning_logs/digits/version_0"
-    assert {path.name.split(".")[0] for path in version.iterdir()} == {"", "checkpoints", "config", "events", "metrics"}
+    assert {path.name.split(".")[0] for path in version.iterdir()} == {
+        *("", "checkpoints", "config", "events", "index", "metrics", "samples")
+    }
     assert {path.name for path in (version / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert [path.name for path in folder.iterdir()] == ["lightning_logs"]
 
