@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready-$(VERSION)
 STORED ?= benchmarks/stored.json
 
-.PHONY: install demo test slow lowest gpu speed mutants lint format clean
+.PHONY: install demo test slow lowest gpu speed site mutants lint format clean
 
 $(READY): requirements.txt
 	@[ -n "$(VERSION)" ] || { echo "error: $(PYTHON) does not run" >&2; exit 1; }
@@ -51,6 +51,10 @@ gpu: ## every experiment on a GPU, equalities, throughput: one table in eight mi
 # Ratios, not times: they compare between machines of one kind. The first run is stored by the same command with --out.
 speed: $(READY) ## did a network fall behind in speed? ratios against STORED, ten minutes of an idle machine
 	$(BIN)/python benchmarks/throughput.py --against $(STORED)
+
+site: $(READY) ## the documentation as a site, in site/; to look at it: .venv/bin/mkdocs serve
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])' | xargs $(BIN)/python -m pip install -q
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 mutants: $(READY) ## does a test fail when the code is wrong? about half an hour
 	$(BIN)/python tests/mutants.py

@@ -6,7 +6,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-APART = ("loggers", "sweeps")  # extras that the suite does without: few people need them, and they are large
+APART = ("docs", "loggers", "sweeps")  # extras that the suite does without: few people need them
 
 
 def lowest(line: str) -> str:

@@ -47,7 +47,8 @@ def test_extending_page_adds_one_of_each_kind_of_part_that_work_together_and_a_n
     # The notebook samples from the newest run, which is then this one.
     cells = json.loads((ROOT / "docs" / "sampling.ipynb").read_text())["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    code[1] = code[1].splitlines()[0] + "\nassert " + code[1].splitlines()[1] + " < 1 / 127.5"
+    alone, difference = code[2].splitlines()
+    code[2] = f"{alone}\nassert {difference} < 1 / 127.5"
     # One process for all three, which imports torch once.
     scripts = (
         f"sys.argv = {command.split()[1:]!r}; runpy.run_path(sys.argv[0], run_name='__main__')" for command in commands
@@ -168,7 +169,7 @@ def test_a_picture_is_small_and_on_a_page_that_shows_the_command_that_makes_it(n
 def test_a_script_draws_the_pictures_of_its_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "docs" / "pictures")
     importlib.import_module(page).main(tmp_path)
-    shown = re.findall(r"\(images/(\S+)\)", (ROOT / "docs" / f"{page}.md").read_text())
+    shown = re.findall(rf"\(images/({page}\S+)\)", (ROOT / "docs" / f"{page}.md").read_text())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(shown)
 
 

@@ -66,6 +66,7 @@ def composed(script: str, arguments: list[str]) -> dict[str, Any]:
     if script == "train":
         check(config)
     plain: Any = OmegaConf.to_container(config, resolve=script != "train")
+    plain.pop("quiet", None)  # which the command line takes out
     return plain
 
 

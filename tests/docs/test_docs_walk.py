@@ -100,9 +100,9 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (1, 2, 3):  # a reader who trains it again
         shutil.copytree(run, run.with_name(f"version_{number}"))
     chance = np.random.default_rng(0)
-    for place in ("photos", "pictures"):
-        (folder / place).mkdir()
-        for k in range(40 if place == "photos" else 3):
+    for place, count in {"photos": 300, "pictures": 3, "sorted/cats": 30, "sorted/dogs": 30}.items():
+        (folder / place).mkdir(parents=True)
+        for k in range(count):
             Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / place / f"{k}.png")
     for name in ("photo.png", "a.png", "small.png"):
         Image.fromarray(chance.integers(0, 256, (8, 8), np.uint8)).save(folder / name)
