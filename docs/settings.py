@@ -185,7 +185,9 @@ def defaults(script: str) -> dict[str, str]:
     """The choice of each group of a script that nothing else was typed for."""
     plain = yaml.safe_load((cli.CONFIGS / f"{script}.yaml").read_text(encoding="utf-8"))
     chosen = [item for item in plain["defaults"] if isinstance(item, dict)]
-    found = {name.replace("/", "."): str(value) for item in chosen for name, value in item.items()}
+    found = {
+        name.removeprefix("optional ").replace("/", "."): str(value) for item in chosen for name, value in item.items()
+    }
     groups = cli.groups_of(script)
     return {name: "null" if value == "None" else value for name, value in found.items() if name in groups}
 
