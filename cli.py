@@ -149,19 +149,20 @@ def _alternatives(group: str, config_name: str) -> Iterator[tuple[str, "DictConf
     OmegaConf.set_struct(rest, False)
     for name in choices_of(group):
         chosen: Any = OmegaConf.merge(
-            _choice(group, name), rest.get(group) or {}
+            choice(group, name), rest.get(group) or {}
         )  # an experiment has values of its own
         if all(OmegaConf.select(chosen, key.partition("=")[0], default=inside) is not inside for key in inside):
             other: Any = OmegaConf.merge(rest, {group: OmegaConf.merge(chosen, OmegaConf.from_dotlist(inside))})
             yield name, other
 
 
-def _choice(group: str, name: str) -> "DictConfig":
+@cache
+def choice(group: str, name: str) -> "DictConfig":
     """The settings of a choice, with those of the choices that it is built on."""
     from omegaconf import OmegaConf
 
     chosen: Any = OmegaConf.load(_folder(group) / f"{name}.yaml")
-    whole: Any = OmegaConf.merge(*(_choice(group, other) for other in chosen.pop("defaults", [])), chosen)
+    whole: Any = OmegaConf.merge(*(choice(group, other) for other in chosen.pop("defaults", [])), chosen)
     return whole
 
 

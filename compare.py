@@ -10,11 +10,8 @@ Examples:
 
 import sys
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 import cli
 from diffusion.settings import comparison as settings
@@ -23,12 +20,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@cache
 def described(group: str, name: str) -> dict[str, Any]:
-    """What a choice of a group sets, without its comments; values that follow from others stay as they are written."""
-    content = yaml.safe_load((cli.CONFIGS / group / f"{name}.yaml").read_text(encoding="utf-8"))
-    below = [described(group, other) for other in content.pop("defaults", []) if isinstance(other, str)]
-    return {key: value for part in [*below, content] for key, value in part.items()}
+    """What a choice of a group sets; values that follow from others stay as they are written."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(cli.choice(group, name))
+    return dict(plain)
 
 
 def choice_of(group: str, part: Mapping[str, Any]) -> str | None:
@@ -38,7 +35,7 @@ def choice_of(group: str, part: Mapping[str, Any]) -> str | None:
     wanted = str(part["_target_"]).rpartition(".")[2]
     found = {}
     for name in cli.choices_of(group):
-        content = dict(described(group, name))
+        content = described(group, name)
         if str(content.pop("_target_", "")).rpartition(".")[2] == wanted:
             found[name] = sum(key in part and part[key] != value for key, value in content.items())
     return min(found, key=lambda name: found[name]) if found else None
