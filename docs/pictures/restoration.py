@@ -46,7 +46,7 @@ def rows(spec: str, folder: Path) -> Tensor:
     for image, (name, measurement, settings) in zip(images, measurements, strict=True):
         exact = measurement(image[None])
         measured = exact + NOISE * torch.randn(exact.shape, generator=generator)
-        path = written(folder / f"{name}.png", measured[0])
+        path = written(folder / f"measured_{name}.png", measured[0])
         steering = Steering(measure=name, init=path, noise=NOISE, **settings)
         restored = Pipeline.from_checkpoint(checkpoint, steering=steering, steps=STEPS).sample(RESTORED)
         found += [image[None], F.interpolate(measured, (side, side)), restored]
