@@ -80,6 +80,8 @@ def lacks_package(words: list[str]) -> bool:
     named = " ".join(words)
     plugins = [f"hydra_plugins.hydra_{kind}_{part}" for part, kind in re.findall(r"hydra/(\w+)=([a-z]+)", named)]
     loggers = [name for name in ("wandb", "mlflow", "trackio") if re.search(rf"logger=\S*{name}", named)]
+    if plugins and importlib.util.find_spec("hydra_plugins") is None:  # whose parts cannot be looked for then
+        return True
     return any(importlib.util.find_spec(package) is None for package in (*plugins, *loggers))
 
 
