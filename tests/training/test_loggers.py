@@ -169,8 +169,8 @@ def test_tensorboard_and_csv_have_the_whole_course_with_its_pictures_also_after_
         seen = {key: value for key, value in curves(run / "tensorboard").items() if "best_loss" not in key[1]}
         assert seen == pytest.approx(own)
         events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
-        assert [event.step for event in events.Images("samples")] == [2, 4]
-        assert events.Images("denoising")[0].encoded_image_string[:4] == b"GIF8"
+        assert [event.step for event in events.Images("val/samples")] == [2, 4]
+        assert events.Images("val/denoising")[0].encoded_image_string[:4] == b"GIF8"
         with Image.open(run / "csv" / "denoising_4.gif") as animation:
             assert animation.n_frames > 2
         assert (run / "csv" / "samples_2.png").exists()
@@ -233,8 +233,8 @@ def test_wandb_offline_has_one_run_with_each_point_once_and_the_pictures(tmp_pat
                 if key[0] != "_" and key not in ("trainer/global_step", "train/images_per_s"):
                     assert (step, key) not in points
                     points[step, key] = value
-    pictures = {key: points.pop(key) for key in list(points) if key[1] in ("samples", "denoising")}
-    assert set(pictures) == {(step, name) for step in (2, 4) for name in ("samples", "denoising")}
+    pictures = {key: points.pop(key) for key in list(points) if key[1] in ("val/samples", "val/denoising")}
+    assert set(pictures) == {(step, name) for step in (2, 4) for name in ("val/samples", "val/denoising")}
     assert len(list(run.glob("wandb/**/*.gif"))) == len(list(run.glob("wandb/**/*.png"))) == 2
     own = table(run / "metrics.csv")
     assert {key: value for key, value in points.items() if "best_loss" not in key[1]} == pytest.approx(own)
@@ -282,7 +282,7 @@ def test_mlflow_has_one_run_with_each_point_once_and_the_pictures(store: str, tm
         ]
         assert len(points) == len(dict(points))
         assert dict(points) == pytest.approx(table(run / "metrics.csv"))
-        names = [file.path for file in client.list_artifacts(found.info.run_id, "denoising")]
+        names = [file.path for file in client.list_artifacts(found.info.run_id, "val/denoising")]
         assert names == ["denoising/denoising_2.gif", "denoising/denoising_4.gif"]
         assert sum("samples" in file.path for file in client.list_artifacts(found.info.run_id, "images")) >= 2
 
@@ -311,6 +311,6 @@ def test_trackio_has_one_run_with_each_point_once_and_the_pictures(tmp_path: Pat
     points = [(key, value) for key, value in points if key[1] != "train/images_per_s" and "best_loss" not in key[1]]
     assert len(points) == len(dict(points))
     assert dict(points) == pytest.approx(table(run / "metrics.csv"))
-    assert [row["step"] for row in rows if "samples" in row] == [2, 4]
-    assert [row["step"] for row in rows if "denoising" in row] == [2, 4]
+    assert [row["step"] for row in rows if "val/samples" in row] == [2, 4]
+    assert [row["step"] for row in rows if "val/denoising" in row] == [2, 4]
     assert list((tmp_path / "trackio").rglob("*.gif"))
