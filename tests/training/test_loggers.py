@@ -171,9 +171,9 @@ def test_tensorboard_and_csv_have_the_whole_course_with_its_pictures_also_after_
         events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
         assert [event.step for event in events.Images("val/samples")] == [2, 4]
         assert events.Images("val/denoising")[0].encoded_image_string[:4] == b"GIF8"
-        with Image.open(run / "csv" / "denoising_4.gif") as animation:
+        with Image.open(run / "csv" / "val" / "denoising_4.gif") as animation:
             assert animation.n_frames > 2
-        assert (run / "csv" / "samples_2.png").exists()
+        assert (run / "csv" / "val" / "samples_2.png").exists()
     assert table(place / "version_0" / "metrics.csv") == table(place / "version_1" / "metrics.csv")
 
 
