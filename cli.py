@@ -6,20 +6,18 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
+from choices import CONFIGS, choices_of, folder_of, groups_of, is_own_name, keys_of, would_fit
 from diffusion.build import Unfit, nearest
-from diffusion.settings.training import with_timesteps
 from diffusion.terminal import helppage, streams
 from diffusion.terminal.commands import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-CONFIGS = Path(__file__).parent / "configs"
 # Hydra's own options; everything else that is typed has the form name=value.
 FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i", "--hydra-help", "--version")
 # Settings that name a file or a folder, whose names may have any character.
@@ -110,69 +108,6 @@ def said(config: "DictConfig") -> Iterator[None]:
         yield
 
 
-def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
-    """Which other choices of a group would go together with the rest, found by trying each."""
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    found = []
-    for group in error.groups:
-        passing = []
-        for name, other in _alternatives(group, config_name):
-            try:
-                other.dataset = config.get("dataset")  # with the shape that was read from the data
-                with_timesteps(other)
-                parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in _chosen(other, config_name)}
-                error.attempt({**error.config, **parts})
-            except (HydraException, OmegaConfBaseException, *USER_ERRORS):
-                continue
-            passing.append(name)
-        if passing:
-            found.append(f"{group}={', '.join(passing)}")
-    return f"; with all else as it is, this would do: {'; or '.join(found)}" if found else ""
-
-
-def _alternatives(group: str, config_name: str) -> Iterator[tuple[str, "DictConfig"]]:
-    """What was typed, composed with each choice of a group in the place of the one that it has.
-
-    Hydra composes the rest once, since that takes it a tenth of a second.
-    """
-    from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    typed = list(HydraConfig.get().overrides.task)
-    inside = [argument.removeprefix(f"{group}.") for argument in typed if argument.startswith(f"{group}.")]
-    others = [argument for argument in typed if not re.match(rf"{group}[.=]", argument)]
-    rest = compose(config_name, [*others, f"~{group}"])
-    OmegaConf.set_struct(rest, False)
-    for name in choices_of(group):
-        chosen: Any = OmegaConf.merge(
-            choice(group, name), rest.get(group) or {}
-        )  # an experiment has values of its own
-        if all(OmegaConf.select(chosen, key.partition("=")[0], default=inside) is not inside for key in inside):
-            other: Any = OmegaConf.merge(rest, {group: OmegaConf.merge(chosen, OmegaConf.from_dotlist(inside))})
-            yield name, other
-
-
-@cache
-def choice(group: str, name: str) -> "DictConfig":
-    """The settings of a choice, with those of the choices that it is built on."""
-    from omegaconf import OmegaConf
-
-    chosen: Any = OmegaConf.load(_folder(group) / f"{name}.yaml")
-    whole: Any = OmegaConf.merge(*(choice(group, other) for other in chosen.pop("defaults", [])), chosen)
-    return whole
-
-
-def _chosen(config: "DictConfig", config_name: str) -> list[str]:
-    """The groups whose choice a composed configuration holds, but for the data."""
-    from omegaconf import OmegaConf
-
-    return [group for group in groups_of(config_name) if group != "dataset" and OmegaConf.is_dict(config.get(group))]
-
-
 @contextmanager
 def _full_error(value: str | None) -> Iterator[None]:
     before = os.environ.pop("HYDRA_FULL_ERROR", None)
@@ -246,7 +181,7 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             # Hydra passes over an optional group's unknown names.
             names = re.fullmatch(rf"{re.escape(group)}=([\w,]+)", argument)
             for name in names[1].split(",") if names else ():
-                if name != "null" and not (_folder(group) / f"{name}.yaml").exists():
+                if name != "null" and not (folder_of(group) / f"{name}.yaml").exists():
                     fail(_unknown_choice(group, name, choices_of(group)))
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
@@ -307,7 +242,7 @@ def composition_error(error: BaseException, config_name: str) -> str:
         group = group.replace("/", ".")
         if (group, name) in hints.PLUGINS:
             return f"{group}={name} needs a plugin of Hydra: pip install {hints.PLUGINS[group, name]}"
-        choices = [option for option in error.options if group != "network" or _is_own_name(option)]
+        choices = [option for option in error.options if group != "network" or is_own_name(option)]
         return _unknown_choice(group, name, choices)
     if isinstance(error, OverrideParseException):
         quoting = """write name=value, and name='"..."' where the value has spaces or special characters"""
@@ -351,47 +286,6 @@ def composition_error(error: BaseException, config_name: str) -> str:
 
 def _unknown_choice(group: str, name: str, choices: list[str]) -> str:
     return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
-
-
-def _is_own_name(network: str) -> bool:
-    """Whether a network is more than a dataset's default."""
-    return not (CONFIGS / "dataset" / f"{network}.yaml").exists()
-
-
-def groups_of(config_name: str) -> list[str]:
-    """The groups that a configuration chooses from; one inside another as it is typed, with a dot."""
-    text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
-    return [name.replace("/", ".") for name in re.findall(r"^  - (?:optional )?(\w+(?:/\w+)*): ", text, re.MULTILINE)]
-
-
-def _folder(group: str) -> Path:
-    return CONFIGS / group.replace(".", "/")
-
-
-def choices_of(group: str) -> list[str]:
-    """What a group offers."""
-    names = sorted(path.stem for path in _folder(group).glob("*.yaml"))
-    return [name for name in names if group != "network" or _is_own_name(name)]
-
-
-@cache
-def keys_of(config_name: str) -> tuple[str, ...]:
-    """Every setting by its full name, `optimizer.lr`, those of all choices of all groups included."""
-    import yaml
-
-    def flat(node: Any, prefix: str) -> Iterator[str]:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            if key not in ("_target_", "defaults", "hydra"):
-                yield prefix + key
-                yield from flat(value, f"{prefix}{key}.")
-
-    keys = dict.fromkeys(flat(yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")), ""))
-    for group in groups_of(config_name):
-        for path in sorted(_folder(group).glob("*.yaml")):
-            content = path.read_text(encoding="utf-8")
-            if "@package _global_" not in content:
-                keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{group}."))
-    return tuple(keys)
 
 
 def help_page(config_name: str, usage: str) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import choices
 import cli
 from diffusion.settings import comparison as settings
 
@@ -24,7 +25,7 @@ def described(group: str, name: str) -> dict[str, Any]:
     """What a choice of a group sets; values that follow from others stay as they are written."""
     from omegaconf import OmegaConf
 
-    plain: Any = OmegaConf.to_container(cli.choice(group, name))
+    plain: Any = OmegaConf.to_container(choices.choice(group, name))
     return dict(plain)
 
 

@@ -26,7 +26,7 @@ def test_extending_page_adds_one_of_each_kind_of_part_that_work_together_and_a_n
 ) -> None:
     for name in ("configs", "data", "diffusion"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("raw", "__pycache__"))
-    for name in ("cli.py", "hints.py", "train.py", "sample.py"):
+    for name in ("choices.py", "cli.py", "hints.py", "train.py", "sample.py"):
         shutil.copy(ROOT / name, tmp_path)
     commands: list[str] = []
     notebook: list[str] = []

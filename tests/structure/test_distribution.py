@@ -116,7 +116,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_trains_and_samples_in_a_folder_with_modules_of_the_same_names(
     environment: Path, tmp_path: Path
 ) -> None:
-    for name in ("data", "train", "sample", "cli", "hints", "configs"):
+    for name in ("data", "train", "sample", "choices", "cli", "hints", "configs"):
         (tmp_path / f"{name}.py").write_text("raise ImportError('the user has a module of this name')\n")
     command = environment.parent / "lightning-diffusion"
     said = run(command, "train", *TINY, cwd=tmp_path)

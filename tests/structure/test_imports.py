@@ -74,7 +74,7 @@ def test_data_knows_nothing_of_diffusion(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DIFFUSION, ids=_name)
 def test_only_what_runs_are_made_of_knows_data_and_nothing_the_scripts_or_hydra(path: Path) -> None:
-    assert not {"hydra", "cli", "hints", "train", "sample", "evaluate", "export", "compare"} & _tops(path)
+    assert not {"hydra", "choices", "cli", "hints", "train", "sample", "evaluate", "export", "compare"} & _tops(path)
     own = path.relative_to(ROOT / "diffusion").parts[0]
     assert "data" not in _tops(path) or own in ("runs", "sampling", "evaluation", "training")
 

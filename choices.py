@@ -1,0 +1,117 @@
+"""What configs/ offers: its groups, their choices, all settings, and which choices go together."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusion.build import Unfit
+from diffusion.settings.training import with_timesteps
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+def is_own_name(network: str) -> bool:
+    """Whether a network is more than a dataset's default."""
+    return not (CONFIGS / "dataset" / f"{network}.yaml").exists()
+
+
+def groups_of(config_name: str) -> list[str]:
+    """The groups that a configuration chooses from; one inside another as it is typed, with a dot."""
+    text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")
+    return [name.replace("/", ".") for name in re.findall(r"^  - (?:optional )?(\w+(?:/\w+)*): ", text, re.MULTILINE)]
+
+
+def folder_of(group: str) -> Path:
+    return CONFIGS / group.replace(".", "/")
+
+
+def choices_of(group: str) -> list[str]:
+    """What a group offers."""
+    names = sorted(path.stem for path in folder_of(group).glob("*.yaml"))
+    return [name for name in names if group != "network" or is_own_name(name)]
+
+
+@cache
+def keys_of(config_name: str) -> tuple[str, ...]:
+    """Every setting by its full name, `optimizer.lr`, those of all choices of all groups included."""
+    import yaml
+
+    def flat(node: Any, prefix: str) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if key not in ("_target_", "defaults", "hydra"):
+                yield prefix + key
+                yield from flat(value, f"{prefix}{key}.")
+
+    keys = dict.fromkeys(flat(yaml.safe_load((CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")), ""))
+    for group in groups_of(config_name):
+        for path in sorted(folder_of(group).glob("*.yaml")):
+            content = path.read_text(encoding="utf-8")
+            if "@package _global_" not in content:
+                keys |= dict.fromkeys(flat(yaml.safe_load(content), f"{group}."))
+    return tuple(keys)
+
+
+def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
+    """Which other choices of a group would go together with the rest, found by trying each."""
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    found = []
+    for group in error.groups:
+        passing = []
+        for name, other in _alternatives(group, config_name):
+            try:
+                other.dataset = config.get("dataset")  # with the shape that was read from the data
+                with_timesteps(other)
+                parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in _chosen(other, config_name)}
+                error.attempt({**error.config, **parts})
+            except (HydraException, OmegaConfBaseException, ValueError):
+                continue
+            passing.append(name)
+        if passing:
+            found.append(f"{group}={', '.join(passing)}")
+    return f"; with all else as it is, this would do: {'; or '.join(found)}" if found else ""
+
+
+def _alternatives(group: str, config_name: str) -> Iterator[tuple[str, "DictConfig"]]:
+    """What was typed, composed with each choice of a group in the place of the one that it has.
+
+    Hydra composes the rest once, since that takes it a tenth of a second.
+    """
+    from hydra import compose
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    typed = list(HydraConfig.get().overrides.task)
+    inside = [argument.removeprefix(f"{group}.") for argument in typed if argument.startswith(f"{group}.")]
+    others = [argument for argument in typed if not re.match(rf"{group}[.=]", argument)]
+    rest = compose(config_name, [*others, f"~{group}"])
+    OmegaConf.set_struct(rest, False)
+    for name in choices_of(group):
+        chosen: Any = OmegaConf.merge(choice(group, name), rest.get(group) or {})  # an experiment has values of its own
+        if all(OmegaConf.select(chosen, key.partition("=")[0], default=inside) is not inside for key in inside):
+            other: Any = OmegaConf.merge(rest, {group: OmegaConf.merge(chosen, OmegaConf.from_dotlist(inside))})
+            yield name, other
+
+
+@cache
+def choice(group: str, name: str) -> "DictConfig":
+    """The settings of a choice, with those of the choices that it is built on."""
+    from omegaconf import OmegaConf
+
+    chosen: Any = OmegaConf.load(folder_of(group) / f"{name}.yaml")
+    whole: Any = OmegaConf.merge(*(choice(group, other) for other in chosen.pop("defaults", [])), chosen)
+    return whole
+
+
+def _chosen(config: "DictConfig", config_name: str) -> list[str]:
+    """The groups whose choice a composed configuration holds, but for the data."""
+    from omegaconf import OmegaConf
+
+    return [group for group in groups_of(config_name) if group != "dataset" and OmegaConf.is_dict(config.get(group))]
