@@ -108,7 +108,7 @@ def test_every_experiment_has_a_row_and_classifiers_come_after_what_they_steer(r
 
 def test_throughput_is_that_of_the_command_and_of_the_bare_step(rows: Rows) -> None:
     words = rows.throughput("digits", "fp32").split()
-    command, bare = (float(words[index].strip(",").replace(",", "")) for index in (1, 5))
+    command, bare = (float(words[index].strip(",").replace(",", "")) for index in (1, 6))
     assert words[0] == "train.py"
     assert command > 0
     assert bare > 0
