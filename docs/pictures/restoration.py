@@ -1,6 +1,6 @@
 """Test images, what was measured of them, and what a model restores from that.
 
-    python docs/pictures/restoration.py lightning_logs/fashion/version_0 restoration.png
+    python docs/pictures/restoration.py lightning_logs/fashion/version_0 docs/images/restoration.png
 
 A row for each measurement: the image, its measurement as `sample.py` reads it, and six restorations.
 """

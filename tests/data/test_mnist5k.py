@@ -69,7 +69,9 @@ def test_training_without_the_package_is_one_line_that_says_what_to_install(
 
 
 @pytest.mark.parametrize(
-    "content", [None, b"no gzip", gzip.compress(b"1,2\n3,4\n"), gzip.compress(b"a,b\n"), b"\x1f\x8b"]
+    "content",
+    [None, b"no gzip", gzip.compress(b"1,2\n3,4\n"), gzip.compress(b"a,b\n"), b"\x1f\x8b"],
+    ids=["missing", "no archive", "other columns", "letters", "cut off"],
 )
 def test_a_damaged_file_is_one_line_that_names_it(
     content: bytes | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
