@@ -29,7 +29,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from steps import MODES, Subject, mean_seconds, peak_gigaflops
+from network_steps import MODES, Subject, mean_seconds, peak_gigaflops
 from subjects import Shape, default, layout, missing, there
 from timing import fallen, power_law, ratios, table
 

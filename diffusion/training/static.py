@@ -30,9 +30,9 @@ def eager_because(capture: bool | str, trainer: pl.Trainer) -> str:
         capture: the setting: "auto", True or False.
         trainer: tells device and precision.
     """
-    device = trainer.strategy.root_device.type
     if capture is False:
         return "capture=false"
+    device = trainer.strategy.root_device.type
     if device != "cuda":
         return f"CUDA graphs need a CUDA device, and this is {device}"
     if trainer.world_size > 1:

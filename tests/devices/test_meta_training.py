@@ -139,7 +139,7 @@ class _Examples:
     ],
 )
 def test_every_part_of_a_training_step_stays_on_the_device(overrides: str) -> None:
-    module, _, batch = made("network.widths=[8,16]", "network.blocks=1", *overrides.split())
+    module, _, batch = made("dataset=digits", "network.widths=[8,16]", "network.blocks=1", *overrides.split())
     with Net():
         train_a_step(module, batch)
 
@@ -165,7 +165,12 @@ def test_other_networks_stay_on_the_device(overrides: str) -> None:
 
 def test_the_bounds_step_draws_by_a_full_history_without_asking() -> None:
     module, _, batch = made(
-        "network.widths=[8,16]", "denoiser=learned", "objective=vlb", "timesteps=25", "objective.history=1"
+        "dataset=digits",
+        "network.widths=[8,16]",
+        "denoiser=learned",
+        "objective=vlb",
+        "timesteps=25",
+        "objective.history=1",
     )
     with Net():
         for _ in range(2):

@@ -203,7 +203,7 @@ def test_what_is_found_on_one_split_or_of_one_kind_leaves_the_rest(folder: Path)
     assert test["scores"] != val["scores"]
     assert (folder / "kept" / "vlb_terms.png").exists()
     events = EventAccumulator(str(folder / "kept")).Reload().Tags()["scalars"]
-    assert {tag.split("/")[0] for tag in events} == {"evaluation", "evaluation_val"}
+    assert {tag.split("/")[0] for tag in events} == {"versus_test", "versus_val"}
 
 
 def test_points_are_scored_by_their_own_two(folder: Path) -> None:

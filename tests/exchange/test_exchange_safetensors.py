@@ -150,7 +150,7 @@ def test_weights_that_a_file_does_not_hold_are_refused(tmp_path: Path) -> None:
     shutil.copytree(FIXTURES / "averages", tmp_path / "averages")
     with pytest.raises(ConfigError, match="only averaged weights: leave weights=raw out"):
         Pipeline.load(str(path), weights="raw")
-    with pytest.raises(ConfigError, match="one set of weights alone"):
+    with pytest.raises(ConfigError, match="only one set of weights"):
         Pipeline.load(str(path), weights=0.1)
 
 

@@ -14,7 +14,7 @@ import yaml
 from diffusion.build import build
 from diffusion.denoisers import ClippedDenoiser, GaussianMixtureDenoiser
 from diffusion.noise import Noise
-from diffusion.objectives import SimpleWeighting, Times
+from diffusion.objectives import ConsistencyObjective, SimpleWeighting, Times, UniformTimes
 from diffusion.samplers import Grid, LogSNRGrid, Sampler
 from diffusion.samplers.__main__ import CONFIGS
 from diffusion.schedules import Schedule, VPSchedule
@@ -28,7 +28,7 @@ def gaussian() -> GaussianMixtureDenoiser:
 
 
 # What the classes need beside their numbers. ConditionDropout's share is `condition_dropout` to its user.
-NEEDED = {"weighting": SimpleWeighting, "denoiser": gaussian}
+NEEDED = {"weighting": SimpleWeighting, "times": UniformTimes, "denoiser": gaussian}
 
 
 def numbers() -> Iterator[tuple[type, str]]:
@@ -54,6 +54,9 @@ def is_finite(built: object) -> bool:
         return bool(built(VPSchedule(), 5).isfinite().all())
     if isinstance(built, Times):
         return bool(built(VPSchedule(), torch.linspace(0.1, 0.9, 5).double()).isfinite().all())
+    if isinstance(built, ConsistencyObjective):
+        t = torch.linspace(0.1, 0.9, 5).double()
+        return bool(built.lower(VPSchedule(), t, torch.arange(5)).isfinite().all())
     if isinstance(built, Sampler):
         times, noise = LogSNRGrid()(VPSchedule(), 10), Noise(0, torch.arange(2))
         x = noise.normal((2,)).double()
@@ -64,7 +67,8 @@ def is_finite(built: object) -> bool:
 @pytest.mark.parametrize(("cls", "name"), numbers(), ids=lambda part: getattr(part, "__name__", part))
 @pytest.mark.parametrize("value", VALUES)
 def test_a_number_is_refused_by_its_name_or_works(cls: type, name: str, value: float) -> None:
-    needed = {key: make() for key, make in NEEDED.items() if key in inspect.signature(cls).parameters}
+    required = [key for key, part in inspect.signature(cls).parameters.items() if part.default is part.empty]
+    needed = {key: make() for key, make in NEEDED.items() if key in required}
     try:
         outcome = "" if is_finite(cls(**needed, **{name: value})) else "not finite"
     except ValueError as error:

@@ -118,7 +118,9 @@ def test_a_share_that_cannot_be_is_refused(share: float) -> None:
 
 def test_a_network_that_is_told_nothing_cannot_have_anything_dropped() -> None:
     model = NetworkDenoiser(networks()[0][0], LinearSchedule(), EpsPreconditioner())
-    with pytest.raises(ValueError, match="condition dropout of 0.1: this network is conditioned on nothing"):
+    with pytest.raises(
+        ValueError, match="condition dropout of 0.1: this network has no condition that could be withheld"
+    ):
         ConditionDropout(Seen(), 0.1)(model, {}, Noise(0, torch.arange(1)))
 
 

@@ -215,7 +215,7 @@ def test_what_cannot_be_gets_one_line_and_leaves_nothing(folder: Path, arguments
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("condition_dropout=0.1", "condition dropout of 0.1: this network is conditioned on nothing"),
+        ("condition_dropout=0.1", "condition dropout of 0.1: this network has no condition that could be withheld"),
         ("condition_dropout=1", "condition_dropout must be at least 0 and below 1, got 1"),
         ("denoiser=classifier", "denoiser: a classifier needs a network that tells classes apart"),
         (

@@ -251,10 +251,12 @@ def test_every_setting_is_read_by_the_code() -> None:
     settings = set(yaml.safe_load((cli.CONFIGS / "train.yaml").read_text())) - {"defaults", "hydra"}
     parts = set(PARTS) - set(cli.groups_of("train"))
     assert settings == set(Settings.__dataclass_fields__) | parts
-    source = "".join(path.read_text() for path in [ROOT / "train.py", *(ROOT / "diffusion").rglob("*.py")])
+    source = "".join(
+        path.read_text() for path in [ROOT / "train.py", ROOT / "cli.py", *(ROOT / "diffusion").rglob("*.py")]
+    )
     interpolated = "".join(path.read_text() for path in cli.CONFIGS.rglob("*.yaml"))
     for name in settings:
-        used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|(get|_part)\("{name}"|config\.{name}\b""", source)
+        used = re.search(rf"""settings_?\.{name}\b|\["{name}"\]|(get|pop|_part)\("{name}"|config\.{name}\b""", source)
         assert used or f"${{{name}}}" in interpolated, f"nobody reads {name}"
 
 
