@@ -68,8 +68,7 @@ class Table:
             result = measurement()
         except TimeIsUp:
             result = "stopped: the time was up"
-        # A table of many parts: one that fails in any way is counted, named and makes the exit status 1.
-        except Exception as error:
+        except Exception as error:  # in whatever way a row fails, it is named and counted, and the others run
             self.failed += 1
             lines = str(error).strip().splitlines() or [""]
             result = f"failed: {type(error).__name__}: {lines[-1].removeprefix('error: ')}"

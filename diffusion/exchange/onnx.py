@@ -164,8 +164,7 @@ def _graph(model: nn.Module, arguments: list[Tensor], names: list[str], output: 
                 model.eval(), tuple(arguments), dynamo=True, opset_version=OPSET, external_data=False, verbose=False,
                 input_names=names, output_names=[output], dynamic_shapes=nested,
             )  # fmt: skip
-    # The exporter lets through whatever the traced code or its own private passes raise.
-    except Exception as error:
+    except Exception as error:  # the exporter lets through whatever the traced code or its own passes raise
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(f"torch cannot export this model to ONNX: {reason}") from error
     finally:

@@ -48,8 +48,7 @@ def push(folder: Path, name: str) -> str:
         api = HfApi()
         address = api.create_repo(name, exist_ok=True)
         api.upload_folder(repo_id=name, folder_path=folder)
-    # Its HTTP library differs between versions and has errors of its own; whatever went wrong, the folder is whole.
-    except Exception as error:
+    except Exception as error:  # the HTTP library differs between versions, and so do its errors
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"push={name} failed ({reason}); {folder} is kept: log in by hf auth login, then hf upload {name} {folder}"

@@ -68,11 +68,21 @@ def test_what_nothing_reads_is_refused_where_it_is_typed_and_not_where_it_stands
 
 @pytest.mark.parametrize("name", sorted(name for name in GO_TO if name.startswith("dataset.recipe.")))
 def test_a_default_that_goes_where_it_should_is_taken(name: str) -> None:
-    refuse_idle_training(config(), {name: config()["dataset"]["recipe"][name.rpartition(".")[2]]})
+    assert refusal({name: config()["dataset"]["recipe"][name.rpartition(".")[2]]}) == ""
 
 
 def test_an_interpolation_is_compared_by_its_value() -> None:
-    refuse_idle_training(config(), {"lr": "${dataset.recipe.lr}"})
+    assert refusal({"lr": "${dataset.recipe.lr}"}) == ""
+    assert refusal({"lr": "${dataset.recipe.lr}"}, optimizer={"lr": 2e-3}).startswith("lr=")
+
+
+def refusal(typed: dict[str, Any], **changes: Any) -> str:
+    """What is said of settings that were typed; nothing where they are taken."""
+    try:
+        refuse_idle_training(config(**changes), typed)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def test_a_name_stands_for_all_that_is_inside_it_and_for_no_other() -> None:
