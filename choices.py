@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.build import Unfit
-from diffusion.settings.training import with_timesteps
+from diffusion.settings.following import of_timesteps, put
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,7 +68,7 @@ def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
         for name, other in _alternatives(group, config_name):
             try:
                 other.dataset = config.get("dataset")  # with the shape that was read from the data
-                with_timesteps(other)
+                put(other, of_timesteps(other))
                 parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in _chosen(other, config_name)}
                 error.attempt({**error.config, **parts})
             except (HydraException, OmegaConfBaseException, ValueError):

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import cli
 from diffusion.settings import training as settings
 from diffusion.terminal import streams
-from diffusion.terminal.commands import pasted
 from diffusion.training.sweep import Result, keep, tabled
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         held: keeps the lock on the run's folder until the run has ended.
     """
     began = time.monotonic()
-    settings.check_loggers(settings.check(config).loggers)
+    settings.check(config)
 
     # Only now what imports torch, which takes seconds.
     from pytorch_lightning.utilities import rank_zero_only
@@ -59,18 +58,15 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.runs.lock import locked
     from diffusion.runs.resume import goes_on
     from diffusion.training import estimate, limits
-    from diffusion.training.closing import finish, less_memory, out_of_memory
+    from diffusion.training.closing import ending, finish, less_memory
     from diffusion.training.logger import validation_loss
-    from diffusion.training.outlets import check
     from diffusion.training.run import Run, claim_folder
-    from diffusion.training.saving import Interrupted
     from diffusion.training.setup import parts_of
     from diffusion.training.trainer import make_trainer, quiet
 
     quiet()
     first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
     parts, checkpoint = parts_of(config, cli.typed(), of_sweep=cli.sweeping())
-    check(parts.settings.loggers)
     if checkpoint is not None and first:
         held.enter_context(locked(checkpoint.folder))
     held.enter_context(memory.shortage(less_memory(parts)))
@@ -98,18 +94,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         else:
             folder = checkpoint.folder
             print(f"run folder: {folder}, resuming {checkpoint.path} at step {checkpoint.step}")
-    try:
+    with ending(parts, folder, of_sweep=cli.sweeping()):
         loss = run.fit(trainer, limit, folder, checkpoint)
-    except Interrupted as stop:
-        if folder is not None:
-            streams.problem(f"saved; go on with: python train.py resume={pasted(folder)}")
-            if cli.sweeping():
-                streams.problem("the sweep goes on with its own command and resume=auto")
-        sys.exit(stop.code)
-    except memory.SHORTAGES as error:
-        if folder is None or not memory.ran_out(error):
-            raise
-        raise out_of_memory(error, parts, folder) from error
     if folder is not None:
         finish(folder, loss, parts.model.kind)
     return folder, loss

@@ -1,7 +1,7 @@
 """Models in the formats that programs exchange, read as the checkpoints of runs are: without trust."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,11 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     return config, state, step
 
 
-def adopted(config: dict[str, Any], typed: Iterable[str]) -> dict[str, Any]:
-    """A new run's configuration with the network, schedule and denoiser of the model folder that it begins from.
+def of_folder(config: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:
+    """Network, schedule and denoiser of the model folder of diffusers that a new run begins from, if it does.
 
     Args:
-        config: with `init_from`; without a folder of diffusers there, it stays as it is.
+        config: as it was composed.
         typed: names of settings; a part of which something was typed stays as it is.
 
     Raises:
@@ -43,13 +43,13 @@ def adopted(config: dict[str, Any], typed: Iterable[str]) -> dict[str, Any]:
     """
     spec = Path(str(config.get("init_from")))
     if not diffusers.is_folder(spec):
-        return config
+        return {}
     if config.get("autoencoder") is not None or config["dataset"].get("condition") is not None:
         raise ConfigError(f"init_from={spec} is a model of plain images: leave autoencoder= and dataset.condition= out")
-    theirs, shape = diffusers.load(spec)[0], config["dataset"]["shape"]
-    theirs["network"] |= {"shape": shape}  # convolutions take images of any size
+    theirs = diffusers.load(spec)[0]
+    theirs["network"] |= {"shape": "${dataset.shape}"}  # convolutions take images of any size
     own = {"timesteps": "schedule"}
     given = {own.get(name, name.partition(".")[0]) for name in typed}
     parts = [part for part in ("network", "schedule", "denoiser") if part not in given]
     print(f"init_from={spec}: {', '.join(parts) or 'nothing but the weights'} of that folder", file=sys.stderr)
-    return config | {part: theirs[part] for part in parts}
+    return {part: theirs[part] for part in parts}

@@ -11,6 +11,7 @@ from diffusion.optimizers import LearningRate
 from diffusion.runs.checkpoints import ROOT, Checkpoint, CheckpointError, find, newest_good, read, runs
 from diffusion.runs.exchanged import is_exchanged
 from diffusion.runs.parts import Parts
+from diffusion.settings.following import LIMITS
 from diffusion.terminal.commands import pasted
 
 # Settings that a resumed run may change: they do not decide what it computes.
@@ -23,7 +24,6 @@ CHANGEABLE = (
 )
 # Settings that the dataset's source repeats.
 OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "path"}
-_LIMITS = ("max_steps", "max_epochs", "max_time")
 # The environment variable that tells the processes of a run which checkpoint to resume; empty: none.
 _AGREED = "DIFFUSION_RESUME"
 
@@ -39,22 +39,6 @@ def agreed(search: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     found = search()
     os.environ[_AGREED] = "" if found is None else str(found.path.resolve())
     return found
-
-
-def limited(config: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """A new run's configuration, in which the limits that were typed take the place of those that were not.
-
-    Raises:
-        ConfigError: both a budget and another limit were typed.
-    """
-    limits = [name for name in _LIMITS if typed.get(f"trainer.{name}") is not None]
-    budget = typed.get("budget_minutes") is not None
-    if budget and limits:
-        raise ConfigError(f"budget_minutes and trainer.{limits[0]} both say when to stop: give one of them")
-    if not limits and not budget:
-        return config
-    trainer = {name: None for name in _LIMITS if name not in limits}
-    return config | {"trainer": config["trainer"] | trainer} | ({} if budget else {"budget_minutes": None})
 
 
 def find_begun(config: Mapping[str, Any], root: Path = ROOT, of_sweep: bool = False) -> Checkpoint | None:
@@ -83,7 +67,7 @@ def find_begun(config: Mapping[str, Any], root: Path = ROOT, of_sweep: bool = Fa
         stored, step = checkpoint.config, checkpoint.step
         if essence(stored) != essence(config):
             continue
-        if all(wanted[name] in (None, stored["trainer"].get(name)) for name in _LIMITS):
+        if all(wanted[name] in (None, stored["trainer"].get(name)) for name in LIMITS):
             print(f"resume=auto goes on with {folder}, step {step}: the newest run with these settings")
             return checkpoint
         if of_sweep:
@@ -92,7 +76,7 @@ def find_begun(config: Mapping[str, Any], root: Path = ROOT, of_sweep: bool = Fa
             further.append(f"{folder} has come further, to step {step}")
         else:
             others.append(checkpoint)
-    limits = ", ".join(f"trainer.{name}={wanted[name]}" for name in _LIMITS if wanted[name] is not None)
+    limits = ", ".join(f"trainer.{name}={wanted[name]}" for name in LIMITS if wanted[name] is not None)
     if others:
         print(
             f"resume=auto goes on with {others[0].folder}, step {others[0].step}: the newest run with these settings, "
@@ -143,8 +127,8 @@ def continued(checkpoint: Checkpoint, typed: Mapping[str, Any], auto: bool = Fal
     stored = checkpoint.config
     if not all(isinstance(stored.get(name), Mapping) for name in ("trainer", "dataset", "learning_rate")):
         raise ConfigError(f"{checkpoint.path} lacks parts of a run's configuration")
-    if not stored["trainer"].keys() >= set(_LIMITS):
-        raise ConfigError(f"{checkpoint.path} does not say when its run ends: trainer lacks {', '.join(_LIMITS)}")
+    if not stored["trainer"].keys() >= set(LIMITS):
+        raise ConfigError(f"{checkpoint.path} does not say when its run ends: trainer lacks {', '.join(LIMITS)}")
     config = _copy(stored)
     for name, value in typed.items():
         if name in CHANGEABLE:

@@ -5,6 +5,8 @@ Nothing here imports torch, which takes seconds: a wrong value is refused before
 
 import importlib.util
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 LOGGERS = {
     "tensorboard": "tensorboard", "csv": "pytorch_lightning", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio"
 }  # fmt: skip
+
+
+# Processes that load data: more of them only take memory from each other.
+WORKERS_PER_CORE = 8
 
 
 @dataclass
@@ -65,6 +71,12 @@ class Settings:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.seed >= 2**63:
             raise ValueError(f"seed must be below 2**63, got {self.seed}")
+        most = WORKERS_PER_CORE * (os.cpu_count() or 1)
+        if self.workers is not None and self.workers > most:
+            raise ValueError(
+                f"workers={self.workers} would be as many processes, and this machine's processors take {most} at most: "
+                f"leave it out, or choose a smaller number"
+            )
         if self.capture not in ("auto", True, False):
             raise ValueError(f"capture must be auto, true or false, got {self.capture!r}")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
@@ -93,23 +105,6 @@ PARTS = (
     *("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "sampler", "grid", "trainer"),
     *("ema", "learning_rate", "resume", "init_from", "autoencoder", "quiet"),
 )
-
-
-def with_timesteps(config: "DictConfig") -> None:
-    """Writes the shorthand `timesteps`, where it is given, into the settings of the schedule.
-
-    Raises:
-        ConfigError: the schedule has no such setting.
-    """
-    timesteps = config.get("timesteps")
-    if timesteps is None:
-        return
-    if "timesteps" not in config.schedule:
-        raise ConfigError(
-            f"timesteps={timesteps}: this schedule is continuous in time and has no number of steps; "
-            f"steps=... sets how many a sampler takes, schedule=linear (or cosine, quadratic, sigmoid) is discrete"
-        )
-    config.schedule.timesteps = timesteps
 
 
 def settings(config: Mapping[str, Any]) -> Settings:
@@ -142,6 +137,8 @@ OURS = {
         "this project sets it itself",
     ),
 }
+DURATION = re.compile(r"\s*\d+:\d\d:\d\d:\d\d\s*")
+UNITS = ("weeks", "days", "hours", "minutes", "seconds")  # or a duration as a mapping from these to numbers
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64", "bf16", "16", 16, None)
 
 
@@ -161,6 +158,10 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ConfigError(f"trainer.{name} must be a whole number, or a fraction from 0.0 to 1.0, got {value!r}")
         if name in NAMES and not isinstance(value, str | None):
             raise ConfigError(f"trainer.{name} must be text, got {value!r}")
+    if (lasts := options.get("max_time")) is not None and not _is_duration(lasts):
+        raise ConfigError(
+            f"trainer.max_time must be DD:HH:MM:SS, such as 00:01:30:00 for an hour and a half, got {lasts!r}"
+        )
     for name in SWITCHES:
         if not isinstance(options.get(name), bool | None):
             raise ConfigError(f"trainer.{name} must be true or false, got {options[name]!r}")
@@ -174,12 +175,24 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
+def _is_duration(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        amounts = value.values()
+        return value.keys() <= set(UNITS) and all(isinstance(n, int | float) and 0 <= n < math.inf for n in amounts)
+    return isinstance(value, str) and DURATION.fullmatch(value) is not None
+
+
 def check(config: "DictConfig") -> Settings:
-    """The plain values of a composed configuration; raises ConfigError for one, or one of `trainer`, that cannot be."""
+    """The plain values of a composed configuration.
+
+    Raises:
+        ConfigError: one of them, or one of `trainer`, cannot be; or the package of a logger lacks.
+    """
     from omegaconf import OmegaConf
 
     values = {str(name): config[name] for name in config if name not in PARTS}
     plain = settings({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()})
     options: Any = OmegaConf.to_container(config.trainer, resolve=True)
     check_options(options)
+    check_loggers(plain.loggers)
     return plain

@@ -2,14 +2,18 @@
 
 import shlex
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from diffusion.machine.memory import OutOfMemory
+from diffusion.machine import memory
 from diffusion.runs.parts import Parts
 from diffusion.runs.report import REPORT
 from diffusion.runs.trained import KINDS
 from diffusion.terminal import streams
 from diffusion.terminal.commands import pasted
+from diffusion.training.saving import Interrupted
 
 
 def said(folder: Path, loss: float | None, kind: str) -> str:
@@ -48,11 +52,34 @@ def less_memory(parts: Parts) -> str:
     )
 
 
-def out_of_memory(error: BaseException, parts: Parts, folder: Path) -> OutOfMemory:
+@contextmanager
+def ending(parts: Parts, folder: Path | None, of_sweep: bool) -> Iterator[None]:
+    """Says how to go on with a run that was interrupted, or has no memory left.
+
+    Args:
+        parts: of the run.
+        folder: the run's; None on every rank but the first.
+        of_sweep: whether the run is one of a sweep.
+    """
+    try:
+        yield
+    except Interrupted as stop:
+        if folder is not None:
+            streams.problem(f"saved; go on with: python train.py resume={pasted(folder)}")
+            if of_sweep:
+                streams.problem("the sweep goes on with its own command and resume=auto")
+        sys.exit(stop.code)
+    except memory.SHORTAGES as error:
+        if folder is None or not memory.ran_out(error):
+            raise
+        raise out_of_memory(error, parts, folder) from error
+
+
+def out_of_memory(error: BaseException, parts: Parts, folder: Path) -> memory.OutOfMemory:
     """What a run that has no memory left says; its folder is removed if no checkpoint is in it."""
     if any((folder / "checkpoints").glob("*.ckpt")):
         remains = f"the last checkpoint is kept: python train.py resume={pasted(folder)}"
     else:
         shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
         remains = "no checkpoint was written yet"
-    return OutOfMemory(error, f"{less_memory(parts)}; {remains}")
+    return memory.OutOfMemory(error, f"{less_memory(parts)}; {remains}")

@@ -212,7 +212,7 @@ OUTLETS: dict[str, type[Outlet]] = {
 }  # fmt: skip
 
 
-def check(names: Collection[str]) -> None:
+def check_usable(names: Collection[str]) -> None:
     """Raises ConfigError if one of these loggers cannot be used, before anything slow."""
     check_loggers(names)
     if "wandb" in names:

@@ -30,8 +30,8 @@ from diffusion.training.data import check_conditions, data_module, into_latents,
 from diffusion.training.limits import Limit, limited
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
-from diffusion.training.outlets import Outlets
-from diffusion.training.saving import Checkpoints, Interrupted, Snapshots
+from diffusion.training.outlets import Outlets, check_usable
+from diffusion.training.saving import Checkpoints, Interrupted, Snapshots, StepTimer
 from diffusion.training.scores import Scores
 from diffusion.training.static import eager_because
 from diffusion.training.steps import check_sampling
@@ -98,6 +98,7 @@ class Run:
         """
         settings, codec, begins = parts.settings, parts.codec, checkpoint is None
         codecs.check(parts.config)
+        check_usable(settings.loggers)
         data = data_module(parts)
         run, model = cls(parts, data), parts.model
         if model.draws:
@@ -198,6 +199,7 @@ class Run:
         trainer.logger = logger
         trainer.fit_loop.epoch_loop.max_steps = -1 if limit.max_steps is None else limit.max_steps
         trainer.callbacks += [  # type: ignore[attr-defined]
+            *([] if limit.max_time is None else [StepTimer(limit.max_time)]),
             Metrics(settings.log_every),
             *self.watchers,
             Progress(settings.val_every),

@@ -81,7 +81,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class StepTimer(Timer):
-    """Lightning's `max_time`, which goes on counting after a resume, but ending a run between optimizer steps only."""
+    """Lightning's `max_time`, which goes on counting after a resume.
+
+    Unlike Lightning's own timer it ends a run between optimizer steps only, not in the middle of an accumulation.
+    """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)

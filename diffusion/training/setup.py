@@ -13,14 +13,14 @@ from diffusion.build import ConfigError, Unfit, build, check_source, resolve
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
-from diffusion.runs.exchanged import adopted
+from diffusion.runs.exchanged import of_folder
 from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
 from diffusion.sampling.pipeline import method_of
+from diffusion.settings.following import of_limits, of_timesteps, put
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
-from diffusion.settings.training import with_timesteps
 from diffusion.training.steps import mistaken
-from diffusion.training.tuning import take_over
+from diffusion.training.tuning import of_tuned, to_tune
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) -> tuple[Parts, Checkpoint | None]:
@@ -56,10 +56,17 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
 
 
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
-    """The parts of a new run. The dataset and the shorthands fill in the configuration, which then does not change any
-    more."""
-    tuned = take_over(config, typed or {})
-    with_timesteps(config)
+    """The parts of a new run.
+
+    Settings that follow from others are put into the composed configuration here, and nowhere else. It does not change
+    after that.
+    """
+    typed = typed or {}
+    tuned = to_tune(config, typed)
+    put(config, of_tuned(tuned, typed))
+    put(config, of_timesteps(config))
+    put(config, of_folder(config, typed))
+    put(config, of_limits(typed))
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
         raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
     if config.get("network") is None:
@@ -70,23 +77,22 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     check_source(config.dataset.source)
     source = build(OmegaConf.to_container(config.dataset.source, resolve=True), "dataset.source")
     shape = list(source.shape)
-    config.dataset.shape = shape
+    put(config, {"dataset.shape": shape})
     codec = described = None
     if tuned is not None:
         codec, described = codecs.stored_codec(tuned), tuned.config.get("autoencoder")
     elif config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
         codec, described = codecs.codec_of(str(config.autoencoder), config.dataset.name, shape)
-        config.dataset.shape, config.dataset.clip = described["latent_shape"], False
-        config.dataset.recipe.sigma_data = 1.0
+        of_latents = {"shape": described["latent_shape"], "clip": False, "recipe.sigma_data": 1.0}
+        put(config, {f"dataset.{path}": value for path, value in of_latents.items()})
     plain: Any = OmegaConf.to_container(config, resolve=True)
-    plain["dataset"]["shape"], plain["autoencoder"] = shape, described
+    plain |= {"autoencoder": described, "dataset": plain["dataset"] | {"shape": shape}}
     condition = None
     if plain["dataset"].get("condition") is not None:
         if codec is not None:
             raise ConfigError("dataset.condition= needs pixels, and autoencoder= trains on latents: leave one out")
         condition = build(plain["dataset"]["condition"], "dataset.condition")
-    plain = fitted(adopted(resume.limited(plain, typed or {}), typed or {}), condition, typed or {})
-    return Parts(plain, source=source, condition=condition, codec=codec)
+    return Parts(fitted(plain, condition, typed), source=source, condition=condition, codec=codec)
 
 
 def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Container[str]) -> dict[str, Any]:

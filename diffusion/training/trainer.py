@@ -11,7 +11,7 @@ from diffusion.build import ConfigError, nearest
 from diffusion.machine.devices import check_devices, started
 from diffusion.runs.parts import Parts
 from diffusion.settings.training import check_options
-from diffusion.training.saving import AtomicCheckpointIO, StepTimer
+from diffusion.training.saving import AtomicCheckpointIO
 from diffusion.training.static import eager_because
 
 
@@ -40,7 +40,7 @@ def _wanted(devices: int | str | list[int]) -> int | str | list[int]:
 def make_trainer(parts: Parts) -> pl.Trainer:
     """Lightning's trainer with the options of the configuration's `trainer` and what this project relies on.
 
-    `Run.fit` gives it the logger, the callbacks and the last step, when these are known.
+    It has no limit, no logger and no callbacks: `Run.fit` gives it these when they are known.
 
     Raises:
         ConfigError: an option that Lightning does not have, or refuses.
@@ -53,10 +53,7 @@ def make_trainer(parts: Parts) -> pl.Trainer:
     for name in options:
         if name not in known:
             raise ConfigError(f"trainer.{name} does not exist{nearest(name, known)}; Lightning has {', '.join(known)}")
-    # Lightning's own timer would stop in the middle of an accumulation.
-    limit = options.pop("max_time", None)
-    options["max_steps"] = -1 if options["max_steps"] is None else options["max_steps"]
-    options["max_epochs"] = -1
+    options |= {"max_steps": -1, "max_epochs": -1, "max_time": None}
     wanted = _wanted(settings.devices)
     torch.use_deterministic_algorithms(False)  # Lightning leaves them on after a run of this process that wanted them
     try:
@@ -74,7 +71,6 @@ def make_trainer(parts: Parts) -> pl.Trainer:
             enable_progress_bar=False,
             enable_model_summary=False,
             logger=False,
-            callbacks=[] if limit is None else [StepTimer(limit)],
             plugins=[AtomicCheckpointIO()],
         )
     except (

@@ -17,15 +17,12 @@ KEPT = ("dataset", "network", "schedule", "denoiser", "timesteps", "autoencoder"
 SHARED = ("condition_dropout", "clip", "train_images", "cache_latents", "data_dir", "download")
 
 
-def take_over(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None:
-    """Puts data and model of the run that is to be tuned into the configuration of a new run, in place.
+def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint whose model a new run tunes; None for an objective that tunes nothing.
 
     Args:
         config: as Hydra composed it.
         typed: name -> value of the settings that a person wrote.
-
-    Returns:
-        The checkpoint of that run; None for an objective that tunes nothing.
 
     Raises:
         ConfigError: no run is named, it cannot be tuned, or something was typed that would make it another model.
@@ -48,13 +45,6 @@ def take_over(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None
         same = name == "dataset" and value == stored["dataset"].get("name")
         if name.partition(".")[0] in KEPT and name not in OF_SOURCE and not same:
             raise ConfigError(f"{name}= belongs to the model that is tuned, and stays as {spec} has it: leave it out")
-    for name in (*KEPT, *SHARED):
-        if name in stored and (name in KEPT or name not in typed):
-            OmegaConf.update(config, name, stored[name], merge=False, force_add=True)
-    for name, place in OF_SOURCE.items():
-        if name in typed and place in config.dataset.source:
-            OmegaConf.update(config, name, typed[name], force_add=True)
-            config.dataset.source[place] = typed[name]
     try:
         build(OmegaConf.to_container(config.objective, resolve=True), "objective").check(planned(stored))
     except ConfigError:
@@ -64,3 +54,16 @@ def take_over(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None
             f"{spec} cannot be tuned: {error}; a model of denoiser=edm, residual, v or flow can"
         ) from error
     return checkpoint
+
+
+def of_tuned(tuned: Checkpoint | None, typed: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings, path -> value, that a new run takes over from the model that it tunes: its data and the model."""
+    if tuned is None:
+        return {}
+    stored = tuned.config
+    taken = (*KEPT, *(name for name in SHARED if name not in typed))
+    settings = {name: stored[name] for name in taken if name in stored}
+    for name, place in OF_SOURCE.items():
+        if name in typed and place in stored["dataset"]["source"]:
+            settings |= {name: typed[name], f"dataset.source.{place}": typed[name]}
+    return settings

@@ -7,8 +7,10 @@ import torch
 from support.scripts import assert_refused, call
 
 import train
+from diffusion.build import ConfigError
 from diffusion.runs import resume
 from diffusion.runs.checkpoints import Checkpoint
+from diffusion.settings.following import of_limits
 
 
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
@@ -38,20 +40,13 @@ def test_a_lone_checkpoint_is_not_resumed_in_a_folder_of_other_things(
 
 
 def test_limits_that_are_typed_replace_those_that_are_not() -> None:
-    limits = {"max_steps": 850, "max_epochs": None, "max_time": None}
-    config = {"budget_minutes": 10.0, "trainer": limits | {"precision": "32-true"}}
-
-    def after(**typed: object) -> tuple[object, ...]:
-        result = resume.limited(config, typed)
-        return result["budget_minutes"], *(result["trainer"][name] for name in limits)
-
-    assert after() == (10.0, 850, None, None)
-    assert resume.limited(config, {"trainer.max_steps": 500}) == config | {
-        "budget_minutes": None, "trainer": config["trainer"]
-    }  # fmt: skip
-    assert resume.limited(config, {"trainer.max_epochs": 100})["trainer"]["max_steps"] is None
-    assert resume.limited(config, {"trainer.max_epochs": 100})["budget_minutes"] is None
-    assert after(budget_minutes=5) == (10.0, None, None, None)
+    steps, epochs, time, budget = "trainer.max_steps", "trainer.max_epochs", "trainer.max_time", "budget_minutes"
+    assert of_limits({}) == {}
+    assert of_limits({steps: 500}) == {epochs: None, time: None, budget: None}
+    assert of_limits({epochs: 100}) == {steps: None, time: None, budget: None}
+    assert of_limits({budget: 5}) == {steps: None, epochs: None, time: None}
+    with pytest.raises(ConfigError, match="budget_minutes and trainer.max_steps both say when to stop"):
+        of_limits({steps: 500, budget: 5})
 
 
 def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
