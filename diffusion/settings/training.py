@@ -74,7 +74,7 @@ class Settings:
         most = WORKERS_PER_CORE * (os.cpu_count() or 1)
         if self.workers is not None and self.workers > most:
             raise ValueError(
-                f"workers={self.workers} would be as many processes, and this machine's processors take {most} at most: "
+                f"workers={self.workers} would be as many processes; this machine's processors take {most} at most: "
                 f"leave it out, or choose a smaller number"
             )
         if self.capture not in ("auto", True, False):
