@@ -18,6 +18,12 @@ def started(here: bool = False) -> int:
     return int(os.environ["LOCAL_WORLD_SIZE" if here else "WORLD_SIZE"])
 
 
+def has_bf16(accelerator: str = "auto") -> bool:
+    """Whether `accelerator=` leads to GPUs whose own arithmetic has bfloat16."""
+    cuda = accelerator not in ("cpu", "mps") and torch.cuda.is_available()
+    return cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> None:
     """Raises ValueError, one line, if `devices=` or `accelerator=` cannot be met on this machine."""
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()

@@ -139,7 +139,7 @@ OURS = {
 }
 DURATION = re.compile(r"\s*\d+:\d\d:\d\d:\d\d\s*")
 UNITS = ("weeks", "days", "hours", "minutes", "seconds")  # or a duration as a mapping from these to numbers
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64", "bf16", "16", 16, None)
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", 64, "64", "bf16", "16", 16, "auto", None)
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -170,8 +170,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ConfigError(f"trainer.gradient_clip_val must be a positive number, or null, got {clip!r}")
     if precision not in PRECISIONS:
         raise ConfigError(
-            f"trainer.precision must be 32-true, bf16-mixed, 16-mixed or 64-true, got {precision!r}: the average of "
-            f"the weights cannot be kept in less than 32 bits"
+            f"trainer.precision must be auto, 32-true, bf16-mixed, 16-mixed or 64-true, got {precision!r}: the "
+            f"average of the weights cannot be kept in less than 32 bits"
         )
 
 

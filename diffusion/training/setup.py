@@ -11,6 +11,7 @@ from data.augmentation import LENGTH, augmentation
 from data.conditions import ImageCondition
 from diffusion.build import ConfigError, Unfit, build, check_source, resolve
 from diffusion.denoisers import TrainableDenoiser
+from diffusion.machine.devices import has_bf16
 from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.exchanged import of_folder
@@ -85,6 +86,7 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
         codec, described = codecs.codec_of(str(config.autoencoder), config.dataset.name, shape)
         of_latents = {"shape": described["latent_shape"], "clip": False, "recipe.sigma_data": 1.0}
         put(config, {f"dataset.{path}": value for path, value in of_latents.items()})
+    put(config, of_precision(config))
     plain: Any = OmegaConf.to_container(config, resolve=True)
     plain |= {"autoencoder": described, "dataset": plain["dataset"] | {"shape": shape}}
     condition = None
@@ -93,6 +95,14 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
             raise ConfigError("dataset.condition= needs pixels, and autoencoder= trains on latents: leave one out")
         condition = build(plain["dataset"]["condition"], "dataset.condition")
     return Parts(fitted(plain, condition, typed), source=source, condition=condition, codec=codec)
+
+
+def of_precision(config: DictConfig) -> dict[str, str]:
+    """What `trainer.precision=auto` is: bfloat16 for images, on a GPU that has it. Points need all their digits."""
+    if config.trainer.get("precision") != "auto":
+        return {}
+    images = len(config.dataset.shape) == 3
+    return {"trainer.precision": "bf16-mixed" if images and has_bf16(config.accelerator) else "32-true"}
 
 
 def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Container[str]) -> dict[str, Any]:

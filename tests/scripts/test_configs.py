@@ -270,6 +270,24 @@ def test_every_setting_of_every_dataset_is_read() -> None:
             assert used or name == "recipe", f"nobody reads dataset.{name}"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "bf16", "expected"),
+    [
+        (("dataset=cifar",), True, "bf16-mixed"),
+        (("dataset=cifar",), False, "32-true"),
+        (("dataset=cifar", "accelerator=cpu"), True, "32-true"),
+        (("dataset=swissroll",), True, "32-true"),
+        (("dataset=cifar", "trainer.precision=16-mixed"), True, "16-mixed"),
+    ],
+)
+def test_images_train_in_bfloat16_where_a_gpu_has_it(
+    arguments: tuple[str, ...], bf16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    assert resolved(*arguments)["trainer"]["precision"] == expected
+
+
 def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next() -> None:
     for value, expected in ((True, True), (None, False)):
         config = resolved("dataset=digits", "accelerator=cpu")
