@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import choices
 import cli
 from diffusion.settings import comparison as settings
+from diffusion.terminal import streams
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -72,8 +73,8 @@ def main(config: "DictConfig") -> None:
             f"no scores were saved of {', '.join(map(str, places[:3]))}{' ...' if len(places) > 3 else ''}: add "
             f"samplers=[own] to score each run by its own sampler, or python evaluate.py ckpt=..."
         )
-    found = [comparison.shown(one, options.named_scores()) for one in comparisons(results)]
-    print("\n\n".join(comparison.markdown(one) for one in found))
+    found = comparison.shown(comparisons(results), options.named_scores())
+    streams.result("\n\n".join(comparison.markdown(one) for one in found))
     if out is not None:
         print("\n".join(f"written: {file}" for file in comparison.write(out, found)), file=sys.stderr)
 

@@ -50,11 +50,12 @@ def write_weights(options: Options, checkpoint: Checkpoint, out: Path) -> list[P
 
 def write_folder(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path]:
     """A `UNet2DModel` and its scheduler; with push= a model card too, and all of it on the Hub."""
+    card = {}
     if options.push is not None:
         hub.check_push(options.push)
-    print(export_folder(checkpoint, options.weights, out), file=sys.stderr)
+        card = hub.card_of(checkpoint, options.push, str(options.weights))
+    print(export_folder(checkpoint, options.weights, out, card), file=sys.stderr)
     if options.push is not None:
-        hub.add_card(out, options.push, checkpoint, str(options.weights))
         if options.dry_run:
             print(f"dry_run=true: {out} is what push={options.push} would upload", file=sys.stderr)
         else:

@@ -10,7 +10,7 @@ from pathlib import Path
 from diffusion import media
 from diffusion.evaluation.pictures import comparison_picture
 from diffusion.evaluation.seeds import Comparison, Mean, Row, mean
-from diffusion.media.atomic import atomic
+from diffusion.media.atomic import atomic, check_regular
 
 NAME = "comparison"  # of the files
 OTHERS = ("seeds", "calls", "seconds", "images seen")
@@ -23,27 +23,40 @@ _LATEX = {
 }
 
 
-def shown(comparison: Comparison, chosen: Sequence[str] | None) -> Comparison:
-    """The comparison with the scores that are wanted alone, the lowest mean of the first one on top.
+def shown(comparisons: Sequence[Comparison], chosen: Sequence[str] | None) -> list[Comparison]:
+    """The comparisons with the scores that are wanted alone, the lowest mean of the first one on top.
 
     Args:
-        comparison: with all scores.
-        chosen: how their names begin; "all" is each of them, None those of `FIRST`.
+        comparisons: with all scores.
+        chosen: how their names begin, and those without one are left out; ["all"] is each score, None those of `FIRST`,
+            or each of a comparison without one of these.
 
     Raises:
         ValueError: no score has such a name.
     """
-    every = list(dict.fromkeys(name for row in comparison.rows for name in row.scores))
-    beginnings = FIRST if chosen is None else [""] if chosen == ["all"] else chosen
-    wanted = [name for beginning in beginnings for name in every if name.startswith(beginning)]
-    if not wanted:
-        raise ValueError(f"scores={','.join(beginnings)}: no score begins so; there are {', '.join(every)}")
-    rows = [
-        replace(row, scores={name: row.scores[name] for name in wanted if name in row.scores})
-        for row in comparison.rows
-    ]
-    rows.sort(key=lambda row: mean(row.scores[wanted[0]]).value if wanted[0] in row.scores else math.inf)
-    return replace(comparison, rows=rows)
+    every = list(dict.fromkeys(name for one in comparisons for name in columns(one)))
+    beginnings = [""] if chosen == ["all"] else FIRST if chosen is None else chosen
+    if chosen not in (None, ["all"]):
+        for beginning in beginnings:
+            if not beginning or not any(name.startswith(beginning) for name in every):
+                raise ValueError(f"scores={beginning}: no score begins so; there are {', '.join(every)}")
+    found = []
+    for one in comparisons:
+        wanted = [name for beginning in beginnings for name in columns(one) if name.startswith(beginning)]
+        if not wanted and chosen is None:
+            wanted = columns(one)
+        rows = [
+            replace(row, scores={name: row.scores[name] for name in wanted if name in row.scores}) for row in one.rows
+        ]
+        if wanted:
+            found.append(replace(one, rows=sorted(rows, key=lambda row: _place(row.scores.get(wanted[0])))))
+    return found
+
+
+def _place(values: Sequence[float] | None) -> float:
+    """The lowest mean comes first; rows without a finite one come last, in their order."""
+    value = math.inf if values is None else mean(values).value
+    return value if math.isfinite(value) else math.inf
 
 
 def columns(comparison: Comparison) -> list[str]:
@@ -111,14 +124,18 @@ def write(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]:
         ".tex": "\n\n".join(map(latex, comparisons)) + "\n",
         ".csv": as_csv(comparisons),
     }
-    written = []
-    for suffix, text in texts.items():
-        written.append(folder / f"{NAME}{suffix}")
-        with atomic(written[-1]) as file:
+    pictures = [
+        folder / f"{NAME}{f'_{number}' if len(comparisons) > 1 else ''}.png"
+        for number in range(1, 1 + len(comparisons))
+    ]
+    written = [*(folder / f"{NAME}{suffix}" for suffix in texts), *pictures]
+    for path in written:
+        check_regular(path)
+    for path, text in zip(written, texts.values(), strict=False):
+        with atomic(path) as file:
             file.write(text.encode())
-    for number, one in enumerate(comparisons, start=1):
-        written.append(folder / f"{NAME}{f'_{number}' if len(comparisons) > 1 else ''}.png")
-        media.save_picture(written[-1], comparison_picture(caption(one), one.rows, columns(one)))
+    for path, one in zip(pictures, comparisons, strict=True):
+        media.save_picture(path, comparison_picture(caption(one), one.rows, columns(one)))
     return written
 
 

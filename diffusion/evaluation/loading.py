@@ -16,6 +16,24 @@ from diffusion.sampling.parallel import frames_on
 from diffusion.terminal.progress import counted, progress
 
 
+def placed(dataset: Mapping[str, Any], data_dir: str | None) -> dict[str, Any]:
+    """The source of a `dataset` configuration with its files in this folder; None leaves them where they are.
+
+    Raises:
+        ValueError: the data come from no files.
+    """
+    check_source(dataset["source"])
+    source = dict(dataset["source"])
+    name = next((name for name in ("data_dir", "path") if name in source), None)
+    if data_dir is not None:
+        if name is None:
+            raise ValueError(f"data_dir={data_dir}: {dataset['name']} does not come from files")
+        source[name] = data_dir
+    elif name == "data_dir" and source[name] is None:
+        source[name] = "data/raw"
+    return source
+
+
 def loaded(
     dataset: Mapping[str, Any], data_dir: str | None, download: bool, shape: Sequence[int] | None = None
 ) -> tuple[dict[str, Any], Splits]:
@@ -30,15 +48,7 @@ def loaded(
     Raises:
         ValueError: the data have another shape, which is found before they are read, or come from no files.
     """
-    check_source(dataset["source"])
-    source = dict(dataset["source"])
-    name = next((name for name in ("data_dir", "path") if name in source), None)
-    if data_dir is not None:
-        if name is None:
-            raise ValueError(f"data_dir={data_dir}: {dataset['name']} does not come from files")
-        source[name] = data_dir
-    elif name == "data_dir" and source[name] is None:
-        source[name] = "data/raw"
+    source = placed(dataset, data_dir)
     if "download" in source:
         source["download"] = download
     built = build(source, "dataset.source")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from diffusion import media
-from diffusion.evaluation.seeds import Row, mean
+from diffusion.evaluation.seeds import Row, is_moderate, mean
 from diffusion.media import Pixels
 
 
@@ -68,6 +68,8 @@ def bound_picture(times: Tensor, terms: Tensor, unit: str) -> Pixels:
 def comparison_picture(title: str, rows: Sequence[Row], scores: Sequence[str]) -> Pixels:
     """A panel for each score, in it a line for each row: its runs as points, their mean and its interval.
 
+    Scores of samples that diverged are left out, and so are their means.
+
     Args:
         title: of the whole.
         rows: from top to bottom.
@@ -77,9 +79,9 @@ def comparison_picture(title: str, rows: Sequence[Row], scores: Sequence[str]) -
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for axes, score in zip(panels, scores, strict=True):
         for height, row in enumerate(rows):
-            values = row.scores.get(score, [])
+            values = list(filter(is_moderate, row.scores.get(score, [])))
             axes.plot(values, [height] * len(values), "o", markersize=3, color="0.6")
-            if values:
+            if values and len(values) == len(row.scores[score]):
                 found = mean(values)
                 axes.errorbar(
                     found.value, height, xerr=found.half_width, fmt="D", markersize=4, capsize=3, color="#3e60d6"

@@ -59,7 +59,7 @@ def _read(folder: Path, split: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # torn by something else: written anew
+    except (ValueError, RecursionError):  # torn by something else: written anew
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -152,8 +152,9 @@ def _result(
 ) -> Result:
     checkpoint, step = record.get("checkpoint"), record["step"]
     common: dict[str, Any] = {
-        "file": file, "noise_seed": record.get("seed"), "judged_by": tuple(judged.items()), "scores": scores,
-        "calls": record.get("calls_per_sample"), "seconds": record.get("seconds"), "device": record.get("device"),
+        "file": file, "judged_by": tuple(judged.items()), "scores": scores,
+        "noise_seed": _known(record, "seed", int), "calls": _known(record, "calls_per_sample", int),
+        "seconds": _known(record, "seconds", int | float), "device": _known(record, "device", str),
     }  # fmt: skip
     how = flat(method, name_of)
     cascade = "sampler" in record and "calls_per_sample" not in record and ", " in str(checkpoint)
@@ -164,7 +165,8 @@ def _result(
     if not config.keys() >= {"seed", "trainer", "batch_size"}:  # a model that another program wrote
         return Result(run=str(folder), seed=None, settings={"model": str(folder), **how}, images=None, **common)
     trainer = config["trainer"]
-    images = step * config["batch_size"] * (trainer.get("accumulate_grad_batches") or 1)
+    batches = _known(trainer, "accumulate_grad_batches", int) or 1
+    images = _known(record, "step", int) * _known(config, "batch_size", int) * batches
     settings = _of_training(config, name_of) | _length(config, step) | how
     return Result(run=str(folder), seed=config["seed"], settings=settings, images=images, **common)
 
@@ -185,7 +187,7 @@ def record_of(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is larger than any file of scores: move it away")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}): score its run again") from error
     if not isinstance(found, dict):
         raise ValueError(f"{file} is damaged: score its run again")
@@ -216,10 +218,12 @@ def config_of(folder: Path) -> dict[str, Any]:
     path = folder / "config.yaml"
     check_regular(path)
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            config = yaml.safe_load(file.read(_MOST_BYTES))
+        json.dumps(config)  # an anchor inside itself has no end
         if all(isinstance(config[name], kind) for name, kind in (("trainer", dict), ("dataset", dict), ("seed", int))):
             return dict(config)
-    except (ValueError, TypeError, LookupError, yaml.YAMLError):
+    except (ValueError, TypeError, LookupError, RecursionError, yaml.YAMLError):
         pass
     raise ValueError(f"{path} is damaged: it holds no configuration of a run")
 
@@ -256,6 +260,14 @@ def flat(config: Mapping[str, Any], name_of: _NameOf, skipped: Container[str] = 
 
     walk(config, "")
     return found
+
+
+def _known(values: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """A value of this kind, or None where nobody knows it."""
+    value = values.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+        raise TypeError(f"{name} is {value!r:.40}")
+    return value
 
 
 def _number(value: Any) -> float:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from diffusion.build import ConfigError
 from diffusion.evaluation import commands
 from diffusion.evaluation.extractors import names
+from diffusion.evaluation.loading import placed
 from diffusion.evaluation.record import record_path
 from diffusion.evaluation.results import SCORES, record_of
 from diffusion.machine.devices import devices
@@ -75,8 +76,9 @@ def files(folders: Sequence[Path], wanted: Sequence[Method], options: Options) -
 
 
 def _check(checkpoint: Checkpoint, method: Method, options: Options) -> None:
-    """Raises ConfigError if the samples of such a run cannot be drawn in this way."""
+    """Raises ConfigError if the samples of such a run cannot be drawn in this way, or its data cannot be there."""
     try:
+        placed(checkpoint.config["dataset"], options.data_dir)
         Pipeline.from_checkpoint(checkpoint, options.weights, steps=method.steps, **method.parts)
     except ValueError as error:
         raise ConfigError(f"{checkpoint.folder}, {_said(method)}: {error}") from error

@@ -9,6 +9,7 @@ from diffusion.evaluation.results import Result
 from diffusion.settings.idle import GO_TO
 
 CONFIDENCE = 0.95
+_LARGEST = 1e150  # a score whose square is finite
 # Places whose values come from a shorthand, which is what people type.
 _TYPED = {place: name for name, places in GO_TO.items() if "recipe" not in name for place in places}
 _MISSING = object()
@@ -16,7 +17,8 @@ _MISSING = object()
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over n runs with the half-width of its interval; None of a single run, which has no spread."""
+    """A mean over n runs with the half-width of its interval; None of a single run, and where a value is NaN or has
+    no finite square."""
 
     value: float
     half_width: float | None
@@ -84,10 +86,17 @@ def _within(theta: float, degrees: int) -> float:
     return 2 / math.pi * (theta + sine * total) if odd else sine * total
 
 
+def is_moderate(value: float) -> bool:
+    """Whether a score can be averaged and drawn: it is no NaN, and its square is finite."""
+    return abs(value) < _LARGEST
+
+
 def mean(values: Sequence[float]) -> Mean:
     """The mean of independent runs with its 95 % interval, `mean +- t s / sqrt(n)` with t of n - 1 degrees of freedom
     (Student 1908, Biometrika 6, 1)."""
     n = len(values)
+    if not all(map(is_moderate, values)):  # samples diverged
+        return Mean(sum(values) / n, None, n)
     centre = math.fsum(values) / n
     if n < 2:
         return Mean(centre, None, n)
@@ -136,7 +145,7 @@ def _row(name: str, group: Sequence[Result], notes: list[str]) -> Row:
     every = [result for repeated in runs for result in repeated]
     scores = {
         score: [
-            math.fsum(result.scores[score] for result in repeated) / len(repeated)
+            mean([result.scores[score] for result in repeated]).value
             for repeated in runs
             if all(score in result.scores for result in repeated)
         ]

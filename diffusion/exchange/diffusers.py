@@ -138,7 +138,13 @@ def exported(config: Mapping[str, Any], network: nn.Module) -> tuple[dict[str, A
     return unet, scheduler, state
 
 
-def save(folder: Path, unet: Mapping[str, Any], scheduler: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+def save(
+    folder: Path,
+    unet: Mapping[str, Any],
+    scheduler: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    card: Mapping[str, bytes],
+) -> None:
     """Writes a folder for `DDPMPipeline.from_pretrained`, which is whole or is not there.
 
     Args:
@@ -146,6 +152,7 @@ def save(folder: Path, unet: Mapping[str, Any], scheduler: Mapping[str, Any], st
         unet: settings, as `exported` gives them.
         scheduler: likewise.
         state: weights, likewise.
+        card: further files, by name.
 
     Raises:
         WriteError: it cannot be written, or holds something.
@@ -155,16 +162,17 @@ def save(folder: Path, unet: Mapping[str, Any], scheduler: Mapping[str, Any], st
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "unet": ["diffusers", unet["_class_name"]],
     }
-    files = {"model_index.json": index, "unet/config.json": unet, "scheduler/scheduler_config.json": scheduler}
+    settings = {"model_index.json": index, "unet/config.json": unet, "scheduler/scheduler_config.json": scheduler}
+    files = {name: json.dumps(content, indent=2).encode() + b"\n" for name, content in settings.items()}
     with naming(folder):
         check_new(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         part = folder.with_name(f".{folder.name[:40]}.{secrets.token_hex(6)}.part")
         try:
             safetensors.save(part / "unet" / WEIGHTS, state, {"format": "pt"})
-            for name, settings in files.items():
+            for name, content in {**files, **card}.items():
                 with atomic(part / name) as file:
-                    file.write(json.dumps(settings, indent=2).encode() + b"\n")
+                    file.write(content)
             os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)

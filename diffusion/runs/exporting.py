@@ -1,5 +1,6 @@
 """Checkpoints written in the formats that programs exchange."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusion.build import ConfigError
@@ -31,8 +32,14 @@ def export_weights(checkpoint: Checkpoint, chosen: str | float, out: Path) -> st
     return f"{out} holds the weights {held} of step {checkpoint.step} and the configuration of the run"
 
 
-def export_folder(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str:
-    """Writes a checkpoint's model as a folder for `DDPMPipeline.from_pretrained`; see `export_weights`.
+def export_folder(
+    checkpoint: Checkpoint, chosen: str | float, out: Path, card: Mapping[str, bytes] | None = None
+) -> str:
+    """Writes a checkpoint's model as a folder for `DDPMPipeline.from_pretrained`.
+
+    Args:
+        checkpoint, chosen, out: see `export_weights`.
+        card: files to put beside the model, by name.
 
     Raises:
         ConfigError: diffusers has no such model; the reason is said.
@@ -47,7 +54,7 @@ def export_folder(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str
             "tuned from"
         )
     denoiser: TrainableDenoiser = load_model(checkpoint, weights=chosen)
-    diffusers.save(out, *diffusers.exported(config, denoiser.network))
+    diffusers.save(out, *diffusers.exported(config, denoiser.network), card or {})
     lines = [f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"]
     if config["clip"]:
         lines.append("DDIMPipeline draws what sampler=ddim draws, with use_clipped_model_output=True")

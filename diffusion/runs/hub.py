@@ -1,12 +1,12 @@
 """Model folders on the Hub (https://huggingface.co)."""
 
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from diffusion.build import ConfigError
+from diffusion.exchange import strict
 from diffusion.exchange.card import card
-from diffusion.media.atomic import atomic
 from diffusion.runs.checkpoints import Checkpoint
 
 PICTURE = "samples.png"
@@ -17,23 +17,30 @@ def check_push(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name):
         raise ConfigError(f"push={name} must be user/model, of letters, digits, dots, dashes and underscores")
     try:
-        import huggingface_hub  # noqa: F401
+        from huggingface_hub.utils import validate_repo_id
     except ImportError as error:
         raise ConfigError(f"push={name} needs the package huggingface_hub: pip install huggingface_hub") from error
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise ConfigError(f"push={name} is no name that the Hub takes: {error}") from error
 
 
-def add_card(folder: Path, name: str, checkpoint: Checkpoint, weights: str) -> None:
-    """Puts a README.md into a model folder, made of the run's configuration, of its scores if it was evaluated, and of
-    the newest picture that was drawn from it."""
+def card_of(checkpoint: Checkpoint, name: str, weights: str) -> dict[str, bytes]:
+    """The files of a model card: a README.md, made of the run's configuration and of its scores if it was evaluated,
+    and the newest picture that was drawn from it.
+
+    Raises:
+        ConfigError: the file of scores is damaged.
+    """
     record = checkpoint.folder / "metrics.json"
-    scores = json.loads(record.read_text(encoding="utf-8")).get("scores", {}) if record.is_file() else {}
-    drawn = sorted((checkpoint.folder / "samples").glob("*.png"), key=lambda file: file.stat().st_mtime_ns)
-    if drawn:
-        with atomic(folder / PICTURE) as file:
-            file.write(drawn[-1].read_bytes())
-    text = card(name, checkpoint.config, checkpoint.step, weights, scores, PICTURE if drawn else None)
-    with atomic(folder / "README.md") as file:
-        file.write(text.encode())
+    scores = strict.read(record).get("scores", {}) if record.exists() else {}
+    if not isinstance(scores, Mapping) or not all(isinstance(row, Mapping) for row in scores.values()):
+        raise ConfigError(f"{record} is damaged: score the run again, or remove that file")
+    pictures = [file for file in (checkpoint.folder / "samples").glob("*.png") if file.is_file()]
+    newest = max(pictures, key=lambda file: file.stat().st_mtime_ns, default=None)
+    text = card(name, checkpoint.config, checkpoint.step, weights, scores, PICTURE if pictures else None)
+    return {"README.md": text.encode()} | ({} if newest is None else {PICTURE: newest.read_bytes()})
 
 
 def push(folder: Path, name: str) -> str:

@@ -6,6 +6,7 @@ would crash deep in torch or, worse, give a model that trains on without a part 
 
 import math
 import re
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,7 +79,8 @@ def _building() -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        raise Invalid(f"nothing can be built from its configuration ({type(error).__name__}: {error})") from error
+        said = textwrap.shorten(str(error).partition("\n")[0], 200, placeholder=" ...")  # torch adds its own stack
+        raise Invalid(f"nothing can be built from its configuration ({type(error).__name__}: {said})") from error
 
 
 def check_config(config: Mapping[str, Any], training: Sequence[str] = _TRAINING) -> None:

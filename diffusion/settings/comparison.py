@@ -39,6 +39,8 @@ class Options:
                 "runs= is missing: give version numbers, run folders, or a folder of runs: runs=[0,1,2], "
                 "runs=lightning_logs/digits"
             )
+        if "" in self.named_runs() or self.out == "":
+            raise ValueError(f"{'out' if self.out == '' else 'runs'}= has an empty name: give the name of a folder")
         for name in ("samplers", "steps", "scores"):
             values = listed(vars(self)[name])
             if vars(self)[name] == [] or len(set(values)) < len(values):

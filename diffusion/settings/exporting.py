@@ -33,15 +33,20 @@ class Options:
         if not self.out:
             raise ValueError(f"out= is missing: give a file that ends in {_suffixes()}")
         suffix = Path(self.out).suffix.lower()
+        if Path(self.out).name.lower() in SETTINGS:
+            raise ValueError(f"out={self.out} is a suffix alone: give the file a name before it")
         if suffix not in SETTINGS:
             raise ValueError(f"out={self.out}: an export ends in {_suffixes()}, got {suffix}")
 
     def refuse_idle(self, typed: Iterable[str]) -> None:
         """Raises ValueError, one line, if something was typed that changes nothing of such a file."""
+        typed = list(typed)
         for name in typed:
             owners = [suffix for suffix, names in SETTINGS.items() if name in names]
             if owners and Path(str(self.out)).suffix.lower() not in owners:
                 raise ValueError(f"{name}= has no effect on out={self.out}: leave it out, or write {_suffixes(owners)}")
+        if "dry_run" in typed and self.push is None:
+            raise ValueError("dry_run= has no effect without push=user/name: leave it out, or say what to upload")
 
 
 def _suffixes(suffixes: Iterable[str] | None = None) -> str:

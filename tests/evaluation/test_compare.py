@@ -187,6 +187,8 @@ def test_nothing_is_scored_if_one_of_the_samplers_does_not_go_with_one_of_the_ru
         (["runs=0", "samplers=ddim", "steps=0"], "steps must be at least 1"),
         (["runs=0", "samplers=ddim", "split=tset"], "split must be train or val or test"),
         (["runs=0", "out=file"], "out=file is a file"),
+        (["runs=0", "out=''"], "out= has an empty name"),
+        (["runs=[0,'']"], "runs= has an empty name"),
         (["run=0"], "write runs=..."),
     ],
 )
@@ -205,6 +207,7 @@ def test_what_cannot_be_is_refused_in_one_line(arguments: list[str], said: str, 
         '{"scores": {"a": {"samples": {"value": "high"}}}}',
         '{"scores": {"a": 1}, "step": 1}',
         '{"scores": {"a": {}}}',
+        "[" * 100_000,
     ],
 )
 def test_a_damaged_file_of_scores_is_named(content: str, tmp_path: Path) -> None:
@@ -213,8 +216,68 @@ def test_a_damaged_file_of_scores_is_named(content: str, tmp_path: Path) -> None
     assert_refused(call(compare, tmp_path, "runs=lightning_logs"), "metrics.json is damaged")
 
 
-def test_a_score_that_nobody_has_is_named_with_those_that_there_are(runs: Path) -> None:
-    assert_refused(call(compare, runs, "runs=0", "scores=fid"), "scores=fid: no score begins so", "frechet_random_n180")
+@pytest.mark.parametrize(
+    "changes",
+    [{"seconds": "x"}, {"calls_per_sample": "x"}, {"seed": [1]}, {"device": 3}, {"step": "4"}, {"step": True}],
+)
+def test_a_record_with_a_value_of_another_kind_is_named(changes: dict[str, Any], tmp_path: Path) -> None:
+    scored(run(tmp_path, 0), 0.1, **changes)
+    assert_refused(call(compare, tmp_path, "runs=lightning_logs"), "metrics.json is damaged", next(iter(changes)))
+
+
+@pytest.mark.parametrize("content", ["[" * 1000, "a: &a\n  b: *a\n", "", "seed: 1\ntrainer: {}\ndataset: 3"])
+def test_a_damaged_configuration_of_a_run_is_named(content: str, tmp_path: Path) -> None:
+    place = run(tmp_path, 0)
+    scored(place, 0.1)
+    if content.startswith("a:"):
+        content += (place / "config.yaml").read_text()
+    (place / "config.yaml").write_text(content)
+    assert_refused(call(compare, tmp_path, "runs=lightning_logs"), "config.yaml is damaged")
+
+
+def test_scores_that_are_not_finite_come_last_and_have_no_interval(tmp_path: Path) -> None:
+    for number, value in enumerate([float("nan"), 0.2, float("inf"), -float("inf"), 0.1, 1e308, 1e308]):
+        end = [0.01, 0.02, 0.03, 0.03, 0.04, 0.05, 0.05][number]
+        scored(run(tmp_path, number, seed=number % 2, schedule__beta_end=end), value)
+    found = rows(compared(tmp_path, "runs=lightning_logs", "out=table").out)[2:]
+    assert [row[0] for row in found] == [f"schedule.beta_end={end}" for end in (0.04, 0.02, 0.01, 0.03, 0.05)]
+    assert [row[1] for row in found] == ["0.1", "0.2", "nan", "nan", "inf"]
+    assert (tmp_path / "table" / "comparison.png").is_file()
+
+
+@pytest.mark.parametrize("scores", ["fid", "[frechet,fid]", "[frechet,all]", "''"])
+def test_a_score_that_nobody_has_is_named_with_those_that_there_are(scores: str, runs: Path) -> None:
+    assert_refused(call(compare, runs, "runs=0", f"scores={scores}"), ": no score begins so", "frechet_random_n180")
+
+
+def test_a_table_without_the_chosen_score_is_left_out(tmp_path: Path) -> None:
+    scored(run(tmp_path, 0), 0.1)
+    bound = {"dataset": "digits", "n": 180, "unit": "bits/dim", "value": 3.5, "seed": 0, "step": 4}
+    likelihood = {
+        "vlb": bound | {"checkpoint": str(tmp_path / "lightning_logs/digits/version_1/checkpoints/last.ckpt")}
+    }
+    scored(run(tmp_path, 1), 0.2, scores={}, likelihood=likelihood)
+    assert "vlb in bits/dim" in compared(tmp_path, "runs=lightning_logs").out
+    out = compared(tmp_path, "runs=lightning_logs", "scores=frechet").out
+    assert [row[1] for row in rows(out)[2:]] == ["0.1"] and "vlb" not in out
+
+
+def test_nothing_is_written_where_one_of_the_files_cannot_be(runs: Path) -> None:
+    (runs / "table" / "comparison.png").mkdir(parents=True)
+    outcome = call(compare, runs, "runs=lightning_logs", "out=table")
+    assert outcome.code == 1 and "comparison.png is no regular file" in outcome.err
+    assert [file.name for file in (runs / "table").iterdir()] == ["comparison.png"]
+
+
+def test_a_quiet_comparison_prints_its_table_alone(runs: Path) -> None:
+    outcome = compared(runs, "runs=lightning_logs", "out=table", "quiet=true")
+    assert outcome.err == "" and len(rows(outcome.out)) == 4
+
+
+def test_a_place_of_data_that_come_from_no_files_is_refused_before_anything_is_scored(tmp_path: Path) -> None:
+    run(tmp_path, 0)
+    outcome = call(compare, tmp_path, "runs=0", "samplers=ddim", "data_dir=elsewhere", *QUICK)
+    assert_refused(outcome, "digits does not come from files")
 
 
 @pytest.mark.parametrize(("sampler", "steps"), [("ddim", 4), ("heun", 4), ("predictor_corrector", 3), ("unipc", 5)])

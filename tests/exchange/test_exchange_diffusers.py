@@ -243,7 +243,7 @@ def test_diffusers_draws_the_images_that_we_draw(
     config = config_of(**changes)
     denoiser = build_model(config)
     randomised(denoiser, 0.05)
-    folders.save(tmp_path / "out", *folders.exported(config, denoiser.network))
+    folders.save(tmp_path / "out", *folders.exported(config, denoiser.network), {})
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
     noise = Noise(0, torch.arange(2))
     x, wrapped = prior(denoiser.schedule, noise, (1, 8, 8)), ClippedDenoiser(denoiser) if config["clip"] else denoiser

@@ -177,6 +177,12 @@ KEY = "ema.network.conv_in.weight"
         (lambda _, metadata: metadata.update(config="{}"), "has no dataset"),
         (lambda _, metadata: metadata.update(step="-1"), "step"),
         (
+            lambda _, metadata: metadata.update(
+                config=metadata["config"].replace('"num_classes": 0', f'"num_classes": {10**30}')
+            ),
+            "nothing can be built",
+        ),
+        (
             lambda _, metadata: metadata.update(config=metadata["config"].replace("networks.unet.UNet", "os.system")),
             "not a class of this project",
         ),

@@ -106,6 +106,8 @@ def test_exported_classifiers_steer(tmp_path: Path) -> None:
         (("ckpt={digits}", "out=m.safetensors", "weights=0.1"), "ema=power"),
         (("ckpt={digits}", "out=m.bin"), "an export ends in"),
         (("ckpt={digits}", "out=there"), "is there already"),
+        (("ckpt={digits}", "out=sub/.safetensors"), "is a suffix alone"),
+        (("ckpt={digits}", "out=folder", "dry_run=true"), "without push=user/name"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
@@ -155,6 +157,11 @@ def test_a_dry_run_writes_the_card_and_uploads_nothing(tmp_path: Path, monkeypat
     outcome = call(export, tmp_path, "ckpt=last", "out=kept", "push=me/digits")
     assert outcome.code == 1 and "push=me/digits failed (no network); kept is kept" in outcome.err
     assert_refused(call(export, tmp_path, "ckpt=last", "out=other", "push=digits"), "push=digits must be user/model")
+    long = f"push=me/{'a' * 100}"
+    assert_refused(call(export, tmp_path, "ckpt=last", "out=other", long), "is no name that the Hub takes")
+    for content in ("{", "[]", '{"scores": []}', '{"scores": {"a": 3}}', "[" * 100_000):
+        (tmp_path / "lightning_logs/digits/version_0/metrics.json").write_text(content)
+        assert_refused(call(export, tmp_path, "ckpt=last", "out=other", "push=me/digits"), "metrics.json is ")
     assert_refused(call(export, tmp_path, "ckpt=last", "out=m.safetensors", "push=me/digits"), "push= has no effect")
     assert not (tmp_path / "other").exists() and not (tmp_path / "m.safetensors").exists()
 

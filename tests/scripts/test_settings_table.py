@@ -5,6 +5,8 @@ A command's effect is all that it writes and that it hands to what draws, loads 
 
 import functools
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
@@ -20,18 +22,23 @@ from PIL import Image
 from support.scripts import Outcome, assert_refused, call
 
 import cli
+import compare
 import data.module
 import evaluate
+import export
 import sample
 import train
 from diffusion.evaluation import classifiers, likelihoods, loading
+from diffusion.exchange import diffusers, runtime
+from diffusion.networks.diffusers import DiffusersUNet
+from diffusion.runs import hub
 from diffusion.sampling import drawing, parallel
 from diffusion.sampling.pipeline import Pipeline
 from diffusion.training import estimate, events, run, saving
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 TABLE: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "settings.yaml").read_text(encoding="utf-8"))
-SCRIPTS: dict[str, ModuleType] = {"train": train, "sample": sample, "evaluate": evaluate}
+SCRIPTS: dict[str, ModuleType] = {script.__name__: script for script in (train, sample, evaluate, export, compare)}
 CELLS = [
     (script, name, situation)
     for script, part in TABLE.items()
@@ -40,8 +47,10 @@ CELLS = [
 ]
 REFUSED = [cell for cell in CELLS if cell[2] in TABLE[cell[0]]["settings"][cell[1]].get("refused", ())]
 EFFECTS = [cell for cell in CELLS if cell not in REFUSED]
-# A few of each by default, and what once was a traceback.
-BY_DEFAULT = [*REFUSED[::9], *EFFECTS[::60], *(("train", "init_from", kind) for kind in ("classifier", "autoencoder"))]
+# A few of each by default, none that traces a graph, and what once was a traceback.
+TRACING = [cell for cell in EFFECTS if cell[0] == "export" and cell[2] in ("page", "onnx")]
+QUICK = [cell for cell in EFFECTS if cell not in TRACING]
+BY_DEFAULT = [*REFUSED[::9], *QUICK[::60], *(("train", "init_from", kind) for kind in ("classifier", "autoencoder"))]
 
 
 def listed(script: str) -> set[str]:
@@ -73,9 +82,36 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
                 value += 0.1 * torch.randn(value.shape, generator=generator)
         found[path.stem] = str(folder / path.name)
         torch.save(checkpoint, found[path.stem])
-    return found
+    for number in range(2):
+        run = folder / "runs" / f"version_{number}"
+        (run / "checkpoints").mkdir(parents=True)
+        shutil.copy(found["digits"], run / "checkpoints" / "best.ckpt")
+        config = torch.load(found["digits"], weights_only=True)["config"]
+        (run / "config.yaml").write_text(yaml.safe_dump(config | {"seed": number}))
+        scores = {f"{name}_random_n100": {"samples": {"value": number}} for name in ("frechet", "coverage")}
+        record = {
+            "checkpoint": str(run / "checkpoints" / "best.ckpt"),
+            "dataset": "digits",
+            "step": 4,
+            "scores": scores,
+        }
+        (run / "metrics.json").write_text(json.dumps(record))
+    small = {"block_out_channels": [4], "down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    small |= {"norm_num_groups": 2, "layers_per_block": 1, "attention_head_dim": 2}
+    unet = {"_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1, **small}
+    noising = {"_class_name": "DDPMScheduler", "num_train_timesteps": 10, "beta_end": 0.5}
+    for name in ("theirs", "others"):
+        network = DiffusersUNet((1, 8, 8), **small)
+        diffusers.save(folder / name, unet, noising, network.state_dict(), {})
+    for file in runtime.FILES.values():
+        (folder / "runtime" / "dist").mkdir(parents=True, exist_ok=True)
+        (folder / "runtime" / "dist" / file).write_text(file)
+    (folder / "runtime" / "package.json").write_text('{"version": "1.0"}')
+    return found | {name: str(folder / name) for name in ("runs", "theirs", "others", "runtime")}
 
 
+# Files whose contents do not depend on the clock, as a run's index.html does.
+WRITTEN = (".png", ".gif", ".webp", ".json", ".npz", ".html", ".onnx", ".safetensors", ".md", ".tex")
 UNET = "network.widths=[4] network.blocks=1 network.attention=[]"
 
 
@@ -142,6 +178,7 @@ class Watch:
             *((likelihoods, "evaluated", evaluated), (classifiers, "train_classifier", train_classifier)),
             *((data.module, "DataLoader", data_loader), (pl, "Trainer", make_trainer)),
             *((saving.AtomicCheckpointIO, "save_checkpoint", save_checkpoint), (run.Run, "fit", fitted)),
+            (hub, "push", lambda folder, name: self.seen.append("uploaded") or name),
             (run, "compile_network", lambda model: self.seen.append("compiled")),
             (estimate, "step_seconds", lambda *args, **kwargs: 0.01),
             (events.EventFile, "add_image", lambda writer, *image: self.seen.append((*image[::2], digest(image[1])))),
@@ -170,7 +207,9 @@ def written(folder: Path) -> Iterator[Any]:
             state = torch.load(path, weights_only=True)["state_dict"]
             yield sorted((key, digest(value)) for key, value in state.items())
             yield from drawn(path)
-        elif path.suffix in (".png", ".gif", ".webp", ".json", ".npz") and path.parent.name != ".cache":
+        elif path.name.startswith("metrics"):
+            yield {key: value for key, value in json.loads(path.read_text()).items() if key != "seconds"}
+        elif path.suffix in WRITTEN and path.parent.name != ".cache" and path.name != "index.html":
             yield digest(path.read_bytes())
 
 
@@ -189,9 +228,10 @@ def drawn(checkpoint: Path) -> Iterator[Any]:
     )
 
 
-def prepared(folder: Path) -> Path:
-    """A folder with the images and samples that commands name."""
+def prepared(folder: Path, runs: str) -> Path:
+    """A folder with the images, samples and runs that commands name."""
     folder.mkdir()
+    shutil.copytree(runs, folder / "runs")
     random = np.random.default_rng(0)
     for name, size in {"photo": 8, "small": 4, "large": 16}.items():
         Image.fromarray(random.integers(0, 255, (size, size), np.uint8)).save(folder / f"{name}.png")
@@ -204,14 +244,10 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def outcome_of(script: str, arguments: list[str], folder: Path) -> Outcome:
-    return call(SCRIPTS[script], prepared(folder), *arguments)
-
-
 def effect_of(script: str, arguments: list[str], folder: Path, watch: Watch) -> list[Any]:
-    """All that such a command does."""
+    """All that such a command does in a folder."""
     watch.seen.clear()
-    outcome = outcome_of(script, arguments, folder)
+    outcome = call(SCRIPTS[script], folder, *arguments)
     assert outcome.code == 0, f"{' '.join(arguments)}: {outcome.err}"
     told = [] if script == "train" else outcome.out.splitlines()
     talks = outcome.out.count("\n") > 1, bool(outcome.err)
@@ -227,7 +263,7 @@ def test_a_setting_without_an_effect_is_refused(
     script: str, name: str, situation: str, places: dict[str, str], watch: Watch, tmp_path: Path
 ) -> None:
     _, typed = command(script, name, situation, places)
-    outcome = outcome_of(script, typed, tmp_path / "there")
+    outcome = call(SCRIPTS[script], prepared(tmp_path / "there", places["runs"]), *typed)
     lines = [line for line in outcome.err.splitlines(keepends=True) if not line.startswith("warning: ")]
     assert_refused(Outcome(outcome.code, "", "".join(lines)))  # a folder says on stdout what it holds
     assert not (tmp_path / "there" / "lightning_logs").exists()
@@ -239,7 +275,9 @@ def test_a_setting_that_is_accepted_has_an_effect(
 ) -> None:
     without, typed = command(script, name, situation, places)
     effects = [
-        repr(effect_of(script, arguments, tmp_path / str(k), watch)).replace(str(tmp_path / str(k)), "")
+        repr(effect_of(script, arguments, prepared(tmp_path / str(k), places["runs"]), watch)).replace(
+            str(tmp_path / str(k)), ""
+        )
         for k, arguments in enumerate((without, typed))
     ]
     assert effects[0] != effects[1], f"{name}= changes nothing: {' '.join(typed)}"
