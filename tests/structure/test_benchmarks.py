@@ -4,6 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
+import costs
 import pytest
 import race
 import speedrun
@@ -31,6 +32,12 @@ def test_only_what_fell_by_more_than_is_allowed_or_is_missing_is_a_regression() 
     found = {"same": 1.0, "a little": 0.9, "much": 1.0, "new": 0.1}
     lines = fallen(stored, found, allowed=0.15)
     assert lines == ["much: 1, 2 in the stored run, 50 % less", "gone: 1 in the stored run, not measured now"]
+
+
+def test_eight_cards_train_as_fast_as_their_share_of_eight_times_one_says() -> None:
+    # 1 TFLOP an image, 3.6 million images, 100 TFLOP/s: 36,000 seconds
+    assert costs.hours(1e3, 3.6e6, 100, cards=1, share=0.5) == pytest.approx(10)
+    assert costs.hours(1e3, 3.6e6, 100, cards=8, share=0.5) == pytest.approx(2.5)
 
 
 def test_a_table_is_one_of_markdown() -> None:
