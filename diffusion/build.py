@@ -179,6 +179,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Sequence, list, tuple):
         item = get_args(hint)[0] if get_args(hint) else Any
         return isinstance(value, list | tuple) and all(_fits(element, item) for element in value)
+    if hint is float and isinstance(value, int) and abs(value) >= 2**63:  # torch has no such whole numbers
+        return False
     if hint in (int, float):
         kinds = (int,) if hint is int else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool)

@@ -97,6 +97,7 @@ def test_files_may_lie_side_by_side_as_in_the_first_public_models(tmp_path: Path
         ("config", {"layers_per_block": 1.5}, "layers_per_block"),
         ("config", {"norm_num_groups": 0}, "norm_num_groups"),
         ("config", {"norm_eps": -1}, "norm_eps"),
+        ("config", {"mid_block_scale_factor": 10**30}, "mid_block_scale_factor"),
         ("config", {"dropout": "a"}, "dropout"),
         ("config", "[]", "JSON"),
         ("config", '{"a": NaN}', "JSON"),
