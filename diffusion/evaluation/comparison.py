@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,10 @@ _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "~": r"\textasciitilde{}",
     "^": r"\^{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
 }
 
 
@@ -69,11 +74,11 @@ def markdown(comparison: Comparison) -> str:
     scores = columns(comparison)
     rows = [["", *scores, *OTHERS], ["---"] * (1 + len(scores) + len(OTHERS))]
     rows += [
-        [row.name.replace("|", r"\|"), *(_cell(row, score, _plain) for score in scores), *_others(row)]
+        [_line(row.name).replace("|", r"\|"), *(_cell(row, score, _plain) for score in scores), *_others(row)]
         for row in comparison.rows
     ]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([f"{caption(comparison)}:", "", *lines, *[f"\n{note}." for note in comparison.notes]])
+    return "\n".join([f"{caption(comparison)}:", "", *lines, *[f"\n{_line(note)}." for note in comparison.notes]])
 
 
 def latex(comparison: Comparison) -> str:
@@ -84,7 +89,7 @@ def latex(comparison: Comparison) -> str:
     for row in comparison.rows:
         cells = [_escaped(row.name), *(_cell(row, score, _in_latex) for score in scores), *map(_escaped, _others(row))]
         lines.append(" & ".join(cells) + r" \\")
-    notes = [f"% {note}" for note in comparison.notes]
+    notes = [f"% {_line(note)}" for note in comparison.notes]
     return "\n".join(
         [
             *(r"\begin{table}", r"\centering", rf"\caption{{{_escaped(caption(comparison))}.}}"),
@@ -161,7 +166,9 @@ def _digits(found: Mean) -> tuple[str, str | None]:
     half = found.half_width
     if half is None or not math.isfinite(half) or half == 0:
         return f"{found.value:.4g}", None if half is None else f"{half:.2g}"
-    places = min(8, max(0, 1 - math.floor(math.log10(half))))
+    if not 1e-6 < half < 1e6:
+        return f"{found.value:.4g}", f"{half:.2g}"
+    places = max(0, 1 - math.floor(math.log10(half)))
     return f"{found.value:.{places}f}", f"{half:.{places}f}"
 
 
@@ -171,9 +178,16 @@ def _plain(found: Mean) -> str:
 
 
 def _in_latex(found: Mean) -> str:
-    value, half = _digits(found)
+    if not math.isfinite(found.value):
+        return str(found.value)
+    value, half = (part and re.sub(r"e\+?(-?)0*(\d+)", r" \\cdot 10^{\1\2}", part) for part in _digits(found))
     return f"${value}$" if half is None else rf"${value} \pm {half}$"
 
 
 def _escaped(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in _line(text))
+
+
+def _line(text: str) -> str:
+    """The text in one line: names of files can hold line breaks and other control characters."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())

@@ -325,7 +325,25 @@ def test_evaluate_records_what_a_comparison_needs(tmp_path: Path) -> None:
 
 
 def test_signs_that_a_table_means_otherwise_are_escaped_in_names() -> None:
-    row = Row(r"samples=a_b|c\d", {"frechet": [1.0, 3.0]}, [0, 1], None, None, None)
-    one = Comparison({"dataset": "digits", "split": "test", "n": 9}, [row], [])
-    assert r"| samples=a_b\|c\d | 2 ± 13 | 2 | - | - | - |" in markdown(one)
-    assert r"samples=a\_b|c\textbackslash{}d & $2 \pm 13$ & 2 & - & - & - \\" in latex(one)
+    row = Row("samples=a_b|c\\d<\n>", {"frechet": [1.0, 3.0]}, [0, 1], None, None, None)
+    one = Comparison({"dataset": "digits", "split": "test", "n": 9}, [row], ["a\nb"])
+    assert r"| samples=a_b\|c\d< > | 2 ± 13 | 2 | - | - | - |" in markdown(one)
+    assert (
+        r"samples=a\_b\textbar{}c\textbackslash{}d\textless{} \textgreater{} & $2 \pm 13$ & 2 & - & - & - \\"
+        in latex(one)
+    )
+    assert "% a b\n" in latex(one)
+
+
+@pytest.mark.parametrize(
+    ("values", "plain", "in_latex"),
+    [
+        ([1e-9, 3e-9], "2e-09 ± 1.3e-08", r"$2 \cdot 10^{-9} \pm 1.3 \cdot 10^{-8}$"),
+        ([1e12, 3e12], "2e+12 ± 1.3e+13", r"$2 \cdot 10^{12} \pm 1.3 \cdot 10^{13}$"),
+        ([float("nan"), 1.0], "nan", "nan"),
+        ([1.0, 1.0], "1 ± 0", r"$1 \pm 0$"),
+    ],
+)
+def test_very_small_and_large_numbers_keep_their_digits(values: list[float], plain: str, in_latex: str) -> None:
+    one = Comparison({}, [Row("a", {"frechet": values}, [0, 1], None, None, None)], [])
+    assert f"| a | {plain} | 2 |" in markdown(one) and f"a & {in_latex} & 2 &" in latex(one)
