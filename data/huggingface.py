@@ -107,6 +107,7 @@ class HuggingFace(Collection):
         first = tables["train"]
         image_column = self._image_column(first)
         label_column = self._label_column(first)
+        tables = self._labelled(tables, label_column)
         labels = self._labels(tables, label_column)
         sizes = ", ".join(f"{split} {counted(len(table), 'image')}" for split, table in tables.items())
         text = f"{printable(self.path)}: {sizes} (column {printable(image_column)})"
@@ -171,7 +172,7 @@ class HuggingFace(Collection):
         except Exception as error:  # of the library, of pyarrow and of what speaks to the Hub, each with its own kinds
             if hub:
                 raise self._out_of_reach(error) from error
-            raise OSError(f"{printable(self.path)} cannot be read: {_text(error)}") from error
+            raise OSError(f"{printable(self.path)} cannot be read: {_text(_cause(error))}") from error
         return found if isinstance(found, Mapping) else {"train": found}
 
     def _out_of_reach(self, error: Exception) -> OSError:
@@ -217,22 +218,44 @@ class HuggingFace(Collection):
             raise ValueError(f"{setting}={name}: there is no such column; there are {some(table.column_names, 20)}")
         return name
 
+    def _labelled(self, tables: Mapping[str, "datasets.Dataset"], column: str | None) -> dict[str, "datasets.Dataset"]:
+        """The splits without those, other than train, whose labels are withheld: -1, or none."""
+        withheld = [
+            split
+            for split, table in tables.items()
+            if column is not None and split != "train" and set(map(str, _cells(table, column))) <= {"-1", "None"}
+        ]
+        if withheld:
+            warnings.warn(
+                f"{printable(self.path)}: the labels of {some(withheld)} are withheld: images of train are held out "
+                "in its place",
+                stacklevel=3,
+            )
+        return {split: table for split, table in tables.items() if split not in withheld}
+
     def _labels(self, tables: Mapping[str, "datasets.Dataset"], column: str | None) -> dict[str, Tensor]:
         """The labels of each split, int64, and the names of the `classes`."""
         import datasets
 
         if column is None:
             return {split: torch.zeros(len(table), dtype=torch.int64) for split, table in tables.items()}
-        values = {split: list(table.select_columns([column])[:][column]) for split, table in tables.items()}
-        every = {value for split in values.values() for value in split}
         feature = tables["train"].features[column]
-        if all(isinstance(value, str) for value in every):
+        if odd := [split for split, table in tables.items() if table.features[column] != feature]:
+            raise ValueError(
+                f"{printable(self.path)}: the column {printable(column)} of {odd[0]} has other classes than that of "
+                "train, or in another order: make the splits alike by cast_column, of the package datasets"
+            )
+        values = {split: _cells(table, column) for split, table in tables.items()}
+        every = {value for split in values.values() for value in split if isinstance(value, str | int)}
+        others = [value for split in values.values() for value in split if not isinstance(value, str | int)]
+        if not others and all(isinstance(value, str) for value in every):
             self.classes = tuple(sorted(every))
             number = {name: i for i, name in enumerate(self.classes)}
             return {split: torch.tensor([number[name] for name in names]) for split, names in values.items()}
-        if odd := [value for value in every if not isinstance(value, int) or not 0 <= value < _CLASSES]:
+        wrong = [*others, *(value for value in every if isinstance(value, str) or not 0 <= value < _CLASSES)]
+        if wrong:
             raise ValueError(
-                f"{printable(self.path)}: the column {printable(column)} has {printable(repr(odd[0])[:50])}, and "
+                f"{printable(self.path)}: the column {printable(column)} has {printable(repr(wrong[0])[:50])}, and "
                 f"classes are texts or whole numbers from 0 to {_CLASSES - 1}: set dataset.source.label_column="
             )
         if isinstance(feature, datasets.ClassLabel):
@@ -284,5 +307,14 @@ def _holds_images(feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
 
 
-def _text(error: Exception) -> str:
+def _cells(table: "datasets.Dataset", column: str) -> list[Any]:
+    return list(table.select_columns([column])[:][column])
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What was the matter: the library wraps errors of pyarrow in some that say nothing."""
+    return error if error.__cause__ is None else _cause(error.__cause__)
+
+
+def _text(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

@@ -224,3 +224,32 @@ def test_without_the_package_one_line_says_how_to_install_it(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match="the package datasets cannot be imported: "):
         HuggingFace(tmp_path / "x.parquet").load()
+
+
+def test_labels_that_are_lists_are_refused(tmp_path: Path) -> None:
+    table([[0], [1]] * 15).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"the column label has \[0\], and classes are texts or whole numbers"):
+        HuggingFace(tmp_path, 8).load()
+
+
+def test_splits_whose_classes_have_another_order_are_refused(tmp_path: Path) -> None:
+    turned = table(NAMED[0], datasets.ClassLabel(names=["dog", "cat"]))
+    datasets.DatasetDict({"train": table(*NAMED), "test": turned}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="label of test has other classes than that of train"):
+        HuggingFace(tmp_path / "saved", 8).load()
+
+
+@pytest.mark.parametrize("hidden", [-1, None])
+def test_a_split_whose_labels_are_withheld_is_not_used(hidden: int | None, tmp_path: Path) -> None:
+    table(*NAMED).to_parquet(tmp_path / "train.parquet")
+    table([hidden] * COUNT, NAMED[1]).to_parquet(tmp_path / "test.parquet")
+    with pytest.warns(UserWarning, match="the labels of test are withheld"):
+        splits = HuggingFace(tmp_path, 8, holdout=0.1).load()
+    assert [len(split) for split in splits] == [24, 3, 3]
+
+
+def test_files_that_do_not_fit_together_are_named_by_what_is_wrong(tmp_path: Path) -> None:
+    table(*NAMED).to_parquet(tmp_path / "train-0.parquet")
+    table(*NAMED, more=[1] * COUNT).to_parquet(tmp_path / "train-1.parquet")
+    with pytest.raises(OSError, match="cannot be read: .*more"):
+        HuggingFace(tmp_path, 8).load()
