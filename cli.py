@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import hints
 from choices import CONFIGS, choices_of, folder_of, groups_of, is_own_name, keys_of, would_fit
 from diffusion.build import Unfit, nearest
+from diffusion.settings.training import OURS
 from diffusion.terminal import helppage, streams
 from diffusion.terminal.commands import quoted
 
@@ -26,6 +27,8 @@ PATHS = (
     *("runs", "runtime", "samples", "cache", "data_dir"),
     *("dataset.path", "dataset.source.path", "dataset.source.data_dir"),
 )
+NAME_VALUE = "write name=value; name=null where a setting can be without a value"
+WITHOUT = ("experiment=null", "debug=null")  # Hydra cannot read these, which say what holds without them
 DEMO = "experiment=demo"  # what train.py trains where no group is chosen and no run resumed
 LONGEST = 2000  # characters of a message
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
@@ -159,19 +162,34 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
         name = argument.split("=")[0]
         if name in ("-m", "--multirun") and config_name != "train":
             fail(f"{name} is an option of train.py alone: leave it out")
-        if not name or name.startswith("~"):
-            fail(f"cannot read {argument!r}: write name=value; name=null where a setting can be without a value")
+        typed_plainly = argument.translate(hints.TYPOGRAPHIC)
+        if typed_plainly != argument and (name not in PATHS or typed_plainly.endswith(('"', "'"))):
+            fail(f"cannot read {argument!r}: write {typed_plainly}, with the hyphens and quotation marks of a keyboard")
+        if name.strip("-/").lower() in ("help", "h", "?", "hlep", "usage", "man", "info") and name not in FLAGS:
+            fail(f"cannot read {argument!r}: --help lists all settings")
+        if name.startswith("~"):
+            fail(f"cannot read {argument!r}: {NAME_VALUE}")
         if argument.startswith("-") and name not in FLAGS:
             bare, known = name.lstrip("-").replace("-", "_"), settings_of(config_name)
-            hint = f" (did you mean {bare}?)" if bare in known else nearest(bare, known) or nearest(name, FLAGS)
+            near = nearest(bare, known) or nearest(name, ("--help", *FLAGS))
+            hint = f" (did you mean {bare}?)" if bare in known else near
             place = None if bare in known else hints.home(bare, config_name, settings_of)
             hint = f": {place}" if place else hint
             fail(
                 f"there is no option {name}{hint}; settings are written name=value, without dashes (--help lists them)"
             )
     _check_form(arguments, config_name)
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if not name:
+            fail(f"cannot read {argument!r}: {NAME_VALUE}")
+        if name == "dataset.name" and value in choices_of("dataset") and f"dataset={value}" not in arguments:
+            fail(f"{argument} only names the run's folder: write dataset={value} for other data")
+        if name == "learning_rate" and re.match(r"[\d.]", value):
+            fail(f"{argument}: write lr={value}; learning_rate.name=value sets how the rate changes")
     arguments = [plain_path(argument) for argument in arguments]
-    chosen = {argument.partition("=")[0] for argument in arguments if argument not in ("resume=auto", "resume=null")}
+    arguments, typed = [each for each in arguments if each not in WITHOUT], arguments
+    chosen = {argument.partition("=")[0] for argument in typed if argument not in ("resume=auto", "resume=null")}
     if config_name == "train" and chosen.isdisjoint([*groups_of(config_name), "resume"]):
         arguments.append(DEMO)
     for group in groups_of(config_name):
@@ -179,9 +197,9 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             if re.match(rf"{re.escape(group)}=\s*[\[{{]", argument):
                 fail(f"{argument}: {group} is chosen by one name; the choices are {', '.join(choices_of(group))}")
             # Hydra passes over an optional group's unknown names.
-            names = re.fullmatch(rf"{re.escape(group)}=([\w,]+)", argument)
+            names = re.fullmatch(rf"{re.escape(group)}=([^\s\"'(){{}}$]+)", argument)
             for name in names[1].split(",") if names else ():
-                if name != "null" and not (folder_of(group) / f"{name}.yaml").exists():
+                if name and name != "null" and not (folder_of(group) / f"{name}.yaml").exists():
                     fail(_unknown_choice(group, name, choices_of(group)))
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
@@ -213,7 +231,7 @@ def settings_of(config_name: str) -> list[str]:
 
 
 def _check_form(arguments: list[str], config_name: str) -> None:
-    """Exits if a setting is written in another form than name=value: `dataset fashion`, `dataset: fashion`."""
+    """Exits if a setting is written in another form than name=value: `dataset fashion`, `lr = 1`, `fashion` alone."""
     taken = False  # the value of one of Hydra's own options follows it
     for i, argument in enumerate(arguments):
         follows, taken = taken, argument in ("--cfg", "-c", "--package", "-p", "--info", "-i")
@@ -222,14 +240,34 @@ def _check_form(arguments: list[str], config_name: str) -> None:
         name, mark, value = argument.partition("=")
         if mark and value.startswith("=") and name in settings_of(config_name):
             fail(f"cannot read {argument!r}: write {name}={value.lstrip('= ')}")
+        following = arguments[i + 1] if i + 1 < len(arguments) else ""
+        if name.strip() in settings_of(config_name) and (following.startswith("=") or (mark and name[-1] == " ")):
+            value = (value or following.lstrip("=") or "".join(arguments[i + 2 : i + 3])).strip() or "..."
+            fail(f"cannot read {argument!r}: write {name.strip()}={value}, without spaces")
+        if mark and not value and following and "=" not in following and not following.startswith("-"):
+            fail(f"cannot read {argument!r}: write {name}={following}, without spaces")
+        if value.endswith((",", ";")) and value.strip(",;"):
+            fail(f"cannot read {argument!r}: write {name}={value.rstrip(',;')}, without the {value[-1]} at its end")
         if mark and (name or "x")[-1] not in ": ":
             continue
         name = re.split(r"[:\s]", argument)[0]
         if not mark and name and name in settings_of(config_name):
             value = argument[len(name) :].strip(": ")
-            following = arguments[i + 1] if i + 1 < len(arguments) else ""
             value = value or ("..." if "=" in following or following.startswith("-") else following) or "..."
             fail(f"cannot read {argument!r}: write {name}={value}")
+        elif not mark and (meant := _meant(argument, config_name)):
+            fail(f"cannot read {argument!r}: write {meant}")
+
+
+def _meant(word: str, config_name: str) -> str | None:
+    """What a word without `=` was meant for: a choice of a group, `fashion` or `dataset/fashion`, else a checkpoint."""
+    for group in groups_of(config_name):
+        value = re.sub(rf"^{re.escape(group)}[-/.>]+", "", word)
+        if chosen := hints.choice(group, value, choices_of(group)):
+            return f"{group}={chosen}"
+    names_runs = word in ("last", "best") or word.isdecimal() or (word.strip() and Path(word).exists())
+    setting = {"train": "resume", "compare": "runs"}.get(config_name, "ckpt")
+    return f"{setting}={word}" if names_runs else None
 
 
 def composition_error(error: BaseException, config_name: str) -> str:
@@ -254,7 +292,10 @@ def composition_error(error: BaseException, config_name: str) -> str:
             return (
                 f"{key} does not belong to the {group} that is chosen: choose another by {group}=..., or leave it out"
             )
-        if place := hints.home(key, config_name, settings_of):
+        option = key.removeprefix("trainer.")
+        if config_name == "train" and key != option and option in OURS:
+            return f"{key} cannot be set: {OURS[option]}"
+        if place := hints.home(key.replace("-", "_"), config_name, settings_of):
             return f"there is no setting {key} of {hints.script(config_name)}: {place}"
         inside = sorted((name for name in keys if name.endswith(f".{key}")), key=lambda name: name.count("."))
         others = [name for name in (*keys, *groups_of(config_name)) if "." in name or "." not in key]
@@ -280,12 +321,20 @@ def composition_error(error: BaseException, config_name: str) -> str:
         )
     if text.startswith("Ambiguous value"):
         name = text.split("'")[1] if "'" in text else text
-        return f"{name} is several values: add --multirun to try each, or write [a,b] for a list"
+        sweep = "add --multirun to try each, or " if config_name == "train" else ""
+        return f"{name} is several values: {sweep}write [a,b] for a list"
     return one_line(error)
 
 
 def _unknown_choice(group: str, name: str, choices: list[str]) -> str:
-    return f"{group}={name} does not exist{nearest(name, choices)}; the choices are {', '.join(choices)}"
+    """What to say of a choice that does not exist: one by another name, a path in its place, or a number."""
+    near = hints.choice(group, name, choices)
+    hint = f" (did you mean {near}?)" if near else nearest(name, choices)
+    if group == "dataset" and (name.startswith((".", "/")) or Path(name).exists()):
+        hint = f": for a folder of images write dataset=folder dataset.path={name}"
+    if group == "ema" and re.fullmatch(r"0?\.\d+", name):
+        hint = f": write ema=exponential ema_decay={name}"
+    return f"{group}={name} does not exist{hint}; the choices are {', '.join(choices)}"
 
 
 def help_page(config_name: str, usage: str) -> str:

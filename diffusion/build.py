@@ -57,9 +57,10 @@ class Unfit(ConfigError):
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """` (did you mean x?)`, or nothing if no choice is near."""
-    found = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean {found[0]}?)" if found else ""
+    """` (did you mean x?)`, or nothing if no choice is near; capital letters are near small ones."""
+    small = {choice.lower(): choice for choice in reversed(list(choices))}
+    found = difflib.get_close_matches(name.lower(), list(small), n=1)
+    return f" (did you mean {small[found[0]]}?)" if found else ""
 
 
 def build(config: Any, where: str = "config", **extra: Any) -> Any:

@@ -191,15 +191,36 @@ def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> Checkpoint
             print(f"{spec} is the newest of {len(numbered)} runs, {numbered[0]}; also {others}", file=sys.stderr)
         return newest_good(numbered[0])
     path = Path(spec)
+    if path.name == "checkpoints" and path.is_dir():
+        path = path.parent
+    if not path.exists() and (meant := _meant(spec, found)):
+        raise CheckpointError(f"there is no checkpoint {spec}: did you mean {' or '.join(meant)}?")
     if path.is_dir() and not is_exchanged(path):
         if not (path / "checkpoints").is_dir():
             inside = [run for run in runs(path.parent) + runs(path) if run.is_relative_to(path)]
             if inside:
                 raise CheckpointError(f"{path} is a folder of runs, name one{_others(inside)}")
         return newest_good(path)
-    if path.suffix in (".yaml", ".csv") and path.is_file():
+    if path.is_file() and (path.suffix in (".yaml", ".csv") or (path.parent / "checkpoints").is_dir()):
         raise CheckpointError(f"{path} is a file of a run and no checkpoint: give the run folder, {path.parent}")
     return read(path)
+
+
+def _meant(spec: str, found: Sequence[Path]) -> list[str]:
+    """What stands under a name that is not quite a checkpoint's: `digits`, `version_0`, `best`, `newest`, `a\\b`."""
+    path = Path(spec.replace("\\", "/").strip())
+    if spec.lower() in ("latest", "newest", "true", "yes", "latest.ckpt", "last.ckpt", "-1"):
+        return ["last"]
+    if path.stem == "best" and found:
+        return [str(found[0] / "checkpoints" / "best.ckpt")]
+    files = [path, path.with_name(f"{path.name}.ckpt"), path.with_suffix(".ckpt")] if path.name else []
+    if existing := [str(file) for file in files if file.exists()]:
+        return existing[:1]
+    numbered = path.with_name(f"version_{path.name}") if path.name else path
+    runs_there = [run for run in found if run.parts[-len(path.parts) :] in (path.parts, numbered.parts)]
+    of_folder = [run for run in found if path.parts in (run.parent.parts, run.parent.parts[-1:], run.parts[:-1])]
+    siblings = [run for run in found if run.parent == path.parent]
+    return [str(run) for run in sorted(runs_there or of_folder or siblings, key=by_number)]
 
 
 def by_number(run: Path) -> tuple[str, int]:

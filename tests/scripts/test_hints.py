@@ -12,6 +12,7 @@ import evaluate
 import hints
 import sample
 import train
+from choices import choices_of
 
 
 @pytest.mark.parametrize("script", hints.WORDS)
@@ -63,7 +64,81 @@ def test_every_foreign_name_leads_to_a_setting_and_is_none_itself(script: str) -
         (train, "--epochs 3", "there is no option --epochs: write trainer.max_epochs=..."),
         (train, "--batch-size 3", "there is no option --batch-size (did you mean batch_size?)"),
         (sample, "--dataset=fashion", "there is no option --dataset: it belongs to train.py and evaluate.py"),
+        (train, "trainer.tpu_cores=8", "write devices=..."),
+        (train, "learning_rate=1e-3", "learning_rate=1e-3: write lr=1e-3; "),
+        (train, "network.dim_mults=[1,2]", "write network.widths=..."),
+        (train, "help", "--help lists all settings"),
+        (train, "-help", "--help lists all settings"),
+        (train, "--hlep", "--help lists all settings"),
+        (train, "lr = 1e-3", "cannot read 'lr': write lr=1e-3, without spaces"),
+        (train, "lr =1e-3", "cannot read 'lr': write lr=1e-3, without spaces"),
+        (train, "lr= 1e-3", "cannot read 'lr=': write lr=1e-3, without spaces"),
+        (train, "lr=1e-3;", "write lr=1e-3, without the ;"),
+        (train, "lr=1e-3,", "write lr=1e-3, without the ,"),
+        (train, "lr=1e\N{MINUS SIGN}3", "write lr=1e-3, with the hyphens"),
+        (train, "\N{EM DASH}lr=3", "write -lr=3, with the hyphens"),
+        (sample, "ckpt=\u201ca.ckpt\u201d", 'write ckpt="a.ckpt", with'),
+        (train, "fashion", "cannot read 'fashion': write dataset=fashion"),
+        (train, "fast_fashion", "cannot read 'fast_fashion': write experiment=fast_fashion"),
+        (train, "cifar10", "cannot read 'cifar10': write dataset=cifar"),
+        (train, "dataset/fashion", "cannot read 'dataset/fashion': write dataset=fashion"),
+        (train, "dataset.fashion", "cannot read 'dataset.fashion': write dataset=fashion"),
+        (train, "dataset-fashion", "cannot read 'dataset-fashion': write dataset=fashion"),
+        (train, "dataset.name=cifar", "write dataset=cifar for other data"),
+        (train, "trainer.val_check_interval=10", "trainer.val_check_interval cannot be set: use val_every=..."),
+        (train, "trainer.limit_train_batches=5", "trainer.limit_train_batches cannot be set: training batches have no"),
+        (train, "max-steps=3", "write trainer.max_steps=..."),
+        (train, "DATASET=fashion", "(did you mean dataset?)"),
+        (train, "wandb.project=x", "write project=..."),
+        (train, "last", "cannot read 'last': write resume=last"),
+        (sample, "last", "cannot read 'last': write ckpt=last"),
+        (evaluate, "3", "cannot read '3': write ckpt=3"),
+        (compare, ".", "cannot read '.': write runs=."),
+        (sample, "label=0,1", "label=0,1 is several values: write [a,b] for a list"),
+        (train, "dataset=./photos", "write dataset=folder dataset.path=./photos"),
+        (train, "ema=0.999", "write ema=exponential ema_decay=0.999"),
+        (train, "network=DiT-S/2", "network=DiT-S/2 does not exist (did you mean dit?)"),
     ],
 )
 def test_a_setting_in_the_wrong_place_gets_its_place(script: Any, arguments: str, said: str, tmp_path: Path) -> None:
     assert_refused(call(script, tmp_path, *arguments.split()), said)
+
+
+@pytest.mark.parametrize(("group", "names"), hints.CHOICES.items())
+def test_every_foreign_choice_leads_to_a_choice(group: str, names: dict[str, str]) -> None:
+    assert set(names.values()) <= set(choices_of(group))
+    assert names.keys().isdisjoint(choices_of(group))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("dataset=CIFAR10", "cifar"),
+        ("dataset=MNIST", "mnist"),
+        ("dataset=fashion-mnist", "fashion"),
+        ("dataset=fmnist", "fashion"),
+        ("network=UNet", "unet"),
+        ("sampler=DDIM", "ddim"),
+        ("sampler=euler_a", "euler_ancestral"),
+        ("sampler=DPM++2M", "dpmpp_2m"),
+        ("denoiser=v_prediction", "v"),
+        ("schedule=scaled_linear", "quadratic"),
+        ("schedule=cosine.yaml", "cosine"),
+        ("ema=true", "exponential"),
+    ],
+)
+def test_a_choice_of_another_spelling_or_project_is_recognised(typed: str, meant: str, tmp_path: Path) -> None:
+    assert_refused(call(train, tmp_path, typed), f"{typed} does not exist (did you mean {meant}?)")
+
+
+@pytest.mark.parametrize("group", cli.groups_of("train"))
+def test_capital_letters_do_not_hide_a_choice(group: str) -> None:
+    own = choices_of(group)
+    for name in own:
+        assert hints.choice(group, name.upper().replace("_", "-"), own) == name
+
+
+def test_null_is_what_an_optional_group_has_by_default() -> None:
+    assert cli.checked(["experiment=null", "dataset=digits"], "train") == ["dataset=digits"]
+    assert cli.checked(["experiment=null"], "train") == []
+    assert cli.checked([], "train") == [cli.DEMO]

@@ -1,5 +1,7 @@
 """Which checkpoint a run goes on from, and which it refuses."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from support.scripts import assert_refused, call
 import train
 from diffusion.build import ConfigError
 from diffusion.runs import resume
-from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs.checkpoints import Checkpoint, CheckpointError, find
 from diffusion.settings.following import of_limits
 
 
@@ -64,3 +66,48 @@ def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
     assert resume.agreed(lambda: None) is None
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert resume.agreed(lambda: pytest.fail("the second process must not search")) is None
+
+
+@pytest.mark.parametrize(
+    ("spec", "meant"),
+    [
+        ("digits", ["lightning_logs/digits/version_2", "lightning_logs/digits/version_10"]),
+        ("version_2", ["lightning_logs/digits/version_2"]),
+        ("digits/version_2", ["lightning_logs/digits/version_2"]),
+        ("digits/2", ["lightning_logs/digits/version_2"]),
+        ("lightning_logs/digits/2", ["lightning_logs/digits/version_2"]),
+        ("lightning_logs\\digits\\version_2", ["lightning_logs/digits/version_2"]),
+        ("lightning_logs/digits/version_7", ["lightning_logs/digits/version_2", "lightning_logs/digits/version_10"]),
+        ("lightning_logs/digits/version_2/checkpoints/last", ["lightning_logs/digits/version_2/checkpoints/last.ckpt"]),
+        ("mine", ["mine.ckpt"]),
+        ("mine.pt", ["mine.ckpt"]),
+        ("mine.ckpt ", ["mine.ckpt"]),
+        ("latest", ["last"]),
+        ("-1", ["last"]),
+    ],
+)
+def test_a_name_that_is_not_quite_a_checkpoint_s_leads_to_one(
+    spec: str, meant: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for version in (2, 10):
+        folder = Path("lightning_logs/digits", f"version_{version}", "checkpoints")
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").touch()
+    Path("mine.ckpt").touch()
+    with pytest.raises(CheckpointError, match=rf"did you mean {re.escape(' or '.join(meant))}\?$"):
+        find(spec)
+
+
+def test_a_run_is_known_by_its_folder_of_checkpoints_too(tmp_path: Path) -> None:
+    folder = tmp_path / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "fixtures" / "swissroll.ckpt", folder / "last.ckpt")
+    assert find(str(folder)).folder == tmp_path / "version_0"
+
+
+def test_the_page_of_a_run_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "index.html").write_text("<html>")
+    with pytest.raises(CheckpointError, match="is a file of a run and no checkpoint: give the run folder"):
+        find(str(tmp_path / "index.html"))
