@@ -1,9 +1,11 @@
-"""TensorBoard's event file."""
+"""TensorBoard's event file, and the settings in it."""
 
 import os
 import socket
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -63,3 +65,17 @@ class EventFile:
         with naming(self.path):
             self._records.write(event.SerializeToString())
             self._file.flush()
+
+
+def flattened(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | str]]:
+    """Settings by full name, as TensorBoard's table of runs takes them; of a part with a class its short name."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        elif key == "_target_":
+            yield prefix.rstrip("."), str(value).rpartition(".")[2]
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + key, value
+        else:
+            # TensorBoard stores UTF-8, and a file's name may hold bytes that are none.
+            yield prefix + key, str(value).encode("utf-8", "backslashreplace").decode()

@@ -15,7 +15,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from diffusion.media import Pixels, tensorboard_gif
 from diffusion.media.atomic import atomic, check_regular, naming, remove_parts
-from diffusion.training.events import EventFile
+from diffusion.training.events import EventFile, flattened
 from diffusion.training.outlets import Outlets
 
 TABLE = "metrics.csv"
@@ -196,7 +196,7 @@ class RunLogger(Logger):
             step: the last one.
             further: names of curves to show beside the validation loss and the scores in training.
         """
-        flat = dict(_flatten(settings))
+        flat = dict(flattened(settings))
         kinds = {True: api_pb2.DATA_TYPE_STRING, False: api_pb2.DATA_TYPE_FLOAT64}
         columns = ["val/loss", *result, *self._table.names("val_score/"), *further]
         experiment = api_pb2.Experiment(
@@ -222,16 +222,3 @@ class RunLogger(Logger):
         self.experiment.close()
         if self._outlets is not None:
             self._outlets.close(finished)
-
-
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float | str]]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif key == "_target_":
-            yield prefix.rstrip("."), str(value).rpartition(".")[2]
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield prefix + key, value
-        else:
-            # TensorBoard stores UTF-8, and a file's name may hold bytes that are none.
-            yield prefix + key, str(value).encode("utf-8", "backslashreplace").decode()

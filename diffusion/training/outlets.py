@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch.utils.tensorboard.summary import hparams
 
 from diffusion import media
 from diffusion.build import ConfigError
 from diffusion.media.atomic import atomic, check_regular, reason
 from diffusion.settings.training import check_loggers
+from diffusion.training.events import flattened
 
 IDS = "loggers.json"  # in the run's folder: under which name each logger knows the run
 
@@ -60,7 +63,12 @@ class TensorBoard(Outlet):
     def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
         purge_step = None if resumed_from is None else resumed_from + 1
         self._logger = TensorBoardLogger(folder, "", "tensorboard", default_hp_metric=False, purge_step=purge_step)
-        self._logger.log_hyperparams(dict(config))
+        self._logger.log_hyperparams(dict(config))  # into a file alone, where no metric is given
+        for summary in hparams(dict(flattened(config)), {"val/loss": 0.0}):  # which is a name, and no point
+            self._add(summary)
+
+    def _add(self, summary: Summary, step: int | None = None) -> None:
+        self._logger.experiment._get_file_writer().add_summary(summary, step)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self._logger.log_metrics(dict(values), step)
@@ -69,7 +77,7 @@ class TensorBoard(Outlet):
         self._logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
     def animation(self, name: str, frames: Sequence[media.Pixels], step: int) -> None:
-        self._logger.experiment._get_file_writer().add_summary(media.tensorboard_gif(name, frames), step)
+        self._add(media.tensorboard_gif(name, frames), step)
 
     def close(self, finished: bool) -> None:
         self._logger.finalize("success" if finished else "interrupted")
@@ -188,7 +196,7 @@ class Trackio(Outlet):
         name = known or f"{_name(folder)}-{secrets.token_hex(4)}"
         quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
         self._run = trackio.init(project, name, resume="allow", config=dict(config), **quiet)
-        self._image, self._video, self.repeats = trackio.Image, trackio.Video, known is None
+        self._image, self.repeats = trackio.Image, known is None
         if known is None:
             _keep_id(folder, "trackio", name)
 
@@ -201,7 +209,7 @@ class Trackio(Outlet):
 
     def animation(self, name: str, frames: Sequence[media.Pixels], step: int) -> None:
         with _as_file(name, frames, step) as path:
-            self.metrics({name: self._video(str(path))}, step)
+            self.metrics({name: self._image(str(path))}, step)  # browsers play no GIF as a video
 
     def close(self, finished: bool) -> None:
         self._run.finish()

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from support.scripts import TINY, assert_refused, call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata
 
 import train
 from diffusion.settings.training import LOGGERS
@@ -171,6 +172,8 @@ def test_tensorboard_and_csv_have_the_whole_course_with_its_pictures_also_after_
         events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
         assert [event.step for event in events.Images("val/samples")] == [2, 4]
         assert events.Images("val/denoising")[0].encoded_image_string[:4] == b"GIF8"
+        settings = events.PluginTagToContent("hparams")[metadata.SESSION_START_INFO_TAG]
+        assert metadata.parse_session_start_info_plugin_data(settings).hparams["batch_size"].number_value == 16
         with Image.open(run / "csv" / "val" / "denoising_4.gif") as animation:
             assert animation.n_frames > 2
         assert (run / "csv" / "val" / "samples_2.png").exists()
@@ -307,10 +310,14 @@ def test_trackio_has_one_run_with_each_point_once_and_the_pictures(tmp_path: Pat
     name, rows, config = json.loads(read.stdout.splitlines()[-1])
     assert name == json.loads((run / "loggers.json").read_text())["trackio"]
     assert config["batch_size"] == 16
-    points = [((row["step"], key), value) for row in rows for key, value in row.items() if "/" in key]
-    points = [(key, value) for key, value in points if key[1] != "train/images_per_s" and "best_loss" not in key[1]]
+    others = ("train/images_per_s", "val/best_loss", "val/samples", "val/denoising")
+    points = [
+        ((row["step"], key), value) for row in rows for key, value in row.items() if "/" in key and key not in others
+    ]
     assert len(points) == len(dict(points))
     assert dict(points) == pytest.approx(table(run / "metrics.csv"))
     assert [row["step"] for row in rows if "val/samples" in row] == [2, 4]
     assert [row["step"] for row in rows if "val/denoising" in row] == [2, 4]
+    kinds = {row["val/denoising"]["_type"] for row in rows if "val/denoising" in row}
+    assert kinds == {"trackio.image"}  # a browser shows a GIF as an image, and plays none as a video
     assert list((tmp_path / "trackio").rglob("*.gif"))
