@@ -239,29 +239,27 @@ class HuggingFace(Collection):
 
         if column is None:
             return {split: torch.zeros(len(table), dtype=torch.int64) for split, table in tables.items()}
-        feature = tables["train"].features[column]
-        if odd := [split for split, table in tables.items() if table.features[column] != feature]:
+        names = {
+            split: feature.names if isinstance(feature := table.features[column], datasets.ClassLabel) else None
+            for split, table in tables.items()
+        }
+        if odd := [split for split, known in names.items() if known != names["train"]]:
             raise ValueError(
                 f"{printable(self.path)}: the column {printable(column)} of {odd[0]} has other classes than that of "
                 "train, or in another order: make the splits alike by cast_column, of the package datasets"
             )
         values = {split: _cells(table, column) for split, table in tables.items()}
-        every = {value for split in values.values() for value in split if isinstance(value, str | int)}
-        others = [value for split in values.values() for value in split if not isinstance(value, str | int)]
-        if not others and all(isinstance(value, str) for value in every):
-            self.classes = tuple(sorted(every))
+        every = [value for split in values.values() for value in split]
+        if all(isinstance(value, str) for value in every):
+            self.classes = tuple(sorted(set(every)))
             number = {name: i for i, name in enumerate(self.classes)}
-            return {split: torch.tensor([number[name] for name in names]) for split, names in values.items()}
-        wrong = [*others, *(value for value in every if isinstance(value, str) or not 0 <= value < _CLASSES)]
-        if wrong:
+            return {split: torch.tensor([number[name] for name in texts]) for split, texts in values.items()}
+        if wrong := [value for value in every if not isinstance(value, int) or not 0 <= value < _CLASSES]:
             raise ValueError(
                 f"{printable(self.path)}: the column {printable(column)} has {printable(repr(wrong[0])[:50])}, and "
                 f"classes are texts or whole numbers from 0 to {_CLASSES - 1}: set dataset.source.label_column="
             )
-        if isinstance(feature, datasets.ClassLabel):
-            self.classes = tuple(feature.names)
-        else:
-            self.classes = tuple(str(i) for i in range(1 + max(every)))
+        self.classes = tuple(names["train"] or map(str, range(1 + max(every))))
         return {split: torch.tensor(numbers, dtype=torch.int64) for split, numbers in values.items()}
 
 
