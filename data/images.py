@@ -31,6 +31,7 @@ from torchvision.datasets.utils import check_integrity
 
 from data.stream import Images, Splits, whole
 
+USUAL = "data/raw"  # where the data sets are unless data_dir says otherwise
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four original .gz files."""
 
@@ -190,7 +191,8 @@ class _Published(ABC):
                 # An OSError says itself what is wrong; a decoder's complaint needs to be put in context.
                 tried.append(f"{place}: {'' if isinstance(error, OSError) else 'damaged: '}{_one_line(error)}")
                 continue
-            if not missing and tried:
+            # Without a word only where nobody said where the files are.
+            if tried and (not missing or self.data_dir != Path(USUAL)):
                 warnings.warn(f"{self.name}: passed over {tried[0]}; using {place}", stacklevel=3)
             return raw
         if not self.download:
@@ -250,7 +252,7 @@ class _Idx(_Published):
 
     def __init__(
         self,
-        data_dir: str | Path = "data/raw",
+        data_dir: str | Path = USUAL,
         download: bool = True,
         pad: int = 2,
         holdout: int = 5000,
@@ -310,7 +312,7 @@ class Cifar(_Published):
 
     def __init__(
         self,
-        data_dir: str | Path = "data/raw",
+        data_dir: str | Path = USUAL,
         download: bool = True,
         pad: int = 0,
         holdout: int = 5000,
