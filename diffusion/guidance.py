@@ -63,6 +63,16 @@ class Extrapolation(Guidance):
         level = torch.exp(-self.schedule.log_snr(float64(t)) / 2)
         return (level >= self.low) & (level <= self.high)
 
+    def check_times(self, times: Tensor) -> None:
+        super().check_times(times)
+        levels = torch.exp(-self.schedule.log_snr(times[times > 0]) / 2)
+        lowest, highest = levels.min().item(), levels.max().item()
+        if self.low > highest or self.high < lowest:
+            raise ValueError(
+                f"guidance_interval=[{self.low:g},{self.high:g}] has no noise level of the sampler, whose levels "
+                f"sigma / alpha go from {highest:.3g} to {lowest:.3g}"
+            )
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         weight = torch.where(self.acts(t), self.scale, 1.0)
         if (weight == 1).all():

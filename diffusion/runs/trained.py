@@ -14,6 +14,7 @@ from diffusion.denoisers import TrainableDenoiser
 from diffusion.optimizers import WIDEST, coefficients, exponent
 from diffusion.runs.checkpoints import Checkpoint, CheckpointError, load
 from diffusion.runs.models import build_model
+from diffusion.terminal.commands import pasted
 from diffusion.trainable import Trainable
 
 # The largest allowed distance between the average that is put together and the one that was asked for.
@@ -98,8 +99,9 @@ def _another_kind(checkpoint: Checkpoint, found: str, wanted: str) -> str:
     if wanted in KINDS:
         text += f": train one with {KINDS[wanted].train}"
     if found in KINDS:
-        theirs = KINDS[found]
-        text += f"; what this is for: {theirs.use.format(checkpoint.folder)}" + (theirs.note and f"; {theirs.note}")
+        theirs, of_run = KINDS[found], checkpoint.path.parent == checkpoint.folder / "checkpoints"
+        named = pasted(checkpoint.folder if of_run else checkpoint.path)
+        text += f"; what this is for: {theirs.use.format(named)}" + (theirs.note and f"; {theirs.note}")
     return text
 
 

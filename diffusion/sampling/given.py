@@ -180,11 +180,12 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
     found = checkpoint if steering.guide is None else find(str(steering.guide))
     chosen = "ema" if steering.guide_weights is None else steering.guide_weights
     name = "guide_weights" if steering.guide is None else "guide"
+    itself = (
+        f"{name}={getattr(steering, name)} is the model itself, which has no effect: name a smaller or less "
+        f"trained run, or other weights of this one, such as guide_weights=0.2 of a run with ema=power"
+    )
     if (found.path, chosen) == (checkpoint.path, weights):
-        raise ConfigError(
-            f"{name}={getattr(steering, name)} is the model itself, which has no effect: name a smaller or less "
-            f"trained run, or other weights of this one, such as guide_weights=0.2 of a run with ema=power"
-        )
+        raise ConfigError(itself)
     ours, theirs = checkpoint.config, found.config
     shapes = [tuple(config["dataset"]["shape"]) for config in (theirs, ours)]
     if shapes[0] != shapes[1]:
@@ -197,6 +198,8 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
             f"not of one kind: name a guide that is what the model is"
         )
     guide: TrainableDenoiser = load_model(found, weights=chosen)
+    if _same(guide.state_dict(), denoiser.state_dict()):  # a copy, or best.ckpt of the step of last.ckpt
+        raise ConfigError(itself)
     for part, what in (("num_classes", "classes"), ("embedding", "vectors"), ("condition_channels", "images")):
         if getattr(guide, part) not in (0, getattr(denoiser, part)):
             raise ConfigError(f"guide={steering.guide} is conditioned on {what} in another way than the model")
@@ -207,6 +210,11 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
         return Rescheduled(guide, denoiser.schedule)
     guide.schedule = denoiser.schedule
     return guide
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two models have the same weights, tensor by tensor."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name].to(a[name].device)) for name in a)
 
 
 def _check_guidable(denoiser: Denoiser, config: Mapping[str, Any], guidance: float) -> None:

@@ -90,7 +90,9 @@ def sampler_and_times(
 
     Raises:
         Unfit: sampler, grid, steps and denoiser do not go together.
+        ConfigError: a value of the sampler's or the grid's own is none that it can have.
     """
+    sampler, _ = parts.sampler, parts.grid  # built here, since no other choice mends a value that is wrong by itself
 
     def attempt(config: dict[str, Any]) -> tuple[Sampler, Tensor]:
         return method_of(Parts(config), denoiser, t_start, t_end)

@@ -4,10 +4,11 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
-from support.scripts import call
+from support.scripts import assert_refused, call
 
 import sample
 import train
@@ -56,3 +57,16 @@ def test_an_old_run_goes_on_to_the_weights_that_it_went_on_to(name: str, folder:
     found = make.norms(tmp_path / run(name) / "checkpoints" / "last.ckpt")
     expected = json.loads((FIXTURES / "resumed.json").read_text(encoding="ascii"))[name]
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("script", "name", "use"),
+    [(sample, "classifier", "sample.py ckpt=... classifier="), (train, "digits", "sample.py ckpt=")],
+)
+def test_a_lone_file_of_another_kind_of_model_is_named_in_the_command_for_it(
+    script: ModuleType, name: str, use: str, tmp_path: Path
+) -> None:
+    path = FIXTURES / f"{name}.ckpt"
+    typed = f"ckpt={path}" if script is sample else f"autoencoder={path}"
+    dataset = () if script is sample else ("experiment=latent_fashion", "dataset=digits")
+    assert_refused(call(script, tmp_path, *dataset, typed), f"what this is for: python {use}{path}")

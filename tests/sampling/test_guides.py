@@ -112,6 +112,13 @@ def test_dynamic_thresholding_brings_samples_back_into_the_range(folder: Path) -
         (f"ckpt={MODEL} guide_weights=raw", "guide_weights= does nothing at guidance=1"),
         (f"ckpt={MODEL} guide={MODEL} guidance=2", f"guide={MODEL} is the model itself, which has no effect"),
         (f"ckpt={MODEL} guide_weights=ema guidance=2", "guide_weights=ema is the model itself"),
+        (f"ckpt={MODEL} guide={MODEL}/checkpoints/best.ckpt guidance=2", "is the model itself, which has no effect"),
+        (
+            f"ckpt={MODEL} guide={WORSE} guidance=2 guidance_interval=[1e8,1e9]",
+            "guidance_interval=[1e+08,1e+09] has no noise level of the sampler, whose levels sigma / alpha go from",
+        ),
+        (f"ckpt={MODEL} sampler=ddim eta=-1", "sampler.eta must lie in [0, 1], got -1\n"),
+        (f"ckpt={MODEL} grid=karras grid.rho=-1", "grid.rho must be positive and finite, got -1; 7 is usual\n"),
         (f"ckpt={MODEL} guide_weights=4711 guidance=2", "weights=4711 is a step at which lightning_logs/digits"),
         (f"ckpt={WORSE} guide_weights=3 guidance=2", "has no snapshot: a run with ema=power takes them"),
         (
