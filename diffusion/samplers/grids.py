@@ -38,7 +38,7 @@ class Grid(ABC):
             raise ValueError(f"t_start and t_end need 0 <= t_end < t_start <= 1, got {t_start=:g} and {t_end=:g}")
         count = schedule.timesteps
         if count is not None:
-            t_start, t_end = round(t_start * count) / count, round(t_end * count) / count
+            asked, t_start, t_end = t_start, round(t_start * count) / count, round(t_end * count) / count
             if self.on_table and steps > round((t_start - t_end) * count):
                 part = f" between t_start={t_start:g} and t_end={t_end:g}" if (t_start, t_end) != (1, 0) else ""
                 raise ValueError(
@@ -47,6 +47,11 @@ class Grid(ABC):
                 )
         low = max(t_end, schedule.t_min)
         if t_start < low or (t_start == low and (steps > 1 or t_end > 0)):
+            if count is not None and asked != t_start:
+                raise ValueError(
+                    f"t_start={asked:g} is nearest to the timestep {t_start:g} of {count}, and must be at least "
+                    f"{low + 1 / count:g}: the lowest time of this schedule is {schedule.t_min:g}"
+                )
             raise ValueError(f"t_start={t_start:g} must lie above {low:g}, the lowest time of this schedule")
         if t_end == 0:
             end = torch.zeros(1, dtype=torch.float64)

@@ -28,7 +28,7 @@ from diffusion.sampling.cascade import from_checkpoints
 from diffusion.sampling.conditions import Rows, as_picture
 from diffusion.sampling.given import read_image
 from diffusion.sampling.interpolation import check_deterministic, inverted, morphed
-from diffusion.sampling.parallel import frames_on
+from diffusion.sampling.parallel import check_finite, frames_on
 from diffusion.settings.idle import refuse
 from diffusion.settings.sampling import Options, Steering
 from diffusion.terminal.progress import counted, progress
@@ -102,6 +102,7 @@ class Drawing:
             self._write_noise()
         elif self.steering.interpolate is not None:
             samples = list(self._morph())
+            check_finite(torch.cat(samples))
             media.save(self.out, samples[-1], samples, self.rows, fps=options.fps, hold=options.hold)
         elif options.show == "condition":
             told = self.pipeline.conditions(torch.arange(self.n), options.seed, self.label)
@@ -176,6 +177,7 @@ class Drawing:
         """Writes the noise of the image of init=, and prints the error of the image that is drawn from it."""
         path = str(self.steering.init)
         noise = self._noise_of(path)
+        check_finite(noise)
         *_, last = self.pipeline.states(torch.arange(1, device=noise.device), 0, self.label, noise)
         error = (self.pipeline.decoded(last.x_t).cpu() - self.images[path]).square().mean().sqrt().item()
         with atomic(self.out) as file:

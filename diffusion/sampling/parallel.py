@@ -30,7 +30,36 @@ def frames_on(
     """`pipeline.frames(numbers, ...)` with the samples shared out over devices, one process each.
 
     `after_step` is called for the first device's share, by this process.
+
+    Raises:
+        ValueError: some samples are not finite.
     """
+    frames = _shared(devices, pipeline, numbers, seed, label, batch_size, keep, show, after_step)
+    check_finite(frames[-1])
+    return frames
+
+
+def check_finite(samples: Tensor) -> None:
+    """Raises ValueError if some of the samples (n, *S) are not finite: bytes, which they become, always are."""
+    bad = (~samples.isfinite()).flatten(1).any(1).sum().item()
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(samples)} samples are not finite: the model or its sampler diverged, or a setting such as "
+            f"guidance= or noise= is too large; nothing was done with them"
+        )
+
+
+def _shared(
+    devices: Sequence[str],
+    pipeline: Pipeline,
+    numbers: Sequence[int],
+    seed: int,
+    label: int | Sequence[int] | None,
+    batch_size: int,
+    keep: Sequence[int],
+    show: str,
+    after_step: Callable[[], object],
+) -> Tensor:
     # No more processes than batches: each takes seconds to begin.
     count = min(len(devices), math.ceil(len(numbers) / batch_size))
     shares = [numbers[rank::count] for rank in range(count)]

@@ -244,6 +244,13 @@ def test_chosen_levels_are_those_of_the_grid(schedule: Schedule) -> None:
     assert ended[-1] == 0.05
 
 
+def test_a_start_that_rounds_to_the_lowest_timestep_is_named_as_it_was_typed() -> None:
+    message = "t_start=0.021 is nearest to the timestep 0.02 of 50, and must be at least 0.04: the lowest time of this"
+    with pytest.raises(ValueError, match=message):
+        LogSNRGrid()(LinearSchedule(timesteps=50), 4, t_start=0.021)
+    LogSNRGrid()(LinearSchedule(timesteps=50), 4, t_start=0.04)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -117,6 +117,11 @@ def test_dynamic_thresholding_brings_samples_back_into_the_range(folder: Path) -
             f"ckpt={MODEL} guide={WORSE} guidance=2 guidance_interval=[1e8,1e9]",
             "guidance_interval=[1e+08,1e+09] has no noise level of the sampler, whose levels sigma / alpha go from",
         ),
+        (
+            f"ckpt={MODEL} guide={WORSE} guidance=1e30 clip=false out=x.png",
+            "9 of 9 samples are not finite: the model or",
+        ),
+        (f"ckpt={POINTS} wrapper=dynamic_threshold", "scales pixels into [-1, 1], and this model draws points"),
         (f"ckpt={MODEL} sampler=ddim eta=-1", "sampler.eta must lie in [0, 1], got -1\n"),
         (f"ckpt={MODEL} grid=karras grid.rho=-1", "grid.rho must be positive and finite, got -1; 7 is usual\n"),
         (f"ckpt={MODEL} guide_weights=4711 guidance=2", "weights=4711 is a step at which lightning_logs/digits"),

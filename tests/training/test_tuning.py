@@ -72,6 +72,7 @@ def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path)
         (export, ["out=page.html"], "a page has no sampler=consistency"),
         (export, ["out=folder"], "sampler=consistency"),
         (sample, ["interpolate=[1,2]"], "deterministic"),
+        (sample, ["measure=blur", "blur_width=1", "init=a.png"], "restore with the model that it was tuned from"),
         (sample, [f"guide={FIXTURES / 'residual.ckpt'}", "guidance=1.5"], "their answers are not of one kind"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
