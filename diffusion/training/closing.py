@@ -1,7 +1,6 @@
 """What is said when a run ends, well or not."""
 
 import shlex
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from diffusion.runs.report import REPORT
 from diffusion.runs.trained import KINDS
 from diffusion.terminal import streams
 from diffusion.terminal.commands import pasted
+from diffusion.training.run import remove_folder
 from diffusion.training.saving import Interrupted
 
 
@@ -80,6 +80,6 @@ def out_of_memory(error: BaseException, parts: Parts, folder: Path) -> memory.Ou
     if any((folder / "checkpoints").glob("*.ckpt")):
         remains = f"the last checkpoint is kept: python train.py resume={pasted(folder)}"
     else:
-        shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
+        remove_folder(folder)
         remains = "no checkpoint was written yet"
     return memory.OutOfMemory(error, f"{less_memory(parts)}; {remains}")

@@ -139,9 +139,10 @@ class RunLogger(Logger):
         super().__init__()
         self.folder = folder
         logged = [] if resumed_from is None or outlets is None else _points(folder / TABLE, resumed_from)
+        # First, so that one that cannot begin changes nothing here.
+        self._outlets = None if outlets is None else outlets(logged)
         self._table = Table(folder / TABLE, resumed_from)
         self.experiment = EventFile(folder, purge_step=None if resumed_from is None else resumed_from + 1)
-        self._outlets = None if outlets is None else outlets(logged)
 
     @property
     def name(self) -> str:

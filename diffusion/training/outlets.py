@@ -18,6 +18,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from diffusion import media
 from diffusion.build import ConfigError
+from diffusion.exchange import strict
 from diffusion.media.atomic import atomic, check_regular, reason
 from diffusion.settings.training import check_loggers
 from diffusion.training.events import flattened
@@ -92,8 +93,11 @@ class Csv(Outlet):
         path = self._folder / "metrics.csv"
         check_regular(path)
         if resumed_from is not None and path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                kept = [row for row in csv.DictReader(file) if int(row["step"] or 0) <= resumed_from]
+            try:
+                with path.open(newline="", encoding="utf-8") as file:
+                    kept = [row for row in csv.DictReader(file) if int(row["step"] or 0) <= resumed_from]
+            except (ValueError, LookupError, csv.Error) as error:
+                raise ConfigError(f"{path} is damaged ({error}): move it away") from error
         self._logger = CSVLogger(folder, "", "csv", flush_logs_every_n_steps=1)
         self._logger.log_hyperparams(dict(config))  # which deletes the table that a resumed run goes on with
         for row in kept:
@@ -307,7 +311,12 @@ def _name(folder: Path) -> str:
 def _ids(folder: Path) -> dict[str, str]:
     path = folder / IDS
     check_regular(path)
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    if not path.exists():
+        return {}
+    found = strict.read(path)
+    if not all(isinstance(number, str) for number in found.values()):
+        raise ConfigError(f"{path} is damaged: remove it, and the run begins anew at each service")
+    return found
 
 
 def _keep_id(folder: Path, logger: str, number: str) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 from collections.abc import Container, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ def claim_folder(dataset: str, root: Path = ROOT) -> Path:
             raise ConfigError(f"cannot make the run's folder {folder}: {reason(error)}") from error
         else:
             return folder
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a run's folder, and the folders above it that hold no other run."""
+    shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
+    with suppress(OSError):  # it is not empty
+        folder.parent.rmdir()
+        folder.parent.parent.rmdir()
 
 
 class Run:
@@ -248,7 +257,7 @@ class Run:
             )
         except ConfigError:
             if resumed_from is None:
-                shutil.rmtree(folder, ignore_errors=True)  # Windows keeps files that are still open
+                remove_folder(folder)
             raise
 
 

@@ -19,8 +19,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import metadata
 
 import train
+from diffusion.build import ConfigError
 from diffusion.settings.training import LOGGERS
 from diffusion.training import outlets
+from diffusion.training.logger import RunLogger
 from diffusion.training.outlets import OUTLETS, Outlet, Outlets
 
 ROOT = Path(__file__).parents[2]
@@ -104,7 +106,28 @@ def test_a_logger_that_cannot_begin_is_refused_in_one_line_and_leaves_no_folder(
     outcome = call(train, tmp_path, *TINY, "logger=[csv,wandb]")
     assert outcome.code == 1
     assert outcome.err == "error: logger=wandb cannot begin: no route; mend it, or leave it out\n"
-    assert list((tmp_path / "lightning_logs").rglob("version_*")) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("loggers.json", b"[1"),
+        ("loggers.json", b'{"mlflow": 3}'),
+        ("csv/metrics.csv", b"\xff\x00,step\nx,y\n"),
+        ("csv/metrics.csv", b"step,a\nnan,1\n"),
+        ("csv/metrics.csv", b"a\n1\n"),
+    ],
+)
+def test_a_damaged_file_of_a_logger_is_named_and_changes_nothing(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "csv").mkdir()
+    (tmp_path / name).write_bytes(content)
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.5\n9,0.5\n")
+    logger = "csv" if name.startswith("csv") else "mlflow"
+    with pytest.raises(ConfigError, match=f"logger={logger} cannot begin: .*{Path(name).name}"):
+        RunLogger(tmp_path, 1, lambda logged: Outlets([logger], tmp_path, "p", {}, 1, logged))
+    assert not list(tmp_path.glob("events.*"))
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
 
 
 @pytest.mark.parametrize(
