@@ -39,7 +39,7 @@ class Sampler(ABC):
 
     Attributes:
         order: global order of convergence in the step size: of the state, or for stochastic samplers of its mean and
-            covariance; 0 if a bias remains for any number of steps.
+            covariance; 0 if a bias remains for any number of steps. 1 where a class does not state it.
         calls: of the denoiser in one step; 0 if the number varies.
         stochastic: whether a step draws noise.
         from_pure_noise: whether a step may begin at alpha_t = 0, so without sigma / alpha and the SDE's rates there.
@@ -50,7 +50,7 @@ class Sampler(ABC):
         flow_map: whether a step takes D as the end of the ODE's path, which holds only for a consistency model.
     """
 
-    order: int
+    order: int = 1
     calls: int = 1
     stochastic: bool = False
     from_pure_noise: bool = False

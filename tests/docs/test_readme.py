@@ -10,6 +10,7 @@ from support.pages import blocks
 
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.samplers import DDIMSampler, TrailingGrid
+from diffusion.samplers.trial import far_off
 from diffusion.schedules import VPSchedule
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ def test_its_sampler_is_the_ten_lines_that_it_says_and_draws_what_ddim_draws() -
     model = GaussianMixtureDenoiser(VPSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
     times, x = TrailingGrid()(model.schedule, 8), torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(made.sample(model, x, times), DDIMSampler().sample(model, x, times))
+    assert far_off(made, model.schedule, times.double()) is None  # sample.py asks this before it draws
 
 
 def test_its_lines_for_a_notebook_draw_from_the_newest_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
