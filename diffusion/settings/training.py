@@ -59,6 +59,8 @@ class Settings:
     project: str = "lightning-diffusion"
 
     def __post_init__(self) -> None:
+        if not self.project.strip():
+            raise ValueError("project is empty: give a name, or leave it out")
         at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
         checked_below = ("devices", "lr", "budget_minutes", "condition_dropout", "ema_decay")
         for name, value in vars(self).items():

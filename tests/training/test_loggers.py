@@ -135,6 +135,7 @@ def test_a_damaged_file_of_a_logger_is_named_and_changes_nothing(name: str, cont
     [
         (["logger=wandbb"], "logger must be tensorboard, csv, wandb, mlflow, trackio, or a list of these"),
         (["logger=[csv,csv]"], "logger must name each once"),
+        (["logger=mlflow", "project=''"], "project is empty"),
         (["project=mine"], "project= does nothing for runs that no service collects"),
         (["logger=csv", "project=mine"], "add logger=wandb, mlflow or trackio"),
     ],
