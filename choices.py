@@ -20,6 +20,14 @@ def is_own_name(network: str) -> bool:
     return not (CONFIGS / "dataset" / f"{network}.yaml").exists()
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; False also for a name that is too long for one."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def groups_of(config_name: str) -> list[str]:
     """The groups that a configuration chooses from; one inside another as it is typed, with a dot."""
     text = (CONFIGS / f"{config_name}.yaml").read_text(encoding="utf-8")

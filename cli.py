@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
-from choices import CONFIGS, choices_of, folder_of, groups_of, is_own_name, keys_of, would_fit
+from choices import CONFIGS, choices_of, folder_of, groups_of, is_own_name, is_there, keys_of, would_fit
 from diffusion.build import Unfit, nearest
 from diffusion.settings.training import OURS
 from diffusion.terminal import helppage, streams
@@ -199,7 +199,7 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             # Hydra passes over an optional group's unknown names.
             names = re.fullmatch(rf"{re.escape(group)}=([^\s\"'(){{}}$]+)", argument)
             for name in names[1].split(",") if names else ():
-                if name and name != "null" and not (folder_of(group) / f"{name}.yaml").exists():
+                if name and name != "null" and not is_there(folder_of(group) / f"{name}.yaml"):
                     fail(_unknown_choice(group, name, choices_of(group)))
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
@@ -265,7 +265,7 @@ def _meant(word: str, config_name: str) -> str | None:
         value = re.sub(rf"^{re.escape(group)}[-/.>]+", "", word)
         if chosen := hints.choice(group, value, choices_of(group)):
             return f"{group}={chosen}"
-    names_runs = word in ("last", "best") or word.isdecimal() or (word.strip() and Path(word).exists())
+    names_runs = word in ("last", "best") or word.isdecimal() or (word.strip() and is_there(Path(word)))
     setting = {"train": "resume", "compare": "runs"}.get(config_name, "ckpt")
     return f"{setting}={word}" if names_runs else None
 
@@ -330,7 +330,7 @@ def _unknown_choice(group: str, name: str, choices: list[str]) -> str:
     """What to say of a choice that does not exist: one by another name, a path in its place, or a number."""
     near = hints.choice(group, name, choices)
     hint = f" (did you mean {near}?)" if near else nearest(name, choices)
-    if group == "dataset" and (name.startswith((".", "/")) or Path(name).exists()):
+    if group == "dataset" and (name.startswith((".", "/")) or is_there(Path(name))):
         hint = f": for a folder of images write dataset=folder dataset.path={name}"
     if group == "ema" and re.fullmatch(r"0?\.\d+", name):
         hint = f": write ema=exponential ema_decay={name}"

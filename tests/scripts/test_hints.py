@@ -142,3 +142,8 @@ def test_null_is_what_an_optional_group_has_by_default() -> None:
     assert cli.checked(["experiment=null", "dataset=digits"], "train") == ["dataset=digits"]
     assert cli.checked(["experiment=null"], "train") == []
     assert cli.checked([], "train") == [cli.DEMO]
+
+
+@pytest.mark.parametrize("argument", ["dataset=" + "a" * 300, "a" * 300, "a" * 5000])
+def test_a_name_that_no_file_can_have_is_refused_like_any_other(argument: str, tmp_path: Path) -> None:
+    assert_refused(call(train, tmp_path, argument), "does not exist" if "=" in argument else "cannot read")
