@@ -31,6 +31,8 @@ NAME_VALUE = "write name=value; name=null where a setting can be without a value
 WITHOUT = ("experiment=null", "debug=null")  # Hydra cannot read these, which say what holds without them
 DEMO = "experiment=demo"  # what train.py trains where no group is chosen and no run resumed
 LONGEST = 2000  # characters of a message
+# Without these nothing works; what needs another package says so itself.
+REQUIRED = ("hydra", "omegaconf", "yaml", "torch", "torchvision", "pytorch_lightning", "numpy")
 # What the user can mend. Any other exception is a mistake in the program and keeps its traceback.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
@@ -56,6 +58,15 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str, sho
         else:
             sys.argv[1:] = checked(arguments, config_name)
             _compose_and_run(script, config_name, shortage)
+    except ModuleNotFoundError as error:
+        if error.name not in REQUIRED:
+            raise
+        print(
+            f"error: {sys.executable} has no package {error.name}: activate the project's environment, "
+            ". .venv/bin/activate, or install by pip install -r requirements.txt",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -51,14 +51,14 @@ def test_its_columns_are_order_stochastic_calls_settings_and_source(
     assert ("eta=1.0" in row) == (name == "euler_ancestral")
 
 
-def test_a_sampler_without_a_source_is_refused() -> None:
+def test_a_sampler_without_a_source_has_a_dash_and_each_of_the_project_has_a_source() -> None:
     class Own(DDIMSampler):
         """A method of one's own (unpublished)."""
 
-    assert "eq. 12 and 16" in source(DDIMSampler())
     own: Sampler = Own()
-    with pytest.raises(ValueError, match="Own names no paper"):
-        source(own)
+    assert source(own) == "-"
+    assert "eq. 12 and 16" in source(DDIMSampler())
+    assert not [line for line in table().splitlines() if line.endswith(" -")]
 
 
 def test_without_configs_the_reason_is_said(tmp_path: Path) -> None:

@@ -151,6 +151,13 @@ def test_a_mistake_in_the_program_keeps_its_traceback(
         scripted(monkeypatch, tmp_path, error)
 
 
+def test_a_python_without_the_packages_is_one_line_that_says_how_to_have_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "hydra", None)
+    assert_refused(call(sample, tmp_path, "ckpt=last"), "no package hydra", ". .venv/bin/activate", "requirements.txt")
+
+
 def test_full_errors_show_every_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(ValueError, match="mine"):
