@@ -44,6 +44,21 @@ def choices_of(group: str) -> list[str]:
     return [name for name in names if group != "network" or is_own_name(name)]
 
 
+def having(key: str) -> list[str]:
+    """The choices of a group whose own files set it: those of `dataset.path` are folder and huggingface."""
+    import yaml
+
+    group, *names = key.split(".")
+    found = []
+    for name in choices_of(group):
+        node = yaml.safe_load((folder_of(group) / f"{name}.yaml").read_text(encoding="utf-8"))
+        for part in names[:-1]:
+            node = node.get(part) if isinstance(node, dict) else None
+        if isinstance(node, dict) and names[-1] in node:
+            found.append(name)
+    return found
+
+
 @cache
 def keys_of(config_name: str) -> tuple[str, ...]:
     """Every setting by its full name, `optimizer.lr`, those of all choices of all groups included."""

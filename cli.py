@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
-from choices import CONFIGS, choices_of, folder_of, groups_of, is_own_name, is_there, keys_of, would_fit
+from choices import CONFIGS, choices_of, folder_of, groups_of, having, is_own_name, is_there, keys_of, would_fit
 from diffusion.build import Unfit, nearest
 from diffusion.settings.training import OURS
 from diffusion.terminal import helppage, streams
@@ -300,9 +300,9 @@ def composition_error(error: BaseException, config_name: str) -> str:
         key, group = unknown[1], unknown[1].partition(".")[0]
         keys = keys_of(config_name)
         if key in keys:
-            return (
-                f"{key} does not belong to the {group} that is chosen: choose another by {group}=..., or leave it out"
-            )
+            those = ", ".join(f"{group}={name}" for name in having(key))
+            advice = f"it is a setting of {those}; choose one of these" if those else f"choose another by {group}=..."
+            return f"{key} does not belong to the {group} that is chosen: {advice}, or leave it out"
         option = key.removeprefix("trainer.")
         if config_name == "train" and key != option and option in OURS:
             return f"{key} cannot be set: {OURS[option]}"

@@ -10,7 +10,9 @@ TRAIN_WORDS = {
     **dict.fromkeys(("trainer.tpu_cores", "trainer.ipus", "trainer.hpus", "tpu_cores"), "devices"),
     **dict.fromkeys(("device", "trainer.accelerator", "trainer.device", "trainer.gpu"), "accelerator"),
     **dict.fromkeys(("strategy", "distributed_backend", "trainer.distributed_backend"), "trainer.strategy"),
-    **dict.fromkeys(("epochs", "num_epochs", "max_epochs", "num_train_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(
+        ("epoch", "epochs", "num_epochs", "max_epochs", "num_train_epochs", "n_epochs"), "trainer.max_epochs"
+    ),
     **dict.fromkeys(("trainer.epochs", "trainer.num_epochs"), "trainer.max_epochs"),
     **dict.fromkeys(("max_steps", "train_steps", "num_steps", "max_train_steps", "iterations"), "trainer.max_steps"),
     **dict.fromkeys(("train_num_steps", "num_iterations", "trainer.steps", "n_iter"), "trainer.max_steps"),

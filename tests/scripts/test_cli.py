@@ -84,6 +84,8 @@ def test_help_does_not_wait_for_torch_or_hydra(tmp_path: Path) -> None:
         (["optimizer.foo=1"], ["optimizer.foo", "optimizer can have lr, betas, weight_decay"]),
         (["trainer.foo=1"], ["trainer.foo", "max_steps"]),
         (["max_steps=5"], ["write trainer.max_steps=..."]),
+        (["dataset.path=photos"], ["it is a setting of dataset=folder, dataset=huggingface; choose one"]),
+        (["epoch=3"], ["write trainer.max_epochs=..."]),
         (["network=tutorial", "network.widths=[8]"], ["network.widths does not belong to the network that is chosen"]),
         (["--foo"], ["no option --foo"]),
         (["--lr=1"], ["no option --lr (did you mean lr?)"]),
