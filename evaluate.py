@@ -13,6 +13,7 @@ Examples:
 from typing import TYPE_CHECKING, Any
 
 import cli
+from diffusion.runs.places import place
 from diffusion.settings import evaluation as settings
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ def main(config: "DictConfig") -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     typed = cli.typed()
     options, dataset, method = settings.read(plain, typed)
+    for spec in options.checkpoints():
+        place(spec)
 
     # Only now what imports torch, which takes seconds.
     from diffusion.evaluation import commands

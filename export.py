@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import cli
+from diffusion.runs.places import place
 from diffusion.settings.exporting import Options
 from diffusion.terminal import streams
 
@@ -28,6 +29,7 @@ def main(config: "DictConfig") -> None:
     plain: Any = OmegaConf.to_container(config, resolve=True)
     options: Options = construct(Options, plain)
     options.refuse_idle(cli.typed())
+    place(str(options.ckpt))
 
     from diffusion.exports import export  # only now what imports torch, which takes seconds
 

@@ -20,6 +20,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import cli
+from diffusion.runs.places import place
 from diffusion.settings import sampling as settings
 from diffusion.terminal import streams
 
@@ -33,6 +34,8 @@ def main(config: "DictConfig") -> None:
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     options, steering, method = settings.read(plain, cli.typed())
+    for spec in options.checkpoints():
+        place(spec)
 
     # Only now what imports torch, which takes seconds.
     from diffusion.sampling.drawing import Drawing

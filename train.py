@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from diffusion.runs.places import place
 from diffusion.settings import training as settings
 from diffusion.terminal import streams
 from diffusion.training.sweep import Result, keep, tabled
@@ -50,6 +51,9 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     """
     began = time.monotonic()
     settings.check(config)
+    for name, dataset in (("resume", cli.typed().get("dataset")), ("init_from", None)):
+        if config[name] not in (None, "auto"):
+            place(str(config[name]), dataset)
 
     # Only now what imports torch, which takes seconds.
     from pytorch_lightning.utilities import rank_zero_only

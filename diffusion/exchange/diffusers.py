@@ -28,14 +28,8 @@ from diffusion.networks.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Files by which a folder is known.
-_MARKS = ("model_index.json", "config.json", "unet/config.json")
 # Names of the weights of attention in older files.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-
-
-def is_folder(path: Path) -> bool:
-    """Whether this is a folder that diffusers may have written."""
-    return path.is_dir() and any((path / name).exists() for name in _MARKS)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
+from diffusion.settings.devices import check_form
 from diffusion.terminal.progress import counted
 
 # On a CPU; each is a copy of the program, and more than a machine has cores gain nothing.
@@ -26,6 +27,7 @@ def has_bf16(accelerator: str = "auto") -> bool:
 
 def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> None:
     """Raises ValueError, one line, if `devices=` or `accelerator=` cannot be met on this machine."""
+    check_form(devices)
     gpus, mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     usable = {"auto", "cpu"} | ({"gpu", "cuda"} if gpus else set()) | ({"gpu", "mps"} if mps else set())
     if accelerator not in usable:
@@ -41,10 +43,7 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
         if not devices or len(set(devices)) < len(devices) or not all(0 <= index < found for index in devices):
             raise ValueError(f"devices={devices} must name different GPUs between 0 and {found - 1}")
     elif isinstance(devices, str):
-        if devices != "auto":
-            raise ValueError(f"devices must be auto, a number, or a list of GPU indices like [0,1], got {devices!r}")
-    elif devices < 1:
-        raise ValueError(f"devices must be at least 1, got {devices}")
+        return
     elif found and devices > found:
         raise ValueError(f"devices={devices}, but this machine has {counted(found, 'GPU')}")
     elif devices > MOST_PROCESSES:

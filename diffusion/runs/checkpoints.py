@@ -2,12 +2,10 @@
 
 import os
 import pickle
-import re
 import sys
 import textwrap
 import warnings
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +17,12 @@ from diffusion.build import ConfigError
 from diffusion.machine import memory
 from diffusion.runs import exchanged
 from diffusion.runs.archive import Invalid, check_archive, check_tensors
-from diffusion.runs.exchanged import is_exchanged
+from diffusion.runs.places import ROOT, CheckpointError, is_exchanged, numbered, place
 from diffusion.runs.validation import check_checkpoint
 from diffusion.terminal.streams import problem
 
-ROOT = Path("lightning_logs")
 # What torch's reader and unpickler raise on bytes that are no checkpoint.
 _UNREADABLE = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that is missing, torn, or not ours; its text is one line."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +115,6 @@ def load(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read ({reason}): torn or not a checkpoint") from error
 
 
-def runs(root: Path = ROOT) -> list[Path]:
-    """Run folders that hold a checkpoint, newest checkpoint first."""
-    newest = {
-        folder: max((file.stat().st_mtime_ns for file in (folder / "checkpoints").glob("*.ckpt")), default=None)
-        for folder in root.glob("*/version_*")
-    }
-    dated = [(time, folder) for folder, time in newest.items() if time is not None]
-    return [folder for _, folder in sorted(dated, reverse=True)]
-
-
 def newest_good(folder: Path) -> Checkpoint:
     """The checkpoint of a run that has come furthest, passing over unreadable ones with a warning.
 
@@ -156,77 +139,17 @@ def newest_good(folder: Path) -> Checkpoint:
 
 
 def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> Checkpoint:
-    """A checkpoint by what people type: `last`, a version number, a run folder or a file.
+    """The checkpoint at the place that is named; of a run folder the newest that can be read.
 
     Args:
-        spec: what was typed.
-        dataset: looks for `last` and numbers among the runs of this dataset only.
-        root: where the runs are.
+        spec, dataset, root: see `diffusion.runs.places.place`.
 
     Raises:
         CheckpointError: nothing is there, or nothing that can be read.
     """
-    if not spec:
-        raise CheckpointError(
-            "no checkpoint is named: give last (the newest run), a version number, a folder or a file"
-        )
-    if re.match(r"[a-z][a-z0-9+.-]*://", spec):
-        raise CheckpointError(f"{spec} is an address: download the checkpoint first, then give its path")
-    found = runs(root)
-    candidates = [run for run in found if dataset in (None, run.parent.name)]
-    among = f"in {root / (dataset or '')}"
-    if spec == "last":
-        if not candidates:
-            command = "python train.py" + (f" dataset={dataset}" if dataset else "")
-            raise CheckpointError(
-                f"there is no run with a checkpoint {among} yet: train one with {command}{_others(found)}"
-            )
-        return newest_good(candidates[0])
-    if spec.isdecimal():
-        numbered = [run for run in candidates if run.name == f"version_{spec}"]
-        if not numbered:
-            raise CheckpointError(f"there is no run version_{spec} {among}{_others(candidates or found)}")
-        if len(numbered) > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
-            others = ", ".join(str(run) for run in numbered[1:])
-            print(f"{spec} is the newest of {len(numbered)} runs, {numbered[0]}; also {others}", file=sys.stderr)
-        return newest_good(numbered[0])
-    path = Path(spec)
-    if path.name == "checkpoints" and path.is_dir():
-        path = path.parent
-    if not path.exists() and (meant := _meant(spec, found)):
-        raise CheckpointError(f"there is no checkpoint {spec}: did you mean {' or '.join(meant)}?")
-    if path.is_dir() and not is_exchanged(path):
-        if not (path / "checkpoints").is_dir():
-            inside = [run for run in runs(path.parent) + runs(path) if run.is_relative_to(path)]
-            if inside:
-                raise CheckpointError(f"{path} is a folder of runs, name one{_others(inside)}")
-        return newest_good(path)
-    if path.is_file() and (path.suffix in (".yaml", ".csv") or (path.parent / "checkpoints").is_dir()):
-        raise CheckpointError(f"{path} is a file of a run and no checkpoint: give the run folder, {path.parent}")
-    return read(path)
-
-
-def _meant(spec: str, found: Sequence[Path]) -> list[str]:
-    """What stands under a name that is not quite a checkpoint's: `digits`, `version_0`, `best`, `newest`, `a\\b`."""
-    path = Path(spec.replace("\\", "/").strip())
-    if spec.lower() in ("latest", "newest", "true", "yes", "latest.ckpt", "last.ckpt", "-1"):
-        return ["last"]
-    if path.stem == "best" and found:
-        return [str(found[0] / "checkpoints" / "best.ckpt")]
-    files = [path, path.with_name(f"{path.name}.ckpt"), path.with_suffix(".ckpt")] if path.name else []
-    if existing := [str(file) for file in files if file.exists()]:
-        return existing[:1]
-    numbered = path.with_name(f"version_{path.name}") if path.name else path
-    runs_there = [run for run in found if run.parts[-len(path.parts) :] in (path.parts, numbered.parts)]
-    of_folder = [run for run in found if path.parts in (run.parent.parts, run.parent.parts[-1:], run.parts[:-1])]
-    siblings = [run for run in found if run.parent == path.parent]
-    return [str(run) for run in sorted(runs_there or of_folder or siblings, key=by_number)]
-
-
-def by_number(run: Path) -> tuple[str, int]:
-    """The order of run folders in a list: version_2 before version_10."""
-    return str(run.parent), int(run.name.removeprefix("version_")) if run.name[8:].isdecimal() else -1
-
-
-def _others(found: Sequence[Path]) -> str:
-    return "; runs with a checkpoint: " + (", ".join(map(str, sorted(found, key=by_number))) or "none")
+    found = place(spec, dataset, root)
+    same = numbered(spec, dataset, root)
+    if len(same) > 1 and os.environ.get("LOCAL_RANK", "0") == "0":
+        others = ", ".join(str(run) for run in same[1:])
+        print(f"{spec} is the newest of {len(same)} runs, {found}; also {others}", file=sys.stderr)
+    return newest_good(found) if found.is_dir() and not is_exchanged(found) else read(found)

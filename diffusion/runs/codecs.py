@@ -11,8 +11,9 @@ from diffusion.denoisers import Denoiser
 from diffusion.models import Autoencoder, Codec, PriorDenoiser
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import ENCODE
-from diffusion.runs.checkpoints import Checkpoint, CheckpointError, find
+from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.digests import digest
+from diffusion.runs.places import CheckpointError
 from diffusion.runs.trained import load_model
 from diffusion.schedules import Schedule
 

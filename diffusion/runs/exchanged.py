@@ -9,12 +9,8 @@ from torch import Tensor
 
 from diffusion.build import ConfigError
 from diffusion.exchange import diffusers, weights
+from diffusion.exchange.folders import is_folder
 from diffusion.runs.validation import check_model
-
-
-def is_exchanged(path: Path) -> bool:
-    """Whether this is a `.safetensors` file or a model folder of diffusers."""
-    return path.suffix.lower() == ".safetensors" or diffusers.is_folder(path)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
@@ -42,7 +38,7 @@ def of_folder(config: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]
         ConfigError: the folder is refused, or the run is not one of its kind.
     """
     spec = Path(str(config.get("init_from")))
-    if not diffusers.is_folder(spec):
+    if not is_folder(spec):
         return {}
     if config.get("autoencoder") is not None or config["dataset"].get("condition") is not None:
         raise ConfigError(f"init_from={spec} is a model of plain images: leave autoencoder= and dataset.condition= out")

@@ -8,9 +8,9 @@ from typing import Any
 
 from diffusion.build import ConfigError, canonical
 from diffusion.optimizers import LearningRate
-from diffusion.runs.checkpoints import ROOT, Checkpoint, CheckpointError, find, newest_good, read, runs
-from diffusion.runs.exchanged import is_exchanged
+from diffusion.runs.checkpoints import Checkpoint, find, newest_good, read
 from diffusion.runs.parts import Parts
+from diffusion.runs.places import ROOT, CheckpointError, is_exchanged, runs
 from diffusion.settings.following import LIMITS
 from diffusion.terminal.commands import pasted
 

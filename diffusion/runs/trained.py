@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from diffusion.build import ConfigError
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.optimizers import WIDEST, coefficients, exponent
-from diffusion.runs.checkpoints import Checkpoint, CheckpointError, load
+from diffusion.runs.checkpoints import Checkpoint, load
 from diffusion.runs.models import build_model
+from diffusion.runs.places import CheckpointError
 from diffusion.terminal.commands import pasted
 from diffusion.trainable import Trainable
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.build import construct
+from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
 
 
@@ -62,6 +63,7 @@ class Options:
             raise ValueError(f"likelihood={self.likelihood} needs one model: name one checkpoint")
         if self.samples and self.ckpt not in (None, ""):
             raise ValueError("ckpt= draws samples and samples= reads them: leave one out (samples= needs dataset=)")
+        check_form(self.devices)
         for name in ("out", "cache"):
             path = Path(vars(self)[name] or ".")
             blocking = next((place for place in (path, *path.parents) if place.is_file()), None)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.build import ConfigError, construct
+from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
 
 # Measurements that an image can be restored from, see `diffusion.sampling.measurements`.
@@ -215,6 +216,7 @@ class Options:
             value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        check_form(self.devices)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:

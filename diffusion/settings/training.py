@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffusion.build import ConfigError, construct
+from diffusion.settings.devices import check_form
 from diffusion.settings.several import listed
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Settings:
                 f"workers={self.workers} would be as many processes; this machine's processors take {most} at most: "
                 f"leave it out, or choose a smaller number"
             )
+        check_form(self.devices)
         if self.capture not in ("auto", True, False):
             raise ValueError(f"capture must be auto, true or false, got {self.capture!r}")
         if self.accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):

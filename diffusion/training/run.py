@@ -21,8 +21,9 @@ from diffusion.machine import memory
 from diffusion.media.atomic import atomic, reason
 from diffusion.optimizers import PowerEMA
 from diffusion.runs import codecs
-from diffusion.runs.checkpoints import ROOT, Checkpoint, CheckpointError, find
+from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.parts import Parts
+from diffusion.runs.places import ROOT, CheckpointError
 from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_weights
 from diffusion.training.callbacks import Metrics, Progress

@@ -20,7 +20,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from diffusion.machine import memory
 from diffusion.media.atomic import WriteError, atomic, reason, remove_parts
 from diffusion.optimizers import spacing
-from diffusion.runs.checkpoints import CheckpointError, contents
+from diffusion.runs.checkpoints import contents
+from diffusion.runs.places import CheckpointError
 from diffusion.terminal.commands import pasted
 from diffusion.terminal.streams import problem
 from diffusion.training.callbacks import AfterStep

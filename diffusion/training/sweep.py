@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from diffusion.runs.places import ROOT
 from diffusion.terminal.commands import pasted
 
 # Losses of runs that differ in one of these measure different things.
@@ -17,7 +18,6 @@ SETS_THE_LOSS = (
     *("dataset", "autoencoder", "objective", "denoiser", "schedule", "timesteps", "experiment", "debug"),
     "condition_dropout",
 )
-LOGS = Path("lightning_logs")  # `diffusion.runs.checkpoints.ROOT`, which is behind torch
 CHECKOUT = Path(__file__).parents[2]  # where the processes of a launcher find the scripts
 # How a sweep tells its runs, in this process or in others, where their results are gathered.
 _GATHERED = "DIFFUSION_SWEEP"
@@ -39,7 +39,7 @@ class Result(NamedTuple):
     failure: str
 
 
-def tabled(launch: Callable[[], None], root: Path = LOGS) -> bool:
+def tabled(launch: Callable[[], None], root: Path = ROOT) -> bool:
     """Launches a run or a sweep, and prints the table that a sweep ends with, also one that ends early.
 
     Launchers run the jobs of a sweep in processes of their own, also on other machines that share the file system. So

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import train
 from diffusion.optimizers import PowerEMA, coefficients, exponent, spacing
-from diffusion.runs.checkpoints import CheckpointError, find
+from diffusion.runs.checkpoints import find
+from diffusion.runs.places import CheckpointError
 from diffusion.runs.trained import load_model
 
 STEPS, MOST = 700, 16

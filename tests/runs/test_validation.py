@@ -19,8 +19,8 @@ from diffusion.evaluation.extractors import imported
 from diffusion.evaluation.files import read_samples
 from diffusion.machine import memory
 from diffusion.runs import checkpoints
-from diffusion.runs.checkpoints import CheckpointError
 from diffusion.runs.models import build_model
+from diffusion.runs.places import CheckpointError
 
 FIT = "fit_loop"
 BAD = (None, -1, "x", [], {}, [[1]], float("nan"), 10**20, torch.zeros(3))

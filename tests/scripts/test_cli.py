@@ -266,6 +266,9 @@ EARLY = {
         ("batchsize=3", "there is no setting batchsize"),
         ("epochs=10", "trainer.max_epochs"),
         ("dataset fashion", "write dataset=fashion"),
+        ("devices=0", "devices must be at least 1, got 0"),
+        ("resume=nowhere", "there is no checkpoint nowhere"),
+        ("init_from=last", "there is no run with a checkpoint"),
     ),
     "sample": (
         ("", "ckpt= is missing"),
@@ -274,6 +277,9 @@ EARLY = {
         ("ckpt=last t_start=0.5", "t_start=0.5 needs an image"),
         ("ckpt=last guidance=inf", "guidance must be a finite number"),
         ("ckpt=last sampler=x", "sampler=x does not exist"),
+        ("ckpt=last devices=all", "devices must be auto, a number, or a list of GPU indices"),
+        ("ckpt=last", "there is no run with a checkpoint"),
+        ("ckpt=[nowhere,last]", "there is no checkpoint nowhere"),
     ),
     "evaluate": (
         ("", "ckpt= is missing"),
@@ -281,6 +287,7 @@ EARLY = {
         ("ckpt=last n=1", "n must be at least 2"),
         ("ckpt=last likelihood=x", "likelihood must be null or vlb or ode"),
         ("ckpt=last tolerance=1e-3", "tolerance= is of likelihood=ode"),
+        ("ckpt=3", "there is no run version_3"),
     ),
 }
 

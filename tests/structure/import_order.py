@@ -4,7 +4,7 @@
 # the same line, or in its room.
 ROOMS = (
     "ranges build",
-    "schedules noise networks terminal machine settings media optimizers",
+    "schedules noise networks terminal settings machine media optimizers",
     "forward trainable",
     "denoisers",
     "ode guidance",

@@ -16,8 +16,9 @@ from support import kills as kills
 from support.processes import TINY, TRAIN, Run, checkpoint, error_line, logged_steps, run_folder, train
 
 from diffusion.build import ConfigError
-from diffusion.runs.checkpoints import CheckpointError, find, newest_good, read
+from diffusion.runs.checkpoints import find, newest_good, read
 from diffusion.runs.models import build_model
+from diffusion.runs.places import CheckpointError
 from diffusion.runs.resume import find_named
 from diffusion.training.logger import RunLogger
 from diffusion.training.saving import AtomicCheckpointIO, write_checkpoint

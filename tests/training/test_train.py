@@ -149,7 +149,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ),
         ("dataset=mnist network=tutorial denoiser.variance=learned", ["needs a network with out_channels"]),
         ("+network.out_channels=2", ["network.out_channels cannot be set", "the denoiser"]),
-        ("learning_rate=1e-3", ["learning_rate=0.001: learning_rate has settings of its own"]),
+        ("learning_rate=1e-3", ["learning_rate=1e-3: write lr=1e-3"]),
         ("network.shape=[3,8,8]", ["network.shape cannot be set: it follows from the data"]),
         ("dataset.shape=[3,3]", ["dataset.shape cannot be set"]),
         ("dataset.name=null", ["dataset.name=None names the folder of its runs: give one plain name"]),

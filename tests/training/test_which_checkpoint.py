@@ -11,7 +11,8 @@ from support.scripts import assert_refused, call
 import train
 from diffusion.build import ConfigError
 from diffusion.runs import resume
-from diffusion.runs.checkpoints import Checkpoint, CheckpointError, find
+from diffusion.runs.checkpoints import Checkpoint, find
+from diffusion.runs.places import CheckpointError
 from diffusion.settings.following import of_limits
 
 
