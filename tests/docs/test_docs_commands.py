@@ -75,14 +75,17 @@ def test_the_documentation_has_commands() -> None:
 
 
 @pytest.mark.parametrize(("where", "command"), commands(), ids=lambda value: value.replace(" ", "_"))
-def test_a_documented_command_names_what_exists_and_passes_the_checks_before_the_data(where: str, command: str) -> None:
+def test_a_documented_command_names_what_exists_and_passes_the_checks_before_the_data(
+    where: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusion.settings.training.check_loggers", lambda names: None)  # whatever is installed
     _, script, *arguments = shlex.split(command)
     if script == "-m":
         assert importlib.util.find_spec(arguments[0]) is not None
         return
     assert (ROOT / script).is_file()
     name = script.removesuffix(".py")
-    if name not in SCRIPTS or "--help" in arguments:
+    if name not in SCRIPTS or "--help" in arguments or "sampler=mine" in arguments:  # which test_readme.py draws with
         return
     plain = composed(name, arguments)
     if name == "train":

@@ -29,9 +29,17 @@ GROUPS = "python train.py dataset=digits network.groups=8"
 BEFORE = {
     "conditions.md Sampling": ["python train.py dataset=digits dataset.condition=lowres"],
     "exchange.md To diffusers": [GROUPS],
+    "few_steps.md What was measured": [
+        "python train.py experiment=fast_digits",
+        "python train.py experiment=few_step init_from=0",
+    ],
+    "guidance.md A worse version of the model": ["python train.py dataset=digits ema=power"],
+    "guidance.md Clipping, or dividing by the range": ["python train.py experiment=fast_digits_cond"],
     "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
 }
-LEAST = {"n": 100, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
+# Where these are the reader's first runs.
+FIRST = {"few_steps.md What was measured"}
+LEAST = {"guide_weights": 2, "n": 100, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
 
 
 def sections() -> list[tuple[str, list[str]]]:
@@ -63,6 +71,8 @@ def brief(script: str, words: list[str]) -> list[str]:
         words = [word for word in words if not word.startswith("budget_minutes=")]
         resumed = "resume" in names and "resume=auto" not in words
         more = ["trainer.max_steps=6"] if resumed else list(BRIEF)
+        if "dataset.path" in names:  # which has few images as it is
+            more = [word for word in more if not word.startswith("train_images=")]
         if "experiment=swissroll" in words:
             more += ["timesteps=8"]
     elif script == "sample":
@@ -79,13 +89,18 @@ def brief(script: str, words: list[str]) -> list[str]:
 
 
 def lacks_package(words: list[str]) -> bool:
-    """Of a logger, or of one of Hydra's plugins."""
+    """Of a logger, of one of Hydra's plugins, or of data."""
     named = " ".join(words)
     plugins = [f"hydra_plugins.hydra_{kind}_{part}" for part, kind in re.findall(r"hydra/(\w+)=([a-z]+)", named)]
     loggers = [name for name in ("wandb", "mlflow", "trackio") if re.search(rf"logger=\S*{name}", named)]
     if plugins and importlib.util.find_spec("hydra_plugins") is None:  # whose parts cannot be looked for then
         return True
-    return any(importlib.util.find_spec(package) is None for package in (*plugins, *loggers))
+    data = ["datasets"] if "dataset=huggingface" in words else []
+    return any(importlib.util.find_spec(package) is None for package in (*plugins, *loggers, *data))
+
+
+def needs_colours(words: list[str]) -> bool:
+    return "measure=grey" in words
 
 
 def needs_download(words: list[str]) -> bool:
@@ -109,8 +124,9 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / place).mkdir(parents=True)
         for k in range(count):
             Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / place / f"{k}.png")
-    for name in ("photo.png", "a.png", "small.png"):
+    for name in ("photo.png", "other.png", "a.png", "small.png", "blurred.png"):
         Image.fromarray(chance.integers(0, 256, (8, 8), np.uint8)).save(folder / name)
+    Image.fromarray(chance.integers(0, 256, (4, 4), np.uint8)).save(folder / "thumbnail.png")
     for name in ("mask.png", "m.png"):
         Image.fromarray(np.tile(np.uint8([0, 255]), (8, 4))).save(folder / name)
     for name in ("x.npz", "reconstructions.npz"):  # the second by docs/reconstructions.py
@@ -124,10 +140,10 @@ def test_the_commands_of_a_section_work_in_order_after_a_run(
     section: str, commands: list[str], used: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "reader"
-    shutil.copytree(used, folder)
+    shutil.copytree(used, folder, ignore=shutil.ignore_patterns("lightning_logs") if section in FIRST else None)
     for line in [*BEFORE.get(section, []), *commands]:
         _, script, *words = shlex.split(line, comments=True)
-        if needs_download(words) or lacks_package(words) or "--help" in words:
+        if needs_download(words) or lacks_package(words) or needs_colours(words) or "--help" in words:
             continue
         arguments = brief(script.removesuffix(".py"), words)
         outcome = done(script.removesuffix(".py"), folder, arguments)
@@ -158,7 +174,7 @@ def test_make_demo_leaves_the_files_that_it_names_in_an_empty_folder(
         more = {"train": ["train_images=400", "trainer.max_steps=4", "val_every=4"], "sample": ["n=20"]}.get(name, [])
         outcome = call(SCRIPTS[name], tmp_path, *words, *more, "accelerator=cpu")
         assert outcome.code == 0, f"{line}\n{outcome.err}"
-    said = re.findall(r'^\t@echo ".*(lightning_logs/demo/\S+)', (ROOT / "Makefile").read_text(), re.MULTILINE)
+    said = re.findall(r'^\t@echo ".*(lightning_logs/demo/[^"\s]+)', (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert len(said) == 2
     files = [*(tmp_path / name for name in said), *tmp_path.glob("lightning_logs/mnist5k/version_0/neighbours.png")]
     assert len(files) == 3 and all(file.stat().st_size > 1000 for file in files)

@@ -161,9 +161,9 @@ class Watch:
             return loader(*args, **kwargs)
 
         @functools.wraps(trainer)
-        def make_trainer(devices: Any, callbacks: Any, logger: Any, plugins: Any, **options: Any) -> pl.Trainer:
+        def make_trainer(devices: Any, logger: Any, plugins: Any, **options: Any) -> pl.Trainer:
             self.seen.append((devices, sorted((name, str(value)) for name, value in options.items())))
-            return trainer(devices=1, callbacks=callbacks, logger=logger, plugins=plugins, **options)
+            return trainer(devices=1, logger=logger, plugins=plugins, **options)
 
         def save_checkpoint(io: Any, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
             self.seen.append((Path(path).name, checkpoint["global_step"]))
