@@ -67,6 +67,7 @@ class Denoiser(nn.Module, ABC):
     embedding: int = 0  # length of the vectors cond["embedding"]; 0 for a model without
     condition_channels: int = 0  # of cond["image"]; 0 for a model without
     acts_in_step: bool = False  # whether it acts in `step` alone, so that a sampler that uses only D would ignore it
+    of_pixels: bool = False  # whether it relies on data that are pixels in [-1, 1], not latents or points
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -174,6 +175,8 @@ class DynamicThreshold(Wrapper):
         denoiser: the inner one.
         share: of a sample's values whose absolute value is at most s, in (0, 1]; 1 divides by the largest.
     """
+
+    of_pixels = True
 
     def __init__(self, denoiser: Denoiser, share: float = 0.995) -> None:
         if not 0 < share <= 1:

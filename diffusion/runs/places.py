@@ -66,6 +66,10 @@ def place(spec: str, dataset: str | None = None, root: Path = ROOT) -> Path:
             raise CheckpointError(f"there is no run version_{spec} {among}{_others(candidates or found)}")
         return same[0]
     path = Path(spec)
+    try:
+        path.exists()
+    except OSError as error:  # a name that is too long for a file's, say
+        raise CheckpointError(f"there is no checkpoint {spec[:60]}...: {error.strerror}") from error
     if path.name == "checkpoints" and path.is_dir():
         path = path.parent
     if not path.exists() and (meant := _meant(spec, found)):

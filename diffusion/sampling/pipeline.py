@@ -211,16 +211,15 @@ class Pipeline:
             steering.check_latents()
             if changes.get("clip") is not None:
                 raise ConfigError("clip= clamps the pixels of each step, and this model draws latents: leave it out")
-        threshold = "DynamicThreshold" in str((parts.config.get("wrapper") or {}).get("_target_"))
-        if threshold and (codec is not None or len(parts.shape) == 1):
-            drawn = "latents" if codec is not None else "points"
-            raise ConfigError(f"wrapper= scales pixels into [-1, 1], and this model draws {drawn}: leave it out")
         if parts.tunes and steering.measure is not None:
             raise ConfigError(
                 f"measure={steering.measure} needs the mean of the data given x_t, which a model tuned for "
                 f"sampler=consistency does not give: restore with the model that it was tuned from"
             )
         denoiser = parts.wrapped(given.steered(model, steering, checkpoint, weights))
+        if denoiser.of_pixels and (codec is not None or len(parts.shape) == 1):
+            drawn = "latents" if codec is not None else "points"
+            raise ConfigError(f"wrapper= scales pixels into [-1, 1], and this model draws {drawn}: leave it out")
         init = given.start(steering, parts.shape)
         sampler, times = sampler_and_times(parts, denoiser, steering.t_start, steering.t_end)
         rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)

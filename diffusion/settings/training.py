@@ -182,7 +182,11 @@ def check_options(options: Mapping[str, Any]) -> None:
 def _is_duration(value: Any) -> bool:
     if isinstance(value, Mapping):
         amounts = value.values()
-        return value.keys() <= set(UNITS) and all(isinstance(n, int | float) and 0 <= n < math.inf for n in amounts)
+        return (
+            bool(value)
+            and value.keys() <= set(UNITS)
+            and all(isinstance(n, int | float) and 0 <= n < math.inf for n in amounts)
+        )
     return isinstance(value, str) and DURATION.fullmatch(value) is not None
 
 

@@ -59,8 +59,8 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
     """The parts of a new run.
 
-    Settings that follow from others are put into the composed configuration here, and nowhere else. It does not change
-    after that.
+    Settings that follow from others are put into the composed configuration here. What the data tell the network is
+    added by `fitted`; after that nothing changes.
     """
     typed = typed or {}
     tuned = to_tune(config, typed)

@@ -17,6 +17,7 @@ from diffusion.settings.sampling import Steering
 
 MODEL, WORSE, SPREAD, POINTS = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1",
                                 "digits/version_2", "swissroll/version_0"))  # fmt: skip
+LATENTS = Path(__file__).parents[1] / "fixtures" / "latent.ckpt"
 QUICK = ("preview_every=0", "trainer.max_steps=6", "val_every=6", "lr=0.02", "learning_rate.warmup_images=0")
 
 
@@ -122,6 +123,7 @@ def test_dynamic_thresholding_brings_samples_back_into_the_range(folder: Path) -
             "9 of 9 samples are not finite: the model or",
         ),
         (f"ckpt={POINTS} wrapper=dynamic_threshold", "scales pixels into [-1, 1], and this model draws points"),
+        (f"ckpt={LATENTS} wrapper=dynamic_threshold", "scales pixels into [-1, 1], and this model draws latents"),
         (f"ckpt={MODEL} sampler=ddim eta=-1", "sampler.eta must lie in [0, 1], got -1\n"),
         (f"ckpt={MODEL} grid=karras grid.rho=-1", "grid.rho must be positive and finite, got -1; 7 is usual\n"),
         (f"ckpt={MODEL} guide_weights=4711 guidance=2", "weights=4711 is a step at which lightning_logs/digits"),

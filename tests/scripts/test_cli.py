@@ -268,6 +268,7 @@ EARLY = {
         ("dataset fashion", "write dataset=fashion"),
         ("devices=0", "devices must be at least 1, got 0"),
         ("resume=nowhere", "there is no checkpoint nowhere"),
+        (f"resume={'x' * 300}", "xxx...: File name too long"),
         ("init_from=last", "there is no run with a checkpoint"),
     ),
     "sample": (

@@ -82,6 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("budget_minutes=1 trainer.max_steps=3", ["budget_minutes and trainer.max_steps both say when to stop"]),
         ("trainer.max_time=abc", ["trainer.max_time must be DD:HH:MM:SS", "got 'abc'"]),
         ("trainer.max_time=10", ["trainer.max_time must be DD:HH:MM:SS", "got 10"]),
+        ("trainer.max_time={}", ["trainer.max_time must be DD:HH:MM:SS"]),
         ("trainer.max_time={hours:nan}", ["trainer.max_time must be DD:HH:MM:SS"]),
         ("network.widths=3", ["network.widths must be a list", "got 3"]),
         ("ema.decay=2", ["ema.decay must lie in [0, 1), got 2"]),
