@@ -142,7 +142,7 @@ def _checked(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     model, parts = planned(config), Parts(config)
     yield ("objective", "denoiser", "schedule")
     parts.objective.check(model)
-    if parts.tunes and not config.get("init_from"):
+    if parts.tunes and config.get("init_from") is None:
         raise ConfigError("this objective tunes a trained model, and there is none: add init_from=")
     yield ("sampler", "grid", "denoiser", "schedule")
     if isinstance(model, TrainableDenoiser):

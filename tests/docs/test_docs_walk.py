@@ -33,7 +33,7 @@ BEFORE = {
         "python train.py experiment=fast_digits",
         "python train.py experiment=few_step init_from=0",
     ],
-    "guidance.md A worse version of the model": ["python train.py dataset=digits ema=power"],
+    "guidance.md A worse version of the model": ["python train.py dataset=digits ema=power trainer.max_steps=6"],
     "guidance.md Clipping, or dividing by the range": ["python train.py experiment=fast_digits_cond"],
     "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
 }

@@ -1,5 +1,6 @@
 """A trained run is tuned to draw in one or two calls, with the model and the data that it has."""
 
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,16 @@ def test_a_tuning_takes_data_and_model_of_the_run_it_begins_from(name: str) -> N
         assert canonical(config[part]) == canonical(theirs[part]), part
     assert config["objective"]["sigma_data"] == theirs["dataset"]["recipe"]["sigma_data"]
     assert (config["steps"], config["sampler"]["_target_"]) == (2, "diffusion.samplers.ConsistencySampler")
+
+
+def test_the_run_that_is_tuned_may_be_number_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "lightning_logs" / "digits" / "version_0" / "checkpoints"
+    folder.mkdir(parents=True)
+    shutil.copy(FIXTURES / "residual.ckpt", folder / "last.ckpt")
+    monkeypatch.chdir(tmp_path)
+    assert canonical(resolved("experiment=few_step", "init_from=0")["network"]) == canonical(
+        stored("residual")["network"]
+    )
 
 
 @pytest.fixture(scope="module")
