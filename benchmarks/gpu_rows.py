@@ -193,7 +193,7 @@ class Rows:
         )
         (table,) = home.glob("lightning_logs/*/version_0/metrics.csv")
         with table.open(newline="") as file:
-            whole = [float(row["train/images_per_s"]) for row in csv.DictReader(file) if row["train/images_per_s"]][-1]
+            whole = [float(row["watch/images_per_s"]) for row in csv.DictReader(file) if row["watch/images_per_s"]][-1]
         steps = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
         return f"train.py {whole:,.0f} images/s, bare step {steps}, ratio {whole / bare:.2f}"
 

@@ -202,7 +202,7 @@ def command(folder: str, settings: list[str]) -> tuple[float, float]:
     seconds = time.perf_counter() - begun
     newest = max(Path(folder).glob("lightning_logs/*/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
     with newest.open(encoding="utf-8") as file:
-        speeds = [row["train/images_per_s"] for row in csv.DictReader(file) if row.get("train/images_per_s")]
+        speeds = [row["watch/images_per_s"] for row in csv.DictReader(file) if row.get("watch/images_per_s")]
     return seconds, float(speeds[-1])
 
 

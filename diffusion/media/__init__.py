@@ -2,6 +2,7 @@
 
 from diffusion.media.files import (
     SUFFIXES,
+    check_claim,
     check_out,
     check_writable,
     claim,
@@ -33,6 +34,7 @@ __all__ = [
     "Pixels",
     "animation",
     "axis_limit",
+    "check_claim",
     "check_out",
     "check_writable",
     "claim",

@@ -138,6 +138,8 @@ def check_out(path: str | Path, shape: Sequence[int] | None = None) -> Path:
     """
     if not str(path):
         raise ValueError("out= is empty: name a file or a folder")
+    if str(path) == "-":
+        raise ValueError("out=- would be the standard output, and samples are written to files: name one")
     path = Path(path)
     suffix = _suffix(path)
     if shape is not None:
@@ -185,26 +187,33 @@ def save_picture(path: str | Path, pixels: Pixels) -> None:
         _pil(pixels).save(file, "PNG")
 
 
-def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
-    """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own
-    images.
-
-    Raises ValueError if the folder holds images that other settings made, or something else.
-    """
+def check_claim(folder: str | Path, settings: Mapping[str, object]) -> None:
+    """Raises ValueError if the folder holds images that other settings made, or something else."""
     folder = Path(folder)
     record = folder / "settings.json"
-    text = json.dumps(settings, indent=1)
     check_regular(record)
-    if record.exists() and record.read_text() != text:
+    if record.exists() and record.read_text() != _record(settings):
         raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
+    others = [path.name for path in folder.glob("[!.]*") if path.suffix != ".part"]
+    if others and not record.exists():
+        raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
+
+
+def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:
+    """Makes the folder for these settings, or finds it again, so that a run that was cut off goes on with its own
+    images; raises ValueError as `check_claim` does."""
+    folder = Path(folder)
+    record = folder / "settings.json"
+    check_claim(folder, settings)
     if not record.exists():
-        others = [path.name for path in folder.glob("[!.]*") if path.suffix != ".part"]
-        if others:
-            raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
         with atomic(record) as file:
-            file.write(text.encode())
+            file.write(_record(settings).encode())
     remove_parts(folder, older_than_s=3600)  # another process may be drawing into it just now
     return folder
+
+
+def _record(settings: Mapping[str, object]) -> str:
+    return json.dumps(settings, indent=1)
 
 
 def save_folder(folder: str | Path, samples: Tensor, indices: Iterable[int]) -> None:

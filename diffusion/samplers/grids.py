@@ -164,8 +164,8 @@ class LevelsGrid(Grid):
             return schedule.inverse(-2 * ratios.log())
         if len(self.levels) != steps - 1:
             raise ValueError(
-                f"levels={self.levels} are for {len(self.levels) + 1} steps: set steps={len(self.levels) + 1}, or "
-                f"{steps - 1} levels"
+                f"steps={steps} takes one level fewer, {steps - 1}, got levels={self.levels}: set "
+                f"steps={len(self.levels) + 1}, or other levels"
             )
         highest, lowest = (-ends / 2).exp().tolist()
         if not all(lowest < level < highest for level in self.levels):

@@ -198,13 +198,15 @@ class Drawing:
             "times": self.pipeline.times.tolist(), **steering.given(),
             **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
         }  # fmt: skip
-        numbers = media.missing(media.claim(self.out, settings), self.n)
+        media.check_claim(self.out, settings)
+        numbers = media.missing(self.out, self.n)
         # Other processes need seconds to start, so they get many batches at once.
         share = options.batch_size * len(self.places) * (1 if len(self.places) == 1 else 32)
         with progress(len(numbers), "sample", "writing") as advance:
             for begin in range(0, len(numbers), share):
                 batch = numbers[begin : begin + share]
-                media.save_folder(self.out, self._states(batch)[-1], batch)
+                samples = self._states(batch)[-1]
+                media.save_folder(media.claim(self.out, settings), samples, batch)  # a folder only for what was drawn
                 advance(len(batch))
         if len(numbers) < self.n:
             print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already")

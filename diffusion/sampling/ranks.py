@@ -1,6 +1,7 @@
 """The processes that torchrun has started: the first draws, writes and prints, the others compute shares for it."""
 
 import datetime
+import importlib
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ def led() -> Iterator[None]:
     if started() == 1:
         yield
         return
+    # Its functions have the group of that time as a default. Were they first imported later, by something that torch
+    # imports on demand, they would keep the group alive after its end, and with it threads that may abort Python's exit.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
         if distributed.get_rank() > 0:

@@ -86,11 +86,11 @@ class Metrics(AfterStep):
         self._since = (now, step)
         images_per_s = (step - step_then) * module.images_per_step / max(now - then, 1e-9)
         if module.logger is not None:
-            values = {
+            values = {  # whose names sort the losses before the others, as TensorBoard does with its cards
                 "train/loss": loss,
-                "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
-                "train/grad_norm": module.grad_norm.item(),
-                "train/images_per_s": images_per_s,
+                "watch/lr": trainer.optimizers[0].param_groups[0]["lr"],
+                "watch/grad_norm": module.grad_norm.item(),
+                "watch/images_per_s": images_per_s,
             }
             module.logger.log_metrics(values, step=step)
 

@@ -258,7 +258,10 @@ def test_a_start_that_rounds_to_the_lowest_timestep_is_named_as_it_was_typed() -
         (lambda: LevelsGrid([0.8, 0.8]), "levels must fall from one to the next"),
         (lambda: LevelsGrid([0.0]), "levels must be positive and finite"),
         (lambda: LevelsGrid([math.nan]), "levels must be positive and finite"),
-        (lambda: LevelsGrid([0.8])(VPSchedule(), 3), "are for 2 steps: set steps=2, or 2 levels"),
+        (
+            lambda: LevelsGrid([0.8])(VPSchedule(), 3),
+            "steps=3 takes one level fewer, 2, got levels=.0.8.: set steps=2, or other levels",
+        ),
         (lambda: LevelsGrid([0.8])(VarianceExplodingSchedule(), 2, t_start=0.3), "levels must lie between"),
         (lambda: LevelsGrid([1000.0])(VarianceExplodingSchedule(), 2), "levels must lie between 0.00.* and "),
     ],

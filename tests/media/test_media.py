@@ -322,6 +322,11 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path, monkeypatch: py
     _one_line(error, str(tmp_path / "new" / "a.png"), "permission")
 
 
+def test_standard_output_is_no_place_for_samples() -> None:
+    with pytest.raises(ValueError, match="out=- would be the standard output, and samples are written to files"):
+        media.check_out("-")
+
+
 def test_a_folder_of_other_peoples_files_is_not_taken_for_samples(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "00000.png").write_bytes(b"mine")

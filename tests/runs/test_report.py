@@ -136,4 +136,10 @@ def test_a_run_leaves_its_page_and_an_evaluation_adds_its_scores(tmp_path: Path)
     assert call(evaluate, tmp_path, *arguments, *small).code == 0
     assert "frechet_random_n100" in Elements(written.read_text()).text
     tags = [tag for kind in ("scalars", "images") for tag in events_of(tmp_path / run).Tags()[kind]]
-    assert sorted({tag.partition("/")[0] for tag in tags}) == ["train", "val", "val_loss_by_level", "versus_test"]
+    assert sorted({tag.partition("/")[0] for tag in tags}) == [
+        "train",
+        "val",
+        "val_loss_by_level",
+        "versus_test",
+        "watch",
+    ]

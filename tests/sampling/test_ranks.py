@@ -67,8 +67,17 @@ def test_two_processes_of_torchrun_train_draw_and_score_as_one_does(tmp_path: Pa
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5, msg=name)
 
-    drawn = torchrun(two, "sample.py", "ckpt=last", "n=5", "batch_size=2", "out=shared.npz")
+    # A thread of the group that still ran then could abort the process, which has done its work.
+    (tmp_path / "counted.py").write_text(
+        "import atexit, os, runpy, sys\n"
+        "del sys.argv[0]\n"
+        "atexit.register(lambda: print('threads:', len(os.listdir('/proc/self/task')), file=sys.stderr))\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    draw = (str(ROOT / "sample.py"), "ckpt=last", "n=5", "batch_size=2", "out=shared.npz")
+    drawn = torchrun(two, str(tmp_path / "counted.py"), *draw)
     assert drawn.returncode == 0, drawn.stderr
+    assert drawn.stderr.count("threads: 1\n") == 2, drawn.stderr
     assert drawn.stdout.splitlines() == ["shared.npz"]
     plain = subprocess.run(
         [sys.executable, ROOT / "sample.py", "ckpt=last", "n=5", "batch_size=2", "out=alone.npz"], cwd=two, check=True

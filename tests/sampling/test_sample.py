@@ -278,6 +278,13 @@ def test_a_bad_checkpoint_is_named_with_what_is_wrong(folder: Path, tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["bad.ckpt"]
 
 
+def test_samples_that_are_not_finite_leave_no_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Pipeline, "frames", lambda *_, **__: torch.full((1, 1, 1, 8, 8), torch.nan))
+    outcome = call(sample, folder, f"ckpt={RUN}", "n=1", "steps=3", "out=diverged")
+    assert_refused(outcome, "1 of 1 samples are not finite")
+    assert not (folder / "diverged").exists()
+
+
 def test_the_record_of_a_folder_says_how_its_images_were_made(folder: Path) -> None:
     draw(folder, f"ckpt={RUN}", "steps=3", "n=1", "seed=5", "sampler=ddim", "eta=0.5", "out=recorded")
     record = json.loads((folder / "recorded/settings.json").read_text())

@@ -201,7 +201,7 @@ def written(folder: Path) -> Iterator[Any]:
         yield name
         if path.name == "metrics.csv":
             rows = path.read_text().splitlines()
-            clock = rows[0].split(",").index("train/images_per_s")
+            clock = rows[0].split(",").index("watch/images_per_s")
             yield [row.split(",")[:clock] + row.split(",")[clock + 1 :] for row in rows]
         elif path.name == "last.ckpt":
             state = torch.load(path, weights_only=True)["state_dict"]

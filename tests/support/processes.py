@@ -131,7 +131,7 @@ def table(folder: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: v for k, v in row.items() if k != "train/images_per_s"} for row in csv.DictReader(file)]
+        return [{k: v for k, v in row.items() if k != "watch/images_per_s"} for row in csv.DictReader(file)]
 
 
 def logged_steps(folder: Path) -> int:

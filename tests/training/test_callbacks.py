@@ -130,4 +130,4 @@ def test_time_that_is_spent_on_pictures_and_scores_is_not_training_time() -> Non
     with watcher.aside(module):
         time.sleep(0.5)
     metrics.after_step(trainer, module, 1)
-    assert 16 / 0.2 < logged[0]["train/images_per_s"] <= 16 / 0.05
+    assert 16 / 0.2 < logged[0]["watch/images_per_s"] <= 16 / 0.05

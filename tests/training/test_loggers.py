@@ -162,7 +162,7 @@ def table(path: Path) -> dict[tuple[int, str], float]:
             (int(row["step"]), name): float(value)
             for row in csv.DictReader(file)
             for name, value in row.items()
-            if value and name not in ("step", "train/images_per_s")
+            if value and name not in ("step", "watch/images_per_s")
         }
 
 
@@ -173,7 +173,7 @@ def curves(folder: Path) -> dict[tuple[int, str], float]:
         (event.step, tag): event.value
         for tag in events.Tags()["scalars"]
         for event in events.Scalars(tag)
-        if tag != "train/images_per_s"
+        if tag != "watch/images_per_s"
     }
 
 
@@ -257,7 +257,7 @@ def test_wandb_offline_has_one_run_with_each_point_once_and_the_pictures(tmp_pat
             row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             step = row.get("trainer/global_step")
             for key, value in row.items():
-                if key[0] != "_" and key not in ("trainer/global_step", "train/images_per_s"):
+                if key[0] != "_" and key not in ("trainer/global_step", "watch/images_per_s"):
                     assert (step, key) not in points
                     points[step, key] = value
     pictures = {key: points.pop(key) for key in list(points) if key[1] in ("val/samples", "val/denoising")}
@@ -305,7 +305,7 @@ def test_mlflow_has_one_run_with_each_point_once_and_the_pictures(store: str, tm
             ((metric.step, name), metric.value)
             for name in found.data.metrics
             for metric in client.get_metric_history(found.info.run_id, name)
-            if name != "train/images_per_s" and "best_loss" not in name
+            if name != "watch/images_per_s" and "best_loss" not in name
         ]
         assert len(points) == len(dict(points))
         assert dict(points) == pytest.approx(table(run / "metrics.csv"))
@@ -334,7 +334,7 @@ def test_trackio_has_one_run_with_each_point_once_and_the_pictures(tmp_path: Pat
     name, rows, config = json.loads(read.stdout.splitlines()[-1])
     assert name == json.loads((run / "loggers.json").read_text())["trackio"]
     assert config["batch_size"] == 16
-    others = ("train/images_per_s", "val/best_loss", "val/samples", "val/denoising")
+    others = ("watch/images_per_s", "val/best_loss", "val/samples", "val/denoising")
     points = [
         ((row["step"], key), value) for row in rows for key, value in row.items() if "/" in key and key not in others
     ]

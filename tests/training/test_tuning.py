@@ -100,7 +100,9 @@ def test_a_model_that_is_not_tuned_is_not_drawn_in_a_call() -> None:
         Pipeline.load(str(FIXTURES / "residual.ckpt"), sampler=sampler, steps=2)
 
 
-@pytest.mark.parametrize(("levels", "said"), [([0.8, 0.2], "are for 3 steps"), ([100.0], "levels must lie between")])
+@pytest.mark.parametrize(
+    ("levels", "said"), [([0.8, 0.2], "set steps=3, or other levels"), ([100.0], "levels must lie between")]
+)
 def test_levels_that_do_not_fit_are_refused(levels: list[float], said: str, tuned: Path) -> None:
     with pytest.raises(Unfit, match=said):
         Pipeline.load(str(tuned), grid={"_target_": "diffusion.samplers.LevelsGrid", "levels": levels})
