@@ -24,7 +24,7 @@ def led() -> Iterator[None]:
         yield
         return
     # Its functions have the group of that time as a default. Were they first imported later, by something that torch
-    # imports on demand, they would keep the group alive after its end, and with it threads that may abort Python's exit.
+    # imports on demand, they would keep the ended group alive, and with it threads that may abort Python's exit.
     importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("gloo", timeout=_PATIENCE)
     try:
