@@ -1,13 +1,14 @@
 """What `export.py` writes: a page, an ONNX file, a file of weights or a folder of diffusers."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion.build import ConfigError
+from diffusion.denoisers import TrainableDenoiser
 from diffusion.evaluation.record import headline
-from diffusion.exchange import onnx
-from diffusion.exchange.diffusers import check_new
+from diffusion.exchange import diffusers, onnx, weights
 from diffusion.exchange.page import export_page
 from diffusion.exchange.runtime import find_runtime
 from diffusion.media.atomic import check_regular
@@ -15,11 +16,12 @@ from diffusion.media.files import check_writable
 from diffusion.runs import hub
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.codecs import drawing
-from diffusion.runs.exporting import export_folder, export_weights
-from diffusion.runs.parts import Parts
+from diffusion.runs.parts import Parts, tunes
+from diffusion.runs.trained import load_model
 from diffusion.sampling.drawable import drawable_of, facts_of
 from diffusion.sampling.pipeline import sampler_and_times
 from diffusion.settings.exporting import Options
+from diffusion.trainable import Trainable
 
 
 def write_page(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path]:
@@ -63,6 +65,60 @@ def write_folder(options: Options, checkpoint: Checkpoint, out: Path) -> list[Pa
     return [out, *sorted(file for file in out.rglob("*") if file.is_file())]
 
 
+def export_weights(checkpoint: Checkpoint, chosen: str | float, out: Path) -> str:
+    """Writes one set of a checkpoint's weights, with its configuration, as a `.safetensors` file.
+
+    Args:
+        checkpoint: of any model.
+        chosen: "ema", "raw" or the width of an average, as for sampling.
+        out: the file.
+
+    Returns:
+        What it holds, in one line.
+    """
+    model = load_model(checkpoint, Trainable, chosen)
+    averaged = chosen != "raw" and bool(checkpoint.part("ema."))
+    state = model.state_dict(prefix="ema." if averaged else "denoiser.")
+    state |= {name: value for name, value in checkpoint.state.items() if name.startswith("objective.")}
+    held = str(chosen) if averaged else "raw"
+    weights.save(out, checkpoint.config, state, checkpoint.step, held)
+    return f"{out} holds the weights {held} of step {checkpoint.step} and the configuration of the run"
+
+
+def export_folder(
+    checkpoint: Checkpoint, chosen: str | float, out: Path, card: Mapping[str, bytes] | None = None
+) -> str:
+    """Writes a checkpoint's model as a folder for `DDPMPipeline.from_pretrained`.
+
+    Args:
+        checkpoint, chosen, out: see `export_weights`.
+        card: files to put beside the model, by name.
+
+    Raises:
+        ConfigError: diffusers has no such model; the reason is said.
+    """
+    config = checkpoint.config
+    diffusers.check_new(out)
+    if config["dataset"].get("condition") is not None:
+        raise ConfigError("this model is conditioned on images, and a DDPMPipeline has none: export another")
+    if tunes(config):
+        raise ConfigError(
+            "a DDPMPipeline has no sampler=consistency, and this model is tuned for that: export the model that it was "
+            "tuned from"
+        )
+    denoiser: TrainableDenoiser = load_model(checkpoint, weights=chosen)
+    diffusers.save(out, *diffusers.exported(config, denoiser.network), card or {})
+    lines = [f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"]
+    if config["clip"]:
+        lines.append("DDIMPipeline draws what sampler=ddim draws, with use_clipped_model_output=True")
+    if denoiser.num_classes:
+        lines.append(
+            f"pipelines pass on no classes: call unet(x, t, class_labels=...) with labels from 0 to "
+            f"{denoiser.num_classes - 1}"
+        )
+    return "; ".join(lines)
+
+
 def check_file(out: Path) -> None:
     """Raises an error of one line unless such a file can be written."""
     check_regular(out)
@@ -77,7 +133,7 @@ def check_onnx(out: Path) -> None:
 
 def check_folder(out: Path) -> None:
     """As `check_file`, of a new folder."""
-    check_new(out)
+    diffusers.check_new(out)
     check_writable(out.parent, out)
 
 

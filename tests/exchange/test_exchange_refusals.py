@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from diffusion.build import ConfigError
 from diffusion.exchange import diffusers as folders
 from diffusion.exchange import safetensors, schedulers
+from diffusion.exports import export_folder
 from diffusion.media.atomic import WriteError
 from diffusion.networks.diffusers import DiffusersUNet
 from diffusion.runs.checkpoints import Checkpoint, find
-from diffusion.runs.exporting import export_folder
 from diffusion.runs.models import build_model
 from diffusion.runs.trained import load_model
 
