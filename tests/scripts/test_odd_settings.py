@@ -5,7 +5,6 @@ The scripts run up to the first step of training, the first sample or the first 
 
 import signal
 from collections.abc import Iterator
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -53,7 +52,7 @@ def choices(script: str) -> Iterator[tuple[tuple[str, ...], str]]:
                 break
 
 
-CASES = {script: list(choices(script)) for script in SCRIPTS}
+CASES = [(script, *case) for script in SCRIPTS for case in choices(script)]
 
 
 def fault(script: str, chosen: tuple[str, ...], key: str, value: str, folder: Path) -> str | None:
@@ -96,10 +95,7 @@ def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(
-    case=st.sampled_from([(script, *case) for script in SCRIPTS for case in CASES[script]]),
-    value=st.sampled_from(VALUES),
-)
+@given(case=st.sampled_from(CASES), value=st.sampled_from(VALUES))
 def test_some_odd_values_are_refused_in_one_line_or_taken(
     case: tuple[str, tuple[str, ...], str], value: str, only_checks: None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -108,16 +104,18 @@ def test_some_odd_values_are_refused_in_one_line_or_taken(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_all_odd_values_are_refused_in_one_line_or_taken(
-    script: str, only_checks: None, tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize(
+    ("script", "chosen", "key"), CASES, ids=[f"{script} {' '.join(chosen)} {key}" for script, chosen, key in CASES]
+)
+def test_all_odd_values_of_a_setting_are_refused_in_one_line_or_taken(
+    script: str, chosen: tuple[str, ...], key: str, only_checks: None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     faults = {}
-    for (chosen, key), value in product(CASES[script], VALUES):
+    for value in VALUES:
         found = fault(script, chosen, key, value, tmp_path_factory.mktemp("odd"))
         if found is not None:
-            faults[" ".join((*chosen, f"{key}={value[:20]}"))] = found[:300]
-    assert not faults, "\n".join(f"{case}: {found}" for case, found in faults.items())
+            faults[value[:20]] = found[:300]
+    assert not faults, "\n".join(f"{key}={value}: {found}" for value, found in faults.items())
 
 
 @pytest.mark.parametrize("value", ["true", "null", "3", "''"])
