@@ -147,6 +147,17 @@ def clipped(denoiser: Denoiser, clip: bool | str) -> Denoiser:
     return ClippedDenoiser(denoiser) if clip else denoiser
 
 
+def visible(log_snr: Tensor, frames: int) -> list[int]:
+    """At most so many of the states with these log-SNRs (N,): even in log-SNR, where a change of it is visible, with
+    the first state and the last.
+
+    Of steps that are even in t, most states are too noisy to show anything.
+    """
+    low, high = VISIBLE_LOG_SNR
+    seen = [0, *(i for i in range(1, len(log_snr) - 1) if low < log_snr[i] < high), len(log_snr) - 1]
+    return [seen[k] for k in media.evenly(log_snr[seen].clamp(low, high).tolist(), frames)]
+
+
 @dataclass
 class Pipeline:
     """A denoiser with all that sampling needs.
@@ -333,15 +344,8 @@ class Pipeline:
         return self.frames(n, seed, label, batch_size, device)[-1]
 
     def shown(self, frames: int) -> list[int]:
-        """The states of an animation of at most so many frames, as `keep=` of `frames`: even in log-SNR, where it is
-        visible, with the first state and the last.
-
-        Of steps that are even in t, most states are too noisy to show anything.
-        """
-        low, high = VISIBLE_LOG_SNR
-        log_snr = self.denoiser.schedule.log_snr(self.times)
-        seen = [0, *(i for i in range(1, len(log_snr) - 1) if low < log_snr[i] < high), len(log_snr) - 1]
-        return [seen[k] for k in media.evenly(log_snr[seen].clamp(low, high).tolist(), frames)]
+        """The states of an animation of at most so many frames, as `keep=` of `frames`; see `visible`."""
+        return visible(self.denoiser.schedule.log_snr(self.times), frames)
 
     def frames(
         self,

@@ -21,6 +21,7 @@ from diffusion.exchange import onnx, page, runtime
 from diffusion.media import atomic
 from diffusion.noise import SAMPLING, Noise, philox
 from diffusion.samplers import KarrasGrid, Sampler, TrailingGrid, prior
+from diffusion.sampling.pipeline import visible
 from diffusion.schedules import LinearSchedule, Schedule, VarianceExplodingSchedule
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -122,6 +123,20 @@ def test_guidance_masks_and_clipping_in_javascript_follow_their_formulas(tmp_pat
     )
     # D_none + w (D_label - D_none) with D_none = x - 1
     assert found == [[3.5, 4, 5.25, 6], [2, 2.5, 3.25, 4], [0, 1, 0.25, 1], [-1, 0, -1, 1]]
+
+
+@needs_node
+@pytest.mark.parametrize("schedule", [LinearSchedule(timesteps=50), VarianceExplodingSchedule(0.02, 50.0)])
+@pytest.mark.parametrize("frames", [2, 9, 41])
+def test_the_pages_animation_has_the_states_of_pythons(schedule: Schedule, frames: int, tmp_path: Path) -> None:
+    times = TrailingGrid()(schedule, 30)
+    log_snr = schedule.log_snr(times)
+    rows = log_snr.nan_to_num(posinf=1e300, neginf=-1e300).tolist()
+    found = node(
+        f"""import {{ evenly }} from "./pictures.mjs"; console.log(JSON.stringify(evenly({rows}, {frames})));""",
+        tmp_path,
+    )
+    assert found == visible(log_snr, frames)
 
 
 @needs_node

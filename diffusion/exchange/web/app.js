@@ -1,7 +1,7 @@
 // The page: what a visitor sets, sees and saves. The worker draws.
 import { gif } from "./gif.js";
 import { Painter } from "./painter.js";
-import { cloud, enlarged, imageAt, show, table } from "./pictures.js";
+import { cloud, enlarged, evenly, imageAt, show, table } from "./pictures.js";
 
 const FRAMES = 101; // states that are kept at most
 const IN_GIF = 41;
@@ -159,9 +159,8 @@ function save(blob, suffix) {
 const savePng = async () => save(await enlarged(frame(states[$("time").value].x)).convertToBlob(), "png");
 
 function saveGif() {
-  const count = Math.min(IN_GIF, states.length);
-  const chosen = Array.from({ length: count }, (_, i) => Math.round((i * (states.length - 1)) / Math.max(count - 1, 1)));
-  const frames = chosen.map((k) => {
+  const logSNR = states.map(({ time }, k) => (k === states.length - 1 ? Infinity : time.logSNR));
+  const frames = evenly(logSNR, IN_GIF).map((k) => {
     const canvas = enlarged(frame(states[k].x));
     return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
   });

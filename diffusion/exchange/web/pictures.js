@@ -11,6 +11,29 @@ export function layout(n) {
 /** A value in [-1, 1] as a byte, as Python rounds it. */
 export const toByte = (value) => Math.min(Math.max(Math.round((value + 1) * 127.5), 0), 255);
 
+const VISIBLE = [-4, 8]; // log-SNR between which a change of the noise can be seen, as in diffusion/sampling/pipeline.py
+
+/** At most so many of the states with these log-SNRs for an animation: even in log-SNR where it is visible, the first and
+ * the last among them, as `visible` there chooses them. */
+export function evenly(logSNR, count) {
+  const [low, high] = VISIBLE;
+  const end = logSNR.length - 1;
+  const seen = logSNR.map((_, k) => k).filter((k) => k === 0 || k === end || (low < logSNR[k] && logSNR[k] < high));
+  const places = seen.map((k) => Math.min(Math.max(logSNR[k], low), high));
+  const [first, last, frames] = [places[0], places.at(-1), Math.min(count, seen.length)];
+  const chosen = [];
+  for (let k = 0, from = 0; k < frames - 1; k++) {
+    const target = first + ((last - first) * k) / (frames - 1);
+    let nearest = from; // each later frame keeps a state for itself
+    for (let i = from; i <= seen.length - frames + k; i++) {
+      if (Math.abs(places[i] - target) < Math.abs(places[nearest] - target)) nearest = i;
+    }
+    chosen.push(seen[nearest]);
+    from = nearest + 1;
+  }
+  return [...chosen, end];
+}
+
 /** Images (n, C, H, W) as one picture of native size. */
 export function table(values, [channels, height, width]) {
   const plane = height * width;
