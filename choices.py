@@ -118,9 +118,17 @@ def _alternatives(group: str, config_name: str) -> Iterator[tuple[str, "DictConf
     OmegaConf.set_struct(rest, False)
     for name in choices_of(group):
         chosen: Any = OmegaConf.merge(choice(group, name), rest.get(group) or {})  # an experiment has values of its own
-        if all(OmegaConf.select(chosen, key.partition("=")[0], default=inside) is not inside for key in inside):
+        if all(_holds(chosen, argument.partition("=")[0]) for argument in inside):
             other: Any = OmegaConf.merge(rest, {group: OmegaConf.merge(chosen, OmegaConf.from_dotlist(inside))})
             yield name, other
+
+
+def _holds(chosen: "DictConfig", path: str) -> bool:
+    """Whether a choice has such a setting, whose value may point to other groups, which are not there."""
+    from omegaconf import OmegaConf
+
+    absent = object()
+    return OmegaConf.select(chosen, path, default=absent, throw_on_resolution_failure=False) is not absent
 
 
 @cache

@@ -33,7 +33,7 @@ class ResidualDenoiser(RegressionDenoiser):
         variance: "beta" or "beta_tilde", see `Denoiser`.
 
     Raises:
-        ValueError: a learned variance, no component or cluster, or a schedule with zero terminal SNR.
+        ValueError: a learned variance, no component, cluster or dimension, or a schedule with zero terminal SNR.
     """
 
     inputs = 2
@@ -52,6 +52,8 @@ class ResidualDenoiser(RegressionDenoiser):
             raise ValueError("a ResidualDenoiser learns no variance: use variance beta or beta_tilde")
         if min(clusters, components) < 1:
             raise ValueError(f"clusters and components must be at least 1, got {clusters=} and {components=}")
+        if not shape or min(shape) < 1:
+            raise ValueError(f"shape must be that of a sample, got {shape}")
         super().__init__(network, schedule, variance)
         if schedule.log_snr(torch.ones((), device="cpu")).isinf():
             raise ValueError("a ResidualDenoiser is undefined at t = 1 on a schedule with zero terminal SNR")

@@ -36,6 +36,8 @@ class VLBObjective(Objective):
         super().__init__()
         if timesteps is None or timesteps < 1:
             raise ValueError("a variational bound needs noising steps, and this schedule is continuous")
+        if timesteps > 1_000_000:
+            raise ValueError(f"timesteps must be at most a million, got {timesteps}")
         if not 0 <= history <= 1000:
             raise ValueError(f"history must be from 0 to 1000, got {history}")
         self.eight_bit = eight_bit

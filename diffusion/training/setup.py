@@ -35,8 +35,8 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
     Raises:
         ConfigError: a setting is wrong, or no part of this run uses it.
     """
-    for name in ("dataset.shape", "network.shape"):
-        if name in typed:
+    for name in typed:
+        if name.endswith(".shape"):
             raise ConfigError(f"{name} cannot be set: it follows from the data")
     spec = config.resume
     if spec in (None, "auto"):

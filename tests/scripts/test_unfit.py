@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.scripts import call, on_digits
+from support.scripts import assert_refused, call, on_digits
 
 import cli
 import train
@@ -32,6 +32,22 @@ def test_what_would_go_with_the_rest_is_named_and_does(
         assert set(names) <= set(named[group])
     assert all(set(names) <= set(cli.choices_of(group)) for group, names in named.items())
     assert not (tmp_path / "lightning_logs").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (
+            "denoiser=edm denoiser.precond.sigma_data=-1",
+            "denoiser.precond.sigma_data must be positive and finite, got -1",
+        ),
+        ("schedule=geometric schedule.sigma_max=-1", "got sigma_min=0.02 and sigma_max=-1"),
+        ("objective=elbo objective.eight_bit=abc", "objective.eight_bit must be true or false, got 'abc'"),
+    ],
+)
+def test_a_setting_whose_default_points_to_the_data_is_named(typed: str, said: str, tmp_path: Path) -> None:
+    outcome = call(train, tmp_path, *on_digits(typed), "accelerator=cpu")
+    assert_refused(outcome, said)
 
 
 def test_what_was_typed_for_the_group_counts_in_what_would_go(tmp_path: Path) -> None:

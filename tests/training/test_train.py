@@ -153,6 +153,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("learning_rate=1e-3", ["learning_rate=1e-3: write lr=1e-3"]),
         ("network.shape=[3,8,8]", ["network.shape cannot be set: it follows from the data"]),
         ("dataset.shape=[3,3]", ["dataset.shape cannot be set"]),
+        ("denoiser=residual denoiser.shape=[]", ["denoiser.shape cannot be set"]),
+        ("objective=vlb objective.timesteps=1000000000000", ["objective.timesteps must be at most a million"]),
         ("dataset.name=null", ["dataset.name=None names the folder of its runs: give one plain name"]),
         ("dataset.name=a/b", ["dataset.name=a/b names the folder"]),
         ("dataset.source=foo", ["dataset.source=foo: choose data by dataset="]),
