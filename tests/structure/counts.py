@@ -6,7 +6,7 @@ python tests/structure/counts.py FOLDER     of another one, to compare
 
 import ast
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,14 +35,17 @@ def sources(root: Path = ROOT) -> list[Path]:
     return sorted([*root.glob("*.py"), *root.glob("data/**/*.py"), *root.glob("diffusion/**/*.py")])
 
 
-def _nodes(root: Path) -> Iterator[tuple[Place, ast.AST]]:
+@cache
+def _nodes(root: Path) -> list[tuple[Place, ast.AST]]:
+    found = []
     for path in sources(root):
         stack: list[tuple[str, ast.AST]] = [("", ast.parse(path.read_text(encoding="utf-8")))]
         while stack:
             name, node = stack.pop()
-            yield Place(str(path.relative_to(root)), name, getattr(node, "lineno", 0)), node
+            found.append((Place(str(path.relative_to(root)), name, getattr(node, "lineno", 0)), node))
             inside = f"{name}.{node.name}".strip(".") if isinstance(node, (*FUNCTIONS, ast.ClassDef)) else name
             stack += [(inside, child) for child in ast.iter_child_nodes(node)]
+    return found
 
 
 def kind_checks(root: Path = ROOT) -> list[tuple[Place, set[str]]]:

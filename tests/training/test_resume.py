@@ -63,7 +63,7 @@ def assert_unbroken(folder: Path, last_step: int) -> None:
     events = EventAccumulator(str(run_folder(folder)), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     # TensorBoard's cards are alphabetical: the losses come before what is watched beside them.
-    assert sorted(events.Tags()["scalars"])[:2] == ["train/loss", "val/loss"]
+    assert sorted(events.Tags()["scalars"])[:3] == ["train/loss", "val/best_loss", "val/loss"]
     losses = events.Scalars("train/loss")
     assert [event.step for event in losses] == list(range(1, last_step + 1))
     logged = [float(row["train/loss"]) for row in table(folder) if row["train/loss"]]
