@@ -79,18 +79,18 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
 
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
 
-    def heard(config: "DictConfig") -> Any:
-        with said(config):
+    def called(config: "DictConfig") -> Any:
+        with quieted_by(config):
             return script(config)
 
     if os.environ.get("HYDRA_FULL_ERROR") == "1":
-        entry(heard)()
+        entry(called)()
         return
 
     def guarded(config: "DictConfig") -> Any:
         try:
             with _full_error(None):  # the processes that a script starts have the user's environment
-                return heard(config)
+                return called(config)
         except OmegaConfBaseException as error:
             fail(composition_error(error, config_name))
         except USER_ERRORS as error:
@@ -110,7 +110,7 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
 
 
 @contextmanager
-def said(config: "DictConfig") -> Iterator[None]:
+def quieted_by(config: "DictConfig") -> Iterator[None]:
     """Takes `quiet` out of a configuration: it is about what a command prints, so no run and no checkpoint has it."""
     from omegaconf import open_dict
 

@@ -128,8 +128,8 @@ class LowRes(Enlarging):
         return self.enlarged(low, level)
 
     def enlarged(self, low: Tensor, level: Tensor) -> dict[str, Tensor]:
-        told = _told(F.interpolate(low, scale_factor=self.factor, mode=self.mode, align_corners=False))
-        return told | {"level": level} if self.leveled else told
+        cond = _conditions(F.interpolate(low, scale_factor=self.factor, mode=self.mode, align_corners=False))
+        return cond | {"level": level} if self.leveled else cond
 
     def takes(self, size: Sequence[int], shape: Sequence[int]) -> bool:
         """Whether it is the small image's size or a multiple of that."""
@@ -158,11 +158,11 @@ class Grey(ImageCondition):
         return 2
 
     def __call__(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]:
-        return _told(luminance(x))
+        return _conditions(luminance(x))
 
     def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> dict[str, Tensor]:
         """From a picture of the image's size, in colour or not."""
-        return _told(luminance(_of_size(picture, shape)[None]))
+        return _conditions(luminance(_of_size(picture, shape)[None]))
 
 
 class Masked(ImageCondition):
@@ -187,7 +187,7 @@ class Masked(ImageCondition):
         u = drawn(torch.rand, (4,), seed, serials, _HOLE)
         rows = self._within(u[:, 0], u[:, 1], x.shape[2])[:, :, None]
         columns = self._within(u[:, 2], u[:, 3], x.shape[3])[:, None]
-        return _told(x, 1 - (rows * columns)[:, None])
+        return _conditions(x, 1 - (rows * columns)[:, None])
 
     def _within(self, place: Tensor, share: Tensor, side: int) -> Tensor:
         """(b, side): 1 in the hole's rows, or columns."""
@@ -202,7 +202,7 @@ class Masked(ImageCondition):
         """From a picture of the image's size and the mask of what is to be made."""
         if mask is None:
             raise ValueError("this model completes pictures: add mask=mask.png, white where something is to be made")
-        return _told(_of_size(picture, shape)[None], 1 - mask[None])
+        return _conditions(_of_size(picture, shape)[None], 1 - mask[None])
 
 
 class Edges(ImageCondition):
@@ -219,11 +219,11 @@ class Edges(ImageCondition):
         across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]]) / 8  # the gradient a pixel
         padded = F.pad(luminance(x), (1, 1, 1, 1), mode="replicate")
         gradient = F.conv2d(padded, torch.stack((across, across.T))[:, None])
-        return _told(1 - 2 * gradient.norm(dim=1, keepdim=True).clamp(max=1))
+        return _conditions(1 - 2 * gradient.norm(dim=1, keepdim=True).clamp(max=1))
 
     def of_picture(self, picture: Tensor, shape: Sequence[int], mask: Tensor | None = None) -> dict[str, Tensor]:
         """From a drawing of the image's size, dark lines on white."""
-        return _told(luminance(_of_size(picture, shape)[None]))
+        return _conditions(luminance(_of_size(picture, shape)[None]))
 
 
 def luminance(x: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ def blurred(x: Tensor, width: Tensor) -> Tensor:
     return torch.einsum("bih,bchw,bjw->bcij", weights(x.shape[2]), x, weights(x.shape[3]))
 
 
-def _told(values: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
+def _conditions(values: Tensor, known: Tensor | None = None) -> dict[str, Tensor]:
     """Values (b, C, H, W) where they are known, (b, 1, H, W) of 0 and 1; everywhere if that is not given."""
     known = torch.ones_like(values[:, :1]) if known is None else known
     return {"image": torch.cat((values * known, known), dim=1)}

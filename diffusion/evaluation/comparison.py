@@ -144,12 +144,12 @@ def write(folder: Path, comparisons: Sequence[Comparison]) -> list[Path]:
     return written
 
 
-def _cell(row: Row, score: str, said: Callable[[Mean], str]) -> str:
+def _cell(row: Row, score: str, written: Callable[[Mean], str]) -> str:
     """A mean with its interval; with the number of seeds where it is not all of the row's."""
     if score not in row.scores:
         return "-"
     found = mean(row.scores[score])
-    return said(found) + (f" ({found.n} seeds)" if found.n < len(row.seeds) else "")
+    return written(found) + (f" ({found.n} seeds)" if found.n < len(row.seeds) else "")
 
 
 def _others(row: Row) -> list[str]:

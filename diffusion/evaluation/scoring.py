@@ -68,7 +68,7 @@ def files(folders: Sequence[Path], wanted: Sequence[Method], options: Options) -
                 _check(checkpoint, method, options)
                 todo.append((folder, method, place))
     for number, (folder, method, place) in enumerate(todo, start=1):
-        print(f"scoring {number} of {len(todo)}: {folder}, {_said(method)}", file=sys.stderr, flush=True)
+        print(f"scoring {number} of {len(todo)}: {folder}, {_in_words(method)}", file=sys.stderr, flush=True)
         evaluation = options.evaluation(str(folder), str(place), method.steps)
         commands.score(evaluation, None, method.parts, (), say=lambda line: None)
     for folder, method in product(folders, wanted):
@@ -81,7 +81,7 @@ def _check(checkpoint: Checkpoint, method: Method, options: Options) -> None:
         placed(checkpoint.config["dataset"], options.data_dir)
         Pipeline.from_checkpoint(checkpoint, options.weights, steps=method.steps, **method.parts)
     except ValueError as error:
-        raise ConfigError(f"{checkpoint.folder}, {_said(method)}: {error}") from error
+        raise ConfigError(f"{checkpoint.folder}, {_in_words(method)}: {error}") from error
 
 
 def _done(file: Path, checkpoint: Checkpoint) -> bool:
@@ -89,7 +89,7 @@ def _done(file: Path, checkpoint: Checkpoint) -> bool:
     return file.exists() and record_of(file).get("step") == checkpoint.step
 
 
-def _said(method: Method) -> str:
+def _in_words(method: Method) -> str:
     sampler = "its own sampler" if method.sampler == OWN else method.sampler
     return sampler if method.steps is None else f"{sampler}, {method.steps} steps"
 

@@ -179,7 +179,7 @@ def names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = list(dict.fromkeys(key for group in groups for key in group))
     shown = [list(_differing(group, groups, keys)) for group in groups]
     return [
-        " ".join(f"{_TYPED.get(key, key)}={_said(group.get(key, '-'))}" for key in chosen) or "these runs"
+        " ".join(f"{_TYPED.get(key, key)}={_as_typed(group.get(key, '-'))}" for key in chosen) or "these runs"
         for group, chosen in zip(groups, shown, strict=True)
     ]
 
@@ -195,9 +195,9 @@ def _differing(group: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], ke
             yield key
 
 
-def _said(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     if isinstance(value, tuple):
-        return f"[{','.join(map(_said, value))}]"
+        return f"[{','.join(map(_as_typed, value))}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return repr(value) if isinstance(value, float) else str(value)

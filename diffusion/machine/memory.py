@@ -33,7 +33,7 @@ def total() -> int:
 def check(what: str, bytes_: int) -> None:
     """Raises ConfigError if `what`, as it was typed, takes more bytes than there are."""
     if bytes_ > total():
-        raise ConfigError(f"{what} takes {_said(bytes_)} of memory, and this machine has {_said(total())}")
+        raise ConfigError(f"{what} takes {_gib(bytes_)} of memory, and this machine has {_gib(total())}")
 
 
 def check_samples(what: str, count: int, shape: Sequence[int]) -> None:
@@ -127,5 +127,5 @@ def shortage(advice: str) -> Iterator[None]:
         raise OutOfMemory(error, advice) from error
 
 
-def _said(bytes_: int) -> str:
+def _gib(bytes_: int) -> str:
     return f"{bytes_ / 2**30:.3g} GiB"

@@ -87,7 +87,7 @@ class Drawing:
         self._check_memory(n or 1)
         self.n, self.label, self.rows = settled(n, options, self.pipeline.num_classes)
         self.pipeline.labels(torch.arange(self.n), self.label)  # refused before test data are read
-        self.truth = self._told_test_data()
+        self.truth = self._condition_on_test_data()
 
     @property
     def moving(self) -> bool:
@@ -105,8 +105,8 @@ class Drawing:
             check_finite(torch.cat(samples))
             media.save(self.out, samples[-1], samples, self.rows, fps=options.fps, hold=options.hold)
         elif options.show == "condition":
-            told = self.pipeline.conditions(torch.arange(self.n), options.seed, self.label)
-            tables = [beside(told, state, self.truth) for state in self._states(numbers, frames)]
+            conditions = self.pipeline.conditions(torch.arange(self.n), options.seed, self.label)
+            tables = [beside(conditions, state, self.truth) for state in self._states(numbers, frames)]
             rows = len(tables[-1]) // self.n
             media.save(self.out, tables[-1], tables, rows, fps=options.fps, hold=options.hold)
         elif options.show == "both":
@@ -235,7 +235,7 @@ class Drawing:
         states = trajectory(pipeline.denoiser.schedule, x0, times, noise)
         return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
 
-    def _told_test_data(self) -> Tensor | None:
+    def _condition_on_test_data(self) -> Tensor | None:
         """Conditions a model that needs images, if none were given, on images made from test data, with their labels.
 
         Returns:

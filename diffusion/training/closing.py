@@ -16,7 +16,7 @@ from diffusion.training.run import remove_folder
 from diffusion.training.saving import Interrupted
 
 
-def said(folder: Path, loss: float | None, kind: str) -> str:
+def summary(folder: Path, loss: float | None, kind: str) -> str:
     """Where a finished run is, and what it is good for.
 
     Args:
@@ -35,8 +35,8 @@ def said(folder: Path, loss: float | None, kind: str) -> str:
 
 
 def finish(folder: Path, loss: float | None, kind: str) -> None:
-    """Prints what `said` says; of a quiet command the run's folder alone."""
-    print(said(folder, loss, kind))
+    """Prints the summary; of a quiet command the run's folder alone."""
+    print(summary(folder, loss, kind))
     if streams.is_quiet():
         streams.result(folder)
 

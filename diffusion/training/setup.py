@@ -113,7 +113,7 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
         Unfit: network, schedule, denoiser, objective, sampler and grid do not go together; no weight is drawn yet.
     """
 
-    def told(other: dict[str, Any]) -> dict[str, Any]:
+    def with_shapes_of_data(other: dict[str, Any]) -> dict[str, Any]:
         network, dataset = other["network"], other["dataset"]
         if condition is not None:
             network = conditioned(network, condition, dataset["shape"])
@@ -122,12 +122,12 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
         return other | {"network": network}
 
     def attempt(other: dict[str, Any]) -> None:
-        for _ in _checked(told(other)):
+        for _ in _checked(with_shapes_of_data(other)):
             pass
 
     groups: tuple[str, ...] = ("network",)
     try:
-        whole = told(config)
+        whole = with_shapes_of_data(config)
         for groups in _checked(whole):  # noqa: B007 (the last one is that of the check that failed)
             pass
     except ValueError as error:
