@@ -61,10 +61,12 @@ TESTS = {
     "diffusion/ode.py": ("adaptive",),
     "diffusion/samplers/adaptive.py": ("adaptive",),
     "diffusion/likelihood.py": ("likelihood", "variance"),
-    "diffusion/guidance.py": ("guidance", "repaint"),
+    "diffusion/guidance.py": ("guidance", "measurements", "autoguidance", "repaint"),
     "diffusion/models/autoencoder.py": ("autoencoder",),
     "diffusion/models/latents.py": ("latents", "autoencoder"),
     "diffusion/samplers/repaint.py": ("repaint",),
+    "diffusion/samplers/consistency.py": ("consistency",),
+    "diffusion/objectives/consistency.py": ("consistency",),
     "diffusion/ranges.py": ("ranges",),
     "diffusion/runs/validation.py": (
         "validation",

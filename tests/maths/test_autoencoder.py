@@ -11,7 +11,7 @@ from diffusion.likelihood import HALF_BIN, gaussian_kl
 from diffusion.models import Autoencoder, Codec, ELBOObjective, LatentObjective, PriorDenoiser, decoded, drawn
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.mlp import MLP
-from diffusion.noise import Noise
+from diffusion.noise import PREVIEW, Noise
 from diffusion.objectives import DenoisingObjective, SimpleWeighting, UniformTimes
 from diffusion.optimizers import AdamW
 from diffusion.samplers import DDPMSampler, LogSNRGrid, prior
@@ -153,6 +153,15 @@ def test_ten_steps_draw_from_the_prior() -> None:
     z = DDPMSampler().sample(PriorDenoiser(schedule), x, LogSNRGrid()(schedule, 10), noise=noise)
     assert z.mean().abs() < 4 / math.sqrt(z.numel())
     assert (z.var() - 1).abs() < 4 * math.sqrt(2 / z.numel())
+
+
+def test_what_is_shown_are_eight_data_their_reconstructions_and_the_prior_decoded(data: Tensor) -> None:
+    network = PPCA(data, 2)
+    shown = Autoencoder(network).shown(data[:20], torch.zeros(20, dtype=torch.int64), Noise(0, torch.arange(20)))
+    expected = torch.stack((data[:8], network.decode(network.encode(data[:8])[:, :2])))
+    torch.testing.assert_close(shown["reconstructions"], expected)
+    z = Noise(0, torch.arange(64), PREVIEW).normal((2,)).double()
+    torch.testing.assert_close(shown["prior"], network.decode(z).reshape(8, 8, 5).float())
 
 
 @pytest.fixture

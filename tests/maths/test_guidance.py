@@ -1,5 +1,6 @@
 """Guidance against exact answers: a mixture's components are its classes, and everything has a closed form. Float64."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -132,6 +133,18 @@ def test_outside_its_interval_guidance_is_off_and_costs_nothing(mixture: Gaussia
     assert model.asked == [5, 10, 10, 10, 5]
 
 
+@pytest.mark.parametrize("schedule", ["vp"], indirect=True)
+def test_an_interval_needs_a_level_of_the_sampler_and_its_ends_count(mixture: GaussianMixtureDenoiser) -> None:
+    times = TrailingGrid()(mixture.schedule, 5)
+    levels = torch.exp(-mixture.schedule.log_snr(times[times > 0]) / 2)
+    low, high = levels.min().item(), levels.max().item()
+    for interval in ([high, math.inf], [0.0, low]):
+        ClassifierFreeGuidance(ByLabel(mixture), 2.0, interval).check_times(times)
+    for interval in ([1.01 * high, math.inf], [0.0, 0.99 * low]):
+        with pytest.raises(ValueError, match="has no noise level of the sampler"):
+            ClassifierFreeGuidance(ByLabel(mixture), 2.0, interval).check_times(times)
+
+
 @pytest.mark.parametrize("schedule", ["linear"], indirect=True)
 def test_rescaling_gives_each_sample_the_conditional_answers_deviation(mixture: GaussianMixtureDenoiser) -> None:
     model, t = ByLabel(mixture), torch.tensor(0.3, dtype=torch.float64)
@@ -142,6 +155,13 @@ def test_rescaling_gives_each_sample_the_conditional_answers_deviation(mixture: 
     torch.testing.assert_close(full / plain, (told.std(1) / plain.std(1))[:, None].expand(-1, 2))
     half = ClassifierFreeGuidance(model, 4.0, rescale=0.5)(x_t, t, label(0))
     torch.testing.assert_close(half, (full + plain) / 2)
+
+    class Faint(ByLabel):
+        def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+            return super().predict(x_t, t, cond).map(lambda value: 1e-3 * value)
+
+    faint = ClassifierFreeGuidance(Faint(mixture), 4.0, rescale=1.0)(x_t, t, label(0))
+    torch.testing.assert_close(faint, 1e-3 * full)
 
 
 @pytest.mark.parametrize("schedule", ["vp"], indirect=True)

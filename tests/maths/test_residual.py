@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import EDMPreconditioner, GaussianMixtureDenoiser, NetworkDenoiser, ResidualDenoiser
-from diffusion.denoisers.fitted import LinearGuess, MixturePrior, clusters
+from diffusion.denoisers.fitted import _LEVELS, LinearGuess, MixturePrior, clusters
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
 from diffusion.objectives import ConditionDropout, DenoisingObjective, LognormalTimes, SimpleWeighting
@@ -189,7 +189,11 @@ def test_few_data_do_not_make_it_sure_of_others() -> None:
 def test_data_that_are_all_the_same_leave_something_to_divide_by() -> None:
     prior = MixturePrior(D, D, 1)
     prior.fit(torch.full((4, D), 0.5), torch.zeros(4, dtype=torch.int64))
-    assert prior.log_errors.isfinite().all()
+    # Four data do not prove that others vary by less than 1/4 a dimension: the error is at least that of N(0, 1/4).
+    level2 = _LEVELS.exp().square()
+    least = (level2 / 4 / (level2 + 1 / 4)).log().to(prior.log_errors)
+    assert (prior.log_errors >= least - 1e-6).all()
+    torch.testing.assert_close(prior.log_errors[_LEVELS > 0], least[_LEVELS > 0])
 
 
 def test_fitting_leaves_torchs_generator_alone_and_repeats_itself(islands: Tensor) -> None:

@@ -113,6 +113,9 @@ def test_the_step_has_the_networks_mean_and_variance_and_d_is_the_x0_that_gives_
     torch.testing.assert_close(log_var.exp(), beta_tilde + (beta - beta_tilde) * extra.exp())
     torch.testing.assert_close(posterior(model.schedule, x_t, x0, t, s)[0], mean)
     torch.testing.assert_close(model(x_t, t), x0)
+    prediction = model.predict(x_t, t, {})
+    assert torch.equal(prediction.raw, raw)
+    assert torch.equal(prediction.extra, extra)
     if i == 1:
         torch.testing.assert_close(x0, mean)
 

@@ -73,6 +73,8 @@ def refusal(contents: dict[str, Any], file: Path) -> str:
         (("config", "dataset", "shape"), [], "dataset.shape in its configuration is []"),
         (("config", "dataset", "shape"), [1, 0, 8], "dataset.shape in its configuration is [1, 0, 8]"),
         (("global_step",), 3, "steps"),
+        (("global_step",), 0, "steps"),  # which a run may have before its first step, and this one's loops say two
+        (("global_step",), -1, "its global_step is -1"),
         (("loops", FIT, "epoch_loop.batch_progress", "total", "ready"), 100, "batches"),
         (("callbacks", "Checkpoints", "best"), "low", "best validation loss"),
         (("state_dict", "extra"), torch.zeros(1), "has the weights extra"),

@@ -1,6 +1,7 @@
 """The table of a run: rows cost the same, a damaged table and a full disk are named in one line."""
 
 import errno
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ def test_a_damaged_table_is_named_in_one_line_and_left_as_it_is(content: bytes, 
     assert "\n" not in str(error.value)
     assert path.read_bytes() == content
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_event_files_are_named_by_the_second_in_which_they_begin(tmp_path: Path) -> None:
+    began = time.time()
+    seconds = EventFile(tmp_path).path.name.split(".")[3]
+    assert int(began) <= int(seconds) <= time.time()
 
 
 def test_a_full_disk_under_the_event_file_is_an_error_of_the_caller(tmp_path: Path) -> None:
