@@ -42,14 +42,14 @@ class Augmentation:
 
     def __call__(self, x: Tensor, seed: int, serials: Tensor) -> tuple[Tensor, Tensor]:
         """Images (b, C, H, W) in [-1, 1], transformed, and the vectors (b, 9); a function of (seed, serial) each."""
-        told = self.vectors(seed, serials)
+        vectors = self.vectors(seed, serials)
         for column, side in ((0, 3), (1, 2)):
-            x = torch.where(told[:, column, None, None, None] == 1, x.flip(side), x)
-        moved = (told[:, 2:] != 0).any(1)
+            x = torch.where(vectors[:, column, None, None, None] == 1, x.flip(side), x)
+        moved = (vectors[:, 2:] != 0).any(1)
         if moved.any():
             x = x.clone()
-            x[moved] = warped(x[moved], told[moved])
-        return x, told
+            x[moved] = warped(x[moved], vectors[moved])
+        return x, vectors
 
     def vectors(self, seed: int, serials: Tensor) -> Tensor:
         """What is done to the images with these serials (b,), (b, 9)."""
@@ -74,16 +74,16 @@ class Augmentation:
         )
 
 
-def warped(x: Tensor, told: Tensor) -> Tensor:
+def warped(x: Tensor, vectors: Tensor) -> Tensor:
     """Images (b, C, H, W) scaled, turned, stretched and moved as their vectors (b, 9) state, in [-1, 1].
 
     `grid_sample` asks where each pixel comes from, so the inverses of rotation R, stretch Q and scale s are multiplied:
     `x_in = R^-1 Q^-1 (x_out - shift) / s`, in pixels from the centre, y pointing down.
     """
     height, width = x.shape[2:]
-    scale, cosine, sine = (SCALE * told[:, 2]).exp2(), told[:, 3] + 1, told[:, 4]
-    size = told[:, 5:7].norm(dim=1)
-    along = told[:, 5:7] / torch.where(size > 0, size, 1)[:, None]  # (cos d, sin d)
+    scale, cosine, sine = (SCALE * vectors[:, 2]).exp2(), vectors[:, 3] + 1, vectors[:, 4]
+    size = vectors[:, 5:7].norm(dim=1)
+    along = vectors[:, 5:7] / torch.where(size > 0, size, 1)[:, None]  # (cos d, sin d)
     turn = torch.stack((cosine, sine, -sine, cosine), dim=1).view(-1, 2, 2)  # by -b
     stretch = (-SCALE * size).exp2()
     # By 1 / s along the direction and by s across it: s I + (1 / s - s) d d^T, with 1 / s = `stretch`.
@@ -91,7 +91,7 @@ def warped(x: Tensor, told: Tensor) -> Tensor:
     squeeze = identity / stretch[:, None, None] + (stretch - 1 / stretch)[:, None, None] * outer
     inverse = turn @ squeeze / scale[:, None, None]
     side = torch.tensor([width, height]) / 2
-    shift = 2 * SHIFT * told[:, 7:] * side
+    shift = 2 * SHIFT * vectors[:, 7:] * side
     # From pixels to the coordinates of grid_sample, in which each side is 2.
     linear = inverse * side / side[:, None]
     offset = -(inverse @ shift[:, :, None])[:, :, 0] / side

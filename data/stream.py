@@ -311,10 +311,10 @@ class Batches(Dataset[Batch]):
         if self.augmentation is not None:
             batch["x"], batch["augmentation"] = self.augmentation(batch["x"], self.seed, request.serials)
         if self.condition is not None:
-            told = self.condition.augmented(batch["x"], self.seed, request.serials)
-            batch["image"] = told["image"]
-            if "level" in told:
-                batch["level"] = told["level"]
+            cond = self.condition.augmented(batch["x"], self.seed, request.serials)
+            batch["image"] = cond["image"]
+            if "level" in cond:
+                batch["level"] = cond["level"]
         return batch
 
 

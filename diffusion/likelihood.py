@@ -111,7 +111,7 @@ def variational_bound(denoiser: Denoiser, x0: Tensor, times: Tensor, noise: Nois
     Each term has its own noise, which depends only on the sample's number and the term.
 
     Args:
-        denoiser: not a clipped one; `Conditioned` for one that is told something.
+        denoiser: not a clipped one; `Conditioned` for a conditional one.
         x0: (B, *S).
         times: falling from 1 to 0: all of a discrete schedule's for the model as it was trained.
         noise: the batch's random numbers.
@@ -147,7 +147,7 @@ def ode_log_density(
     `d / c^2 - tr(dD/dz) / c`. It is solved by the classical Runge-Kutta method in even steps of k, or adaptively.
 
     Args:
-        denoiser: not a clipped one; `Conditioned` for one that is told something.
+        denoiser: not a clipped one; `Conditioned` for a conditional one.
         x: (B, *S) at t_min, the data themselves; float64 gives a float64 solution.
         noise: the batch's random numbers, for the probes.
         steps: of the solver, each of four calls of the denoiser; None is 100, unless there is a tolerance.

@@ -25,7 +25,7 @@ class AutoencoderNetwork(nn.Module):
         pad: images whose height or width f does not divide are padded by zeros, and cropped when they are decoded.
     """
 
-    num_classes = 0  # it is told no labels
+    num_classes = 0  # takes no labels
     not_for_denoising = "this network encodes and decodes, and does not denoise"
     ends = ("encoder.1", "to_moments", "decoder.0", "to_data")
 

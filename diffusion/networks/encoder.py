@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         pad: images whose height or width the levels do not divide are padded by zeros.
     """
 
-    num_classes = 0  # it is told no labels
+    num_classes = 0  # takes no labels
     not_for_denoising = "this network tells classes apart, and does not denoise"
     ends = ("conv_in", "out")
 

@@ -30,7 +30,7 @@ def normalisation(channels: int, groups: int | None = None) -> nn.GroupNorm:
 
 class ResBlock(nn.Module):
     """`x + conv(dropout(silu(norm(h) (1 + scale) + shift)))`, h = conv(silu(norm(x))), scale and shift from the
-    embedding of length `emb`; 0 is a block that is told nothing, without them."""
+    embedding of length `emb`; with emb = 0 the block has neither."""
 
     def __init__(self, c_in: int, c_out: int, emb: int, dropout: float = 0.0, groups: int | None = None) -> None:
         super().__init__()

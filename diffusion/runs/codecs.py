@@ -55,9 +55,9 @@ def codec_of(spec: str, dataset: str, shape: list[int]) -> tuple[Codec, dict[str
 
 def check_same(spec: str, config: Mapping[str, Any]) -> None:
     """Raises ConfigError if the run with this configuration is not one in the latents of the autoencoder `spec`."""
-    told = config.get("autoencoder")
-    if told is None or digest(load_model(find(spec), Autoencoder), _NAME) != told["digest"]:
-        has = "no autoencoder" if told is None else "another autoencoder"
+    stored = config.get("autoencoder")
+    if stored is None or digest(load_model(find(spec), Autoencoder), _NAME) != stored["digest"]:
+        has = "no autoencoder" if stored is None else "another autoencoder"
         raise ConfigError(f"autoencoder={spec}: the run that is to go on has {has}, which cannot change: leave it out")
 
 
@@ -85,18 +85,18 @@ def stored_codec(checkpoint: Checkpoint) -> Codec | None:
     Raises:
         CheckpointError: its weights are missing, or are not those that the model was trained with.
     """
-    told = checkpoint.config.get("autoencoder")
-    if told is None:
+    stored = checkpoint.config.get("autoencoder")
+    if stored is None:
         return None
-    autoencoder = build(told["denoiser"], "autoencoder", network=build(told["network"], "autoencoder.network"))
+    autoencoder = build(stored["denoiser"], "autoencoder", network=build(stored["network"], "autoencoder.network"))
     if not isinstance(autoencoder, Autoencoder):
         raise CheckpointError(f"the autoencoder in the configuration of {checkpoint.path} is no Autoencoder")
-    codec = Codec(autoencoder, told["clip"])
+    codec = Codec(autoencoder, stored["clip"])
     try:
         codec.load_state_dict(checkpoint.part(_PREFIX))
     except RuntimeError as error:
         raise CheckpointError(f"the autoencoder in {checkpoint.path} does not fit its configuration") from error
-    if digest(autoencoder, _NAME) != told["digest"]:
+    if digest(autoencoder, _NAME) != stored["digest"]:
         raise CheckpointError(
             f"the autoencoder in {checkpoint.path} is another than the one that the model was trained with"
         )

@@ -34,8 +34,8 @@ def agreed(search: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     "The newest" may be another file a moment later, and all processes have to begin with the same.
     """
     if int(os.environ.get("LOCAL_RANK", "0")) > 0 and _AGREED in os.environ:
-        told = os.environ[_AGREED]
-        return read(Path(told)) if told else None
+        path = os.environ[_AGREED]
+        return read(Path(path)) if path else None
     found = search()
     os.environ[_AGREED] = "" if found is None else str(found.path.resolve())
     return found

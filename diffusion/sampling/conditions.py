@@ -18,12 +18,12 @@ def of_images(condition: ImageCondition, examples: Examples, index: Tensor) -> C
 
 def of_examples(denoiser: Denoiser, condition: ImageCondition | None, examples: Examples, index: Tensor) -> Condition:
     """What of these examples (n,) a model is conditioned on: labels, vectors, conditions made from the images."""
-    told = {} if condition is None else of_images(condition, examples, index)
+    cond = {} if condition is None else of_images(condition, examples, index)
     if denoiser.num_classes:
-        told["label"] = examples.labels[index]
+        cond["label"] = examples.labels[index]
     if denoiser.embedding and examples.embeddings is not None:
-        told["embedding"] = examples.embeddings[index]
-    return told
+        cond["embedding"] = examples.embeddings[index]
+    return cond
 
 
 class Given(Protocol):

@@ -307,9 +307,9 @@ def described(sampler: Sampler) -> dict[str, Any]:
     return {"sampler": type(inner).__name__, **vars(inner)}
 
 
-def beside(told: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
+def beside(cond: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
     """Three rows of images in one batch: the conditions, the samples, and the true images if they are known."""
-    rows = [as_picture(told["image"], samples.shape[1:]), samples]
+    rows = [as_picture(cond["image"], samples.shape[1:]), samples]
     if truth is not None:
         rows.append(truth[torch.arange(len(samples)) % len(truth)])
     return torch.cat(rows)

@@ -64,7 +64,7 @@ def rows(steering: Steering, length: int, condition: ImageCondition | None, shap
     Args:
         steering: what was asked for.
         length: of the vectors that the model takes; 0 if it takes none.
-        condition: how it is told images; None if it is not.
+        condition: how the model is conditioned on images; None if it is not.
         shape: of the images that it draws.
     """
     vectors = _vectors(steering, length)
@@ -96,7 +96,7 @@ def _images(steering: Steering, condition: ImageCondition | None, shape: tuple[i
             found.append(condition.of_picture(picture, shape, mask))
         except ValueError as error:
             raise ConfigError(f"condition={file}: {error}") from error
-    return {key: torch.cat([told[key] for told in found]) for key in found[0]}
+    return {key: torch.cat([cond[key] for cond in found]) for key in found[0]}
 
 
 def _vectors(steering: Steering, length: int) -> Tensor | None:

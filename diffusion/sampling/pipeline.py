@@ -283,12 +283,12 @@ class Pipeline:
         """
         label = self.label if label is None else label
         labels = self.labels(index, label)
-        told = {} if labels is None else {"label": labels}
+        cond = {} if labels is None else {"label": labels}
         if self.given is not None:
-            return told | self.given(index, seed, label)
+            return cond | self.given(index, seed, label)
         if self.condition is not None:
             raise ConfigError("this model is conditioned on images: give some, condition=photo.png or a folder of them")
-        return told
+        return cond
 
     @property
     def calls(self) -> int | None:
@@ -311,10 +311,10 @@ class Pipeline:
         Image k's noise depends only on (seed, k), so the image is the same in any batch. Sampling begins from x
         (n, *S), or if that is None from `start`.
         """
-        told = Conditioned(self._called(index.device), self.conditions(index, seed, label))
+        conditioned = Conditioned(self._called(index.device), self.conditions(index, seed, label))
         with torch.autocast(index.device.type, enabled=False):
             x = self.start(index, seed) if x is None else x
-            yield from self.sampler(told, x, self.times, Noise(seed, index, self.stream))
+            yield from self.sampler(conditioned, x, self.times, Noise(seed, index, self.stream))
 
     def _called(self, device: torch.device) -> Denoiser:
         """The denoiser on this device, by CUDA graphs where that pays; they are kept for the next batch."""

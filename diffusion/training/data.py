@@ -65,9 +65,9 @@ def training_data(
     """What is to be diffused, data or their latents, (n, *S), and what conditions them: "label" and perhaps "image";
     n is `most` at most."""
     condition = data.condition
-    x, labels = data.train_sample(most if condition is None else min(most, 20_000))  # images to be told are large
-    told = {} if condition is None else condition.augmented(x, seed, torch.arange(len(x)))
-    return draws(codec, x, device, seed), {"label": labels, **told}
+    x, labels = data.train_sample(most if condition is None else min(most, 20_000))  # images of conditions are large
+    cond = {} if condition is None else condition.augmented(x, seed, torch.arange(len(x)))
+    return draws(codec, x, device, seed), {"label": labels, **cond}
 
 
 def into_latents(codec: Codec, data: DataModule, device: torch.device, cache: bool, begins: bool) -> None:

@@ -52,40 +52,40 @@ class Preview(AfterStep):
         due = self.every and (step % self.every == 0 or step == trainer.max_steps)
         if due and isinstance(module.logger, RunLogger):
             with self.aside(module):
-                told = None  # each class in turn, unless it is conditioned on images, which have classes of their own
+                rows = None  # each class in turn, unless it is conditioned on images, which have classes of their own
                 if module.denoiser.condition_channels:
-                    told = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
-                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, told)
+                    rows = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
+                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, rows)
                 keep = pipeline.shown(len(pipeline.times))
                 states = pipeline.frames(self.n, device=str(module.device), keep=keep)
                 frames = media.animation(list(states))
                 module.logger.log_picture("val/samples", frames[-1], step)
                 module.logger.log_animation("val/denoising", frames, step)
                 media.save_picture(module.logger.folder / PREVIEW_FILE, frames[-1])
-                if told is not None:
-                    self._add_given(module, told, module.logger, step)
+                if rows is not None:
+                    self._add_given(module, rows, module.logger, step)
 
-    def _add_given(self, module: DiffusionModule, told: Tensor, logger: RunLogger, step: int) -> None:
+    def _add_given(self, module: DiffusionModule, rows: Tensor, logger: RunLogger, step: int) -> None:
         """What the samples were made from, in the same places, and the validation images that this was made from."""
         examples: Examples = module.trainer.datamodule.splits.val  # type: ignore[attr-defined]
-        shown_to_it = as_picture(val_conditions(module, told)["image"], self.shape)
-        for name, images in (("given", shown_to_it), ("truth", examples.get(told))):
+        shown_to_it = as_picture(val_conditions(module, rows)["image"], self.shape)
+        for name, images in (("given", shown_to_it), ("truth", examples.get(rows))):
             logger.log_picture(f"val/samples_{name}", media.picture(images), step)
 
 
 def preview_pipeline(
-    module: DiffusionModule, shape: tuple[int, ...], clip: bool, steps: int, told: Tensor | None = None
+    module: DiffusionModule, shape: tuple[int, ...], clip: bool, steps: int, rows: Tensor | None = None
 ) -> Pipeline:
     """Draws with the averaged weights by `quick_method`, from noise of its own: the same images at every step.
 
-    A conditional model is conditioned on what belongs to the validation data `told` (n,), image k on that of item k;
+    A conditional model is conditioned on what belongs to the validation data `rows` (n,), image k on that of item k;
     where that is None, on each class in turn.
     """
     assert isinstance(module.evaluated, Denoiser)
     denoiser = clipped(module.evaluated, clip)
-    given = {} if told is None else val_conditions(module, told)
+    given = {} if rows is None else val_conditions(module, rows)
     label = given.pop("label").tolist() if "label" in given else None
-    if told is None and denoiser.embedding:  # nobody said what to draw
+    if rows is None and denoiser.embedding:  # nothing else decides what to draw
         given["embedding"] = torch.zeros(1, denoiser.embedding)
     sampler, times = quick_method(denoiser, steps)
     return Pipeline(

@@ -137,11 +137,11 @@ class Run:
             raise ConfigError(
                 f"init_from={checkpoint.path} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}"
             )
-        told, tells = (config["dataset"].get("condition") for config in (checkpoint.config, self.parts.config))
-        if self.module.denoiser.always_told and canonical(told) != canonical(tells):
+        theirs, ours = (config["dataset"].get("condition") for config in (checkpoint.config, self.parts.config))
+        if self.module.denoiser.always_told and canonical(theirs) != canonical(ours):
             raise ConfigError(
                 f"init_from={checkpoint.path}: what denoiser=residual fitted to its images is of no use for others: "
-                f"that run's dataset.condition is {told}, and this one's {tells}"
+                f"that run's dataset.condition is {theirs}, and this one's {ours}"
             )
         load_weights(self.module.denoiser, checkpoint, optional=(AUGMENTED,))
         self._begin_averages()
