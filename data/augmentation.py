@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.stream import drawn
+from data.stream import random_numbers
 
 # A sample's random numbers are those of this purpose; `data.stream` and `data.conditions` have those below.
 _GATES, _SIZES = 7, 8
@@ -53,9 +53,9 @@ class Augmentation:
 
     def vectors(self, seed: int, serials: Tensor) -> Tensor:
         """What is done to the images with these serials (b,), (b, 9)."""
-        u = drawn(torch.rand, (10,), seed, serials, _GATES)
+        u = random_numbers(torch.rand, (10,), seed, serials, _GATES)
         mirror, upside, scaled, turned, stretched, shifted = (u[:, :6] < self.probability).float().unbind(1)
-        a, c, e, f = drawn(torch.randn, (4,), seed, serials, _SIZES).unbind(1)
+        a, c, e, f = random_numbers(torch.randn, (4,), seed, serials, _SIZES).unbind(1)
         b, d = (math.pi * (2 * u[:, 8:] - 1)).unbind(1)
         b = turned * b
         return torch.stack(

@@ -40,7 +40,7 @@ def identities(examples: Examples) -> Tensor:
     return torch.tensor([identity(row.tobytes()) for chunk in chunks for row in chunk], dtype=torch.int64)
 
 
-def described(splits: Splits, train_size: int) -> dict[str, Tensor]:
+def fingerprint(splits: Splits, train_size: int) -> dict[str, Tensor]:
     """The identities of what a run is trained on, its first `train_size` examples, and of its two other splits."""
     return {
         "train": identities(splits.train)[:train_size].clone(),
@@ -81,7 +81,7 @@ def check(before: Mapping[str, Tensor], now: Mapping[str, Tensor], since: str) -
     """Warns of data that have changed since a checkpoint.
 
     Args:
-        before: `described` then.
+        before: `fingerprint` then.
         now: and now.
         since: what the checkpoint is of, for messages.
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data.stream import drawn, whole
+from data.stream import random_numbers, whole
 
 # What a sample's random numbers are for; `data.stream` has 1 and 2.
 _LEVEL, _NOISE, _BLUR, _HOLE = 3, 4, 5, 6
@@ -119,12 +119,12 @@ class LowRes(Enlarging):
     def augmented(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]:
         low = F.avg_pool2d(x, self.factor)
         if self.blur:
-            coin, width = drawn(torch.rand, (2,), seed, serials, _BLUR).unbind(1)
+            coin, width = random_numbers(torch.rand, (2,), seed, serials, _BLUR).unbind(1)
             low = blurred(low, torch.where(coin < 0.5, self.blur * width, 0))
         level = torch.zeros(len(x))
         if self.noise:
-            level = self.noise * drawn(torch.rand, (), seed, serials, _LEVEL)
-            low = low + level[:, None, None, None] * drawn(torch.randn, low.shape[1:], seed, serials, _NOISE)
+            level = self.noise * random_numbers(torch.rand, (), seed, serials, _LEVEL)
+            low = low + level[:, None, None, None] * random_numbers(torch.randn, low.shape[1:], seed, serials, _NOISE)
         return self.enlarged(low, level)
 
     def enlarged(self, low: Tensor, level: Tensor) -> dict[str, Tensor]:
@@ -184,7 +184,7 @@ class Masked(ImageCondition):
         return _image_shape("masked", shape)[0] + 1
 
     def __call__(self, x: Tensor, seed: int, serials: Tensor) -> dict[str, Tensor]:
-        u = drawn(torch.rand, (4,), seed, serials, _HOLE)
+        u = random_numbers(torch.rand, (4,), seed, serials, _HOLE)
         rows = self._within(u[:, 0], u[:, 1], x.shape[2])[:, :, None]
         columns = self._within(u[:, 2], u[:, 3], x.shape[3])[:, None]
         return _conditions(x, 1 - (rows * columns)[:, None])

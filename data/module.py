@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from data.augmentation import augmentation
-from data.changes import described
+from data.changes import fingerprint
 from data.conditions import ImageCondition
 from data.stream import Batch, Batches, Examples, Requests, Sequential, Source, Splits, Stream, whole
 
@@ -83,7 +83,7 @@ class DataModule(pl.LightningDataModule):
             if shape != tuple(self.source.shape):
                 raise ValueError(f"the data have shape {shape}, but the source says {tuple(self.source.shape)}")
             self.splits = splits
-            self.described = described(splits, self.train_size)
+            self.described = fingerprint(splits, self.train_size)
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the identities of the examples of each split, see `data.changes`."""

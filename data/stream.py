@@ -180,7 +180,9 @@ def mix(*words: int) -> int:
     return state >> 1
 
 
-def drawn(draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials: Tensor, purpose: int) -> Tensor:
+def random_numbers(
+    draw: Callable[..., Tensor], shape: Sequence[int], seed: int, serials: Tensor, purpose: int
+) -> Tensor:
     """(b, *shape) random numbers, those of each sample from a generator of its own."""
     seeds = (mix(seed, serial, purpose) for serial in serials.tolist())
     return torch.stack([draw(tuple(shape), generator=torch.Generator().manual_seed(word)) for word in seeds])

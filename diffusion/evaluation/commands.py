@@ -13,10 +13,10 @@ from diffusion.evaluation.extractors import names
 from diffusion.evaluation.files import check_samples, read_samples
 from diffusion.evaluation.judge import Findings, Judge
 from diffusion.evaluation.likelihoods import Likelihood
-from diffusion.evaluation.loading import check_classes, drawn, loaded
+from diffusion.evaluation.loading import check_classes, draw_samples, loaded
 from diffusion.evaluation.record import record_path, write_likelihood
 from diffusion.evaluation.table import everything
-from diffusion.machine.devices import described, devices
+from diffusion.machine.devices import device_names, devices
 from diffusion.media import check_writable
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.parts import Parts
@@ -97,8 +97,8 @@ def score(
     if pipeline is not None:
         data, told = getattr(splits, options.split), judge.reference.told
         began = time.monotonic()
-        given = drawn(pipeline, data, told, options.seed, places, options.batch(pipeline.shape))
-        settings |= {"seconds": time.monotonic() - began, "device": described(places)}
+        given = draw_samples(pipeline, data, told, options.seed, places, options.batch(pipeline.shape))
+        settings |= {"seconds": time.monotonic() - began, "device": device_names(places)}
         settings |= {"calls_per_sample": pipeline.calls} if len(stages) == 1 else {}
     assert given is not None
     fake, labels = given

@@ -70,7 +70,7 @@ def check_classes(num_classes: int, splits: Splits, name: str) -> None:
         )
 
 
-def drawn(
+def draw_samples(
     pipeline: Pipeline, examples: Examples, told: Tensor, seed: int, places: Sequence[str], batch_size: int
 ) -> tuple[Tensor, Tensor | None]:
     """A model's first n samples of a seed as they are scored, bytes (n, C, H, W) or points, and their labels (n,).

@@ -38,7 +38,7 @@ def histogram_picture(fake: np.ndarray, real: np.ndarray) -> Pixels:
     axes.bar(places + 0.2, real, 0.4, label="real", color="0.6")
     axes.set(xlabel="class, as the classifier sees it", ylabel="share", xticks=places)
     figure.legend(loc="outside upper center", ncols=2)
-    return drawn(figure)
+    return pixels_of(figure)
 
 
 def bound_picture(times: Tensor, terms: Tensor, unit: str) -> Pixels:
@@ -62,7 +62,7 @@ def bound_picture(times: Tensor, terms: Tensor, unit: str) -> Pixels:
     each.legend()
     total.plot(times.numpy(), mean.cumsum())
     total.set(xlabel="t", title="their sum, from t = 1 on")
-    return drawn(figure)
+    return pixels_of(figure)
 
 
 def comparison_picture(title: str, rows: Sequence[Row], scores: Sequence[str]) -> Pixels:
@@ -90,10 +90,10 @@ def comparison_picture(title: str, rows: Sequence[Row], scores: Sequence[str]) -
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     figure.suptitle(title, fontsize=9)
-    return drawn(figure)
+    return pixels_of(figure)
 
 
-def drawn(figure: Figure) -> Pixels:
+def pixels_of(figure: Figure) -> Pixels:
     """A figure as pixels (H, W, 3)."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

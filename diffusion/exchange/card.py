@@ -44,7 +44,7 @@ def card(
     text = _HEAD.format(name=name, dataset=dataset["name"], shape=shape, weights=weights, step=step)
     if picture is not None:
         text += f"\n![samples]({picture})\n"
-    rows = [(part, f"`{described(config[part])}`") for part in _PARTS if config.get(part) is not None]
+    rows = [(part, f"`{part_in_words(config[part])}`") for part in _PARTS if config.get(part) is not None]
     rows += [(value, f"{config[value]}") for value in _VALUES if value in config]
     text += "\n## How it was made\n\n| part | value |\n|---|---|\n"
     text += "".join(f"| {part} | {value} |\n" for part, value in rows)
@@ -56,10 +56,10 @@ def card(
     return text
 
 
-def described(part: Mapping[str, Any]) -> str:
+def part_in_words(part: Mapping[str, Any]) -> str:
     """A part of a configuration as one call: `LinearSchedule(timesteps=1000, ...)`."""
     values = (
-        f"{name}={described(value) if isinstance(value, Mapping) and '_target_' in value else value}"
+        f"{name}={part_in_words(value) if isinstance(value, Mapping) and '_target_' in value else value}"
         for name, value in part.items()
         if name != "_target_"
     )

@@ -302,7 +302,7 @@ def _sigmoid(x: str, y: str) -> list[Any]:
     ]
 
 
-def described(graph: bytes, description: str, facts: dict[str, Any]) -> bytes:
+def with_facts(graph: bytes, description: str, facts: dict[str, Any]) -> bytes:
     """The graph with a description and, as JSON, facts in its metadata."""
     import onnx
 
@@ -336,10 +336,10 @@ def write_onnx(
     alpha, sigma = denoiser.schedule(times)
     facts = facts | {"times": times.tolist(), "alpha": alpha.tolist(), "sigma": sigma.tolist()}
     graph = denoiser_graph(denoiser, seen, leveled)
-    files = {out: described(graph, "x0 = D(x_t, t), the mean of the data given x_t = alpha_t x0 + sigma_t eps", facts)}
+    files = {out: with_facts(graph, "x0 = D(x_t, t), the mean of the data given x_t = alpha_t x0 + sigma_t eps", facts)}
     if codec is not None:
         graph = decoder_graph(codec)
-        files[out.with_name(f"{out.stem}_decoder.onnx")] = described(graph, "x, the image that latents z show", {})
+        files[out.with_name(f"{out.stem}_decoder.onnx")] = with_facts(graph, "x, the image that latents z show", {})
     for path, content in files.items():
         with atomic(path) as file:
             file.write(content)

@@ -50,7 +50,7 @@ def check_devices(devices: int | str | list[int], accelerator: str = "auto") -> 
         raise ValueError(f"devices={devices} is as many processes on a CPU: use at most {MOST_PROCESSES}")
 
 
-def described(places: Sequence[str]) -> str:
+def device_names(places: Sequence[str]) -> str:
     """Devices with these names of torch's in words, such as `2 x NVIDIA H100` or `1 x cpu, 4 threads`."""
     place = torch.device(places[0])
     if place.type == "cuda":

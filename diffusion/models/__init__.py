@@ -1,6 +1,6 @@
 """Models that are no denoisers: classifiers of noisy data and autoencoders; and training in latents."""
 
-from diffusion.models.autoencoder import Autoencoder, ELBOObjective, EncodesAndDecodes, drawn
+from diffusion.models.autoencoder import Autoencoder, ELBOObjective, EncodesAndDecodes, reparameterized
 from diffusion.models.classifier import ClassifierObjective, LabelLogProb, NoisyClassifier, accuracy_by_level
 from diffusion.models.latents import Codec, LatentObjective, PriorDenoiser, decoded, encoded
 
@@ -16,6 +16,6 @@ __all__ = [
     "PriorDenoiser",
     "accuracy_by_level",
     "decoded",
-    "drawn",
     "encoded",
+    "reparameterized",
 ]

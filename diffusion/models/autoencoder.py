@@ -107,7 +107,7 @@ class ELBOObjective(Objective):
         x = batch["x"]
         mean, log_var = model.moments(x).chunk(2, dim=1)
         eps = [noise.normal(mean.shape[1:], step=k, draw=NOISE) for k in range(self.samples)]
-        decoded = model.decode(torch.cat([drawn(mean, log_var, e) for e in eps]))
+        decoded = model.decode(torch.cat([reparameterized(mean, log_var, e) for e in eps]))
         nll = self.nll(x.repeat(self.samples, *[1] * (x.ndim - 1)), decoded, model.network.log_var.to(x))
         reconstruction = bits(nll.unflatten(0, (self.samples, len(x))).mean(0).flatten(1).mean(1))
         nothing = torch.zeros_like(mean)
@@ -116,6 +116,6 @@ class ELBOObjective(Objective):
         return {"loss": reconstruction + self.beta * kl, **terms}
 
 
-def drawn(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
+def reparameterized(mean: Tensor, log_var: Tensor, eps: Tensor) -> Tensor:
     """`mean + e^(log_var / 2) eps`."""
     return mean + torch.exp(log_var / 2) * eps.to(mean)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import Condition, Denoiser, Prediction, TrainableDenoiser
-from diffusion.models.autoencoder import Autoencoder, drawn
+from diffusion.models.autoencoder import Autoencoder, reparameterized
 from diffusion.noise import Noise
 from diffusion.objectives import ENCODE, Objective
 from diffusion.schedules import Schedule, expand, float64
@@ -79,7 +79,7 @@ class Codec(nn.Module):
         """Normalised latents (B, *latent_shape) of data x (B, *S), or of their moments; eps None is the posterior's
         mean, else its draw with this noise."""
         mean, log_var = self.moments(x).chunk(2, dim=1)
-        return ((mean if eps is None else drawn(mean, log_var, eps)) - self.mean) / self.std
+        return ((mean if eps is None else reparameterized(mean, log_var, eps)) - self.mean) / self.std
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

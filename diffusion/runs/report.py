@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from diffusion.build import resolve
-from diffusion.exchange.card import described, figure
+from diffusion.exchange.card import figure, part_in_words
 from diffusion.media import svg
 from diffusion.media.atomic import atomic, check_regular
 from diffusion.runs.trained import KINDS
@@ -167,7 +167,7 @@ def _settings(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for name in PARTS:
         part = config.get(name)
         if isinstance(part, Mapping):
-            yield name, described(part) if "_target_" in part else str(part.get("name", ""))
+            yield name, part_in_words(part) if "_target_" in part else str(part.get("name", ""))
     for name in VALUES:
         if config.get(name) is not None:
             yield name, str(config[name])

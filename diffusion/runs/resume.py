@@ -28,7 +28,7 @@ OF_SOURCE = {"data_dir": "data_dir", "download": "download", "dataset.path": "pa
 _AGREED = "DIFFUSION_RESUME"
 
 
-def agreed(search: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+def searched_once(search: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     """The checkpoint that `search` finds; in a process that another one started, the one that this found.
 
     "The newest" may be another file a moment later, and all processes have to begin with the same.

@@ -106,7 +106,7 @@ class Drawing:
             media.save(self.out, samples[-1], samples, self.rows, fps=options.fps, hold=options.hold)
         elif options.show == "condition":
             conditions = self.pipeline.conditions(torch.arange(self.n), options.seed, self.label)
-            tables = [beside(conditions, state, self.truth) for state in self._states(numbers, frames)]
+            tables = [with_conditions(conditions, state, self.truth) for state in self._states(numbers, frames)]
             rows = len(tables[-1]) // self.n
             media.save(self.out, tables[-1], tables, rows, fps=options.fps, hold=options.hold)
         elif options.show == "both":
@@ -126,7 +126,7 @@ class Drawing:
         steps = counted(len(self.pipeline.times) - 1, "step") if self.pipeline.sampler.calls else "adaptive steps"
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
-            f"{described(self.pipeline.sampler)['sampler']}, {steps}"
+            f"{sampler_settings(self.pipeline.sampler)['sampler']}, {steps}"
         )
 
     def following(self) -> str:
@@ -194,7 +194,7 @@ class Drawing:
         settings = {
             "checkpoint": str(self.model.path) if len(self.stages) == 1 else [str(stage.path) for stage in self.stages],
             "step": self.model.step, "weights": options.weights, "seed": options.seed,
-            "label": self.label, "clip": options.clip, **described(self.pipeline.sampler),
+            "label": self.label, "clip": options.clip, **sampler_settings(self.pipeline.sampler),
             "times": self.pipeline.times.tolist(), **steering.given(),
             **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
         }  # fmt: skip
@@ -301,13 +301,13 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
     return chosen | {"eta": eta}
 
 
-def described(sampler: Sampler) -> dict[str, Any]:
+def sampler_settings(sampler: Sampler) -> dict[str, Any]:
     """The sampler's settings, as a folder of images records them; of a wrapped sampler, those of the inner one."""
     inner = vars(sampler).get("sampler", sampler)
     return {"sampler": type(inner).__name__, **vars(inner)}
 
 
-def beside(cond: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
+def with_conditions(cond: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
     """Three rows of images in one batch: the conditions, the samples, and the true images if they are known."""
     rows = [as_picture(cond["image"], samples.shape[1:]), samples]
     if truth is not None:

@@ -56,7 +56,7 @@ def write_checkpoint(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         ) from error
 
 
-def agreed(trainer: pl.Trainer, request: int) -> int:
+def greatest_request(trainer: pl.Trainer, request: int) -> int:
     """The highest request of any rank."""
     if trainer.world_size == 1:
         return request
@@ -65,7 +65,7 @@ def agreed(trainer: pl.Trainer, request: int) -> int:
 
 def fail_together(trainer: pl.Trainer, failure: CheckpointError | None) -> None:
     """Ends all ranks if one of them could not write."""
-    if agreed(trainer, int(failure is not None)):
+    if greatest_request(trainer, int(failure is not None)):
         raise_on_first_rank(trainer, failure or CheckpointError("another process could not write the checkpoint"))
 
 
@@ -231,7 +231,7 @@ class Checkpoints(AfterStep):
         if self._validation_follows(trainer):
             return
         # The exit status that a signal stands for is above 128.
-        request = agreed(trainer, 128 + self._signal if self._signal else int(self._due(step)))
+        request = greatest_request(trainer, 128 + self._signal if self._signal else int(self._due(step)))
         if request:
             self._save(trainer)
         if request > 128 and not trainer.should_stop:
@@ -268,7 +268,7 @@ class Checkpoints(AfterStep):
         self.best = min(loss, self.best)
         self._save(trainer, better)
         self._doing = "the run" if trainer.should_stop else "this step"
-        request = agreed(trainer, 128 + self._signal if self._signal else 0)
+        request = greatest_request(trainer, 128 + self._signal if self._signal else 0)
         if request and not trainer.should_stop:
             raise_on_first_rank(trainer, Interrupted(request))
 

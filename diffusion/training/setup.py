@@ -42,11 +42,11 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
     if spec in (None, "auto"):
         new = resolved(config, typed)
         refuse_idle_training(new.config, typed)
-        found = None if spec is None else resume.agreed(lambda: resume.find_begun(new.config, of_sweep=of_sweep))
+        found = None if spec is None else resume.searched_once(lambda: resume.find_begun(new.config, of_sweep=of_sweep))
         if found is None:
             return new, None
     else:
-        found = resume.agreed(lambda: resume.find_named(str(spec), typed.get("dataset")))
+        found = resume.searched_once(lambda: resume.find_named(str(spec), typed.get("dataset")))
         assert found is not None
     if "autoencoder" in typed and spec != "auto":
         codecs.check_same(str(config.autoencoder), found.config)

@@ -29,7 +29,7 @@ from diffusion.build import build, construct
 from diffusion.evaluation.cache import Cache
 from diffusion.evaluation.classifiers import classifier
 from diffusion.evaluation.extractors import CLASSIFIER, RANDOM, RandomConvolutions, features
-from diffusion.evaluation.loading import drawn, loaded
+from diffusion.evaluation.loading import draw_samples, loaded
 from diffusion.evaluation.metrics import frechet_distance
 from diffusion.evaluation.table import everything, reference
 from diffusion.machine.devices import devices
@@ -155,7 +155,7 @@ def measured(options: Options) -> tuple[Path, dict[str, Any]]:
         try:
             steps = steps_for(calls, each)
             pipeline = Pipeline.from_checkpoint(checkpoint, options.weights, sampler=sampler, grid=grid, steps=steps)
-            pixels, _ = drawn(pipeline, scorer.data, scorer.told, options.seed, places, options.batch_size)
+            pixels, _ = draw_samples(pipeline, scorer.data, scorer.told, options.seed, places, options.batch_size)
         except ValueError as error:  # this sampler cannot go there, or did not arrive: the others can
             print(f"{name}, {grid_name}, {calls} calls: left out ({cli.one_line(error)})")
             continue

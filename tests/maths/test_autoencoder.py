@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffusion.denoisers import GaussianMixtureDenoiser, NetworkDenoiser, X0Preconditioner
 from diffusion.likelihood import HALF_BIN, gaussian_kl
-from diffusion.models import Autoencoder, Codec, ELBOObjective, LatentObjective, PriorDenoiser, decoded, drawn
+from diffusion.models import Autoencoder, Codec, ELBOObjective, LatentObjective, PriorDenoiser, decoded, reparameterized
 from diffusion.networks.autoencoder import AutoencoderNetwork
 from diffusion.networks.mlp import MLP
 from diffusion.noise import PREVIEW, Noise
@@ -101,7 +101,7 @@ def test_the_divergence_is_its_closed_form_and_what_drawing_gives(data: Tensor) 
     kl = bound(network, x, 1)["kl_bpd"][0]
     torch.testing.assert_close(kl, torch.distributions.kl_divergence(q, torch.distributions.Normal(0 * mean, 1)).sum(1))
     eps = Noise(0, torch.arange(20_000)).normal((4, 2)).double()
-    z = drawn(mean, log_var, eps)
+    z = reparameterized(mean, log_var, eps)
     ratio = (q.log_prob(z) - p.log_prob(z)).sum(2)
     assert ((ratio.mean(0) - kl).abs() < 4 * ratio.std(0) / math.sqrt(20_000)).all()
 
@@ -119,7 +119,9 @@ def test_a_pixel_costs_the_mass_of_its_bin() -> None:
     x = values.view(64, 1, 2, 2)
     out = ELBOObjective()(model, {"x": x}, Noise(0, torch.zeros(64, dtype=torch.int64)))
     mean, log_var = model.moments(x).chunk(2, dim=1)
-    decoded_ = model.decode(drawn(mean, log_var, Noise(0, torch.zeros(1, dtype=torch.int64)).normal((1, 1, 1), draw=1)))
+    decoded_ = model.decode(
+        reparameterized(mean, log_var, Noise(0, torch.zeros(1, dtype=torch.int64)).normal((1, 1, 1), draw=1))
+    )
     normal = torch.distributions.Normal(decoded_, (model.network.log_var.double() / 2).exp())
     low = torch.where(x < -0.999, 0, normal.cdf(x - HALF_BIN))
     high = torch.where(x > 0.999, 1, normal.cdf(x + HALF_BIN))
@@ -135,7 +137,7 @@ def test_the_variance_given_z_comes_to_the_mean_square_error_in_a_short_training
         ELBOObjective(eight_bit=False)(model, {"x": x}, noise)["loss"].mean().backward()
         optimizer.step()
     mean, log_var = model.moments(x).chunk(2, dim=1)
-    error = (model.decode(drawn(mean, log_var, noise.normal(mean.shape[1:], draw=1))) - x).square().mean()
+    error = (model.decode(reparameterized(mean, log_var, noise.normal(mean.shape[1:], draw=1))) - x).square().mean()
     torch.testing.assert_close(model.network.log_var.exp(), error, rtol=0.25, atol=0)  # which is still falling
 
 
@@ -177,7 +179,7 @@ def test_latents_have_unit_variance_and_come_back(codec: Codec, data: Tensor) ->
     assert z.mean(0).abs().max() < 4 / 300
     torch.testing.assert_close(z.var(0), torch.ones(2).double(), rtol=4 * math.sqrt(2) / 300, atol=0)
     mean, log_var = codec.moments(data).chunk(2, 1)
-    by_hand = codec.autoencoder.decode(drawn(mean, log_var, eps[:300]))
+    by_hand = codec.autoencoder.decode(reparameterized(mean, log_var, eps[:300]))
     torch.testing.assert_close(codec.decode(codec.latents(data, eps[:300])), by_hand)
     torch.testing.assert_close(codec.decode(codec.latents(data)), codec.autoencoder.decode(mean))
     assert torch.equal(codec.latents(codec.moments(data), eps[:300]), codec.latents(data, eps[:300]))

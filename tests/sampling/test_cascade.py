@@ -20,7 +20,7 @@ from data.conditions import LowRes
 from data.images import Digits
 from data.module import DataModule
 from diffusion.denoisers import Condition, Conditioned, Denoiser
-from diffusion.evaluation.loading import drawn
+from diffusion.evaluation.loading import draw_samples
 from diffusion.evaluation.table import judged_and_told
 from diffusion.noise import Noise
 from diffusion.runs.checkpoints import read
@@ -232,7 +232,7 @@ def test_training_refuses_conditions_that_cannot_be(tmp_path: Path, arguments: s
 def test_an_image_that_a_model_is_told_comes_with_its_own_class(folder: Path) -> None:
     test, told = Digits().load().test, torch.tensor([5, 2, 9, 100])
     pipeline = Pipeline.load(str(folder / CLASSES))
-    _, labels = drawn(pipeline, test, told, 0, ["cpu"], 3)
+    _, labels = draw_samples(pipeline, test, told, 0, ["cpu"], 3)
     assert labels is not None
     assert torch.equal(labels, test.labels[told])
     cond, rows = pipeline.conditions(torch.arange(6)), told[[0, 1, 2, 3, 0, 1]]

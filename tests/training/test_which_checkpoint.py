@@ -60,13 +60,13 @@ def test_processes_that_another_one_starts_go_on_from_its_checkpoint(
     path = tmp_path / "a.ckpt"
     torch.save({"config": {}, "state_dict": {}, "global_step": 7}, path)
     found = Checkpoint(path, 7, {}, {}, None)
-    assert resume.agreed(lambda: found) == found
+    assert resume.searched_once(lambda: found) == found
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert resume.agreed(lambda: pytest.fail("the second process must not search")) == found
+    assert resume.searched_once(lambda: pytest.fail("the second process must not search")) == found
     monkeypatch.setenv("LOCAL_RANK", "0")
-    assert resume.agreed(lambda: None) is None
+    assert resume.searched_once(lambda: None) is None
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert resume.agreed(lambda: pytest.fail("the second process must not search")) is None
+    assert resume.searched_once(lambda: pytest.fail("the second process must not search")) is None
 
 
 @pytest.mark.parametrize(
