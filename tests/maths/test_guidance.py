@@ -246,15 +246,23 @@ def test_a_shift_of_the_step_is_refused_by_samplers_that_take_none(mixture: Gaus
 def test_a_constant_answer_is_not_rescaled(mixture: GaussianMixtureDenoiser) -> None:
     class Constant(ByLabel):
         def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-            return Prediction(cond["label"][:, None] + 0 * x_t)
+            return Prediction(cond["label"][:, None].to(x_t).expand(-1, 2))
 
-    x_t = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    x_t = torch.randn(3, 2, dtype=torch.float64)
     cond = {"label": torch.tensor([0, 1, 2])}
     guided = ClassifierFreeGuidance(Constant(mixture), 2.0, rescale=0.7)(x_t, torch.tensor(0.5), cond)
     # D is the label, and -1 without one: -1 + 2 (label + 1).
-    torch.testing.assert_close(guided.detach(), torch.tensor([[1.0], [3.0], [5.0]]).double().expand(-1, 2))
+    torch.testing.assert_close(guided, torch.tensor([[1.0], [3.0], [5.0]]).double().expand(-1, 2))
+
+    class Cancelling(ByLabel):
+        def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
+            return Prediction(torch.where(cond["label"][:, None] < 0, 2 * x_t - 1, x_t))  # x + (x - (2 x - 1)) = 1
+
+    x_t = torch.tensor([[1.0, 2.0], [3.0, 5.0], [-4.0, 8.0]], requires_grad=True)
+    guided = ClassifierFreeGuidance(Cancelling(mixture), 2.0, rescale=0.7)(x_t, torch.tensor(0.5), cond)
     (slope,) = torch.autograd.grad(guided.sum(), x_t)
-    assert torch.equal(slope, torch.zeros_like(x_t))
+    assert torch.equal(guided.detach(), torch.ones(3, 2))
+    assert torch.equal(slope, torch.zeros(3, 2))
 
 
 def test_a_linear_energy_of_x0_moves_a_gaussians_mean_by_its_covariance(
