@@ -29,6 +29,7 @@ TIMEOUT_S = 900
 SERVER = multiprocessing.get_context("forkserver")
 KINDS = ("operator", "constant", "name")
 ORDER = "samplers::test_the_measured_order_is_the_stated_one"
+BENDS = "trial::test_heuns_step_is_kept_where_it_is_short_or_ends_a_hundredth_off_unit_variance"
 HEADS = "step_denoiser::test_heads_behind_a_preconditioner_go_along_the_schedules_steps_alone"
 # The module, and the tests that should notice; the likeliest first.
 TESTS = {
@@ -50,7 +51,7 @@ TESTS = {
     "diffusion/objectives/denoising.py": ("objectives", "variance"),
     "diffusion/objectives/bound.py": ("variance", "objectives"),
     "diffusion/samplers/base.py": ("samplers", "inversion"),
-    "diffusion/samplers/onestep.py": (ORDER, "inversion", "samplers"),
+    "diffusion/samplers/onestep.py": (ORDER, BENDS, "inversion", "samplers"),
     "diffusion/samplers/grids.py": (
         "grids",
         "steering::test_times_between_two_are_so_many_and_begin_and_end_there",

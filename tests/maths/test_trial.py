@@ -35,6 +35,7 @@ from diffusion.samplers import (
     UniPCSampler,
     trial,
 )
+from diffusion.samplers.onestep import _bends
 from diffusion.sampling.pipeline import GRIDS, sampler_and_times
 from diffusion.schedules import (
     CosineSchedule,
@@ -258,3 +259,21 @@ def test_step_by_step_the_moments_are_those_of_all_steps_together(
     monkeypatch.setattr(type(sampler), "remembers", True)
     for found, expected in zip(apart, trial.moments(sampler, schedule, times), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("h", "ratio", "bends"),
+    [
+        (0.99, 0.1, False),
+        (1.01, 0.1, True),
+        (2.0, 19.1, True),
+        (2.0, 19.3, False),
+        (1.5, 14.8, True),
+        (1.5, 15.1, False),
+    ],
+)
+def test_heuns_step_is_kept_where_it_is_short_or_ends_a_hundredth_off_unit_variance(
+    h: float, ratio: float, bends: bool
+) -> None:
+    # e^h / (2 (1 + ratio^2)) is 0.01 at ratio 19.19 for h = 2, and at 14.94 for h = 1.5.
+    assert _bends(torch.tensor(h), torch.tensor(ratio)) is bends
