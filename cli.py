@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -57,6 +58,8 @@ def run(script: "Callable[[DictConfig], Any]", config_name: str, usage: str, sho
             print(help_page(config_name, usage))
         else:
             sys.argv[1:] = checked(arguments, config_name)
+            if "hydra/launcher=submitit_slurm" in arguments and shutil.which("srun") is None:
+                fail("hydra/launcher=submitit_slurm: there is no command srun here; submitit_local does without SLURM")
             _compose_and_run(script, config_name, shortage)
     except ModuleNotFoundError as error:
         if error.name not in REQUIRED:

@@ -99,6 +99,14 @@ def test_scores_of_each_split_and_likelihoods_are_tables(folder: Path) -> None:
         assert said in text
 
 
+def test_no_line_ends_inside_a_figure_of_the_scores_on_a_narrow_screen(folder: Path) -> None:
+    (folder / "metrics.json").write_text(json.dumps({"scores": {"density_random_n500": {}}, "n": 500, "step": 7}))
+    made = page(folder, 100)
+    (scores,) = re.findall(r'<div class="scores">(.*?)<h2>What next', made, re.DOTALL)
+    assert "density_random_n500" in scores
+    assert ".scores :is(th, td) { white-space: nowrap; }" in made
+
+
 @pytest.mark.parametrize("spoil", ["config.yaml", "metrics.csv", "metrics.json"])
 def test_a_damaged_file_is_a_warning_and_no_error(spoil: str, folder: Path) -> None:
     (folder / spoil).write_bytes(b"step,a\n1,x\n: [\xff")

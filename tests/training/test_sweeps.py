@@ -109,6 +109,15 @@ def test_a_plugin_of_hydra_that_lacks_is_named_with_its_package(choice: str, pac
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sweep_by_slurm_is_refused_where_slurm_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = call(train, tmp_path, "-m", "hydra/launcher=submitit_slurm", "lr=1,2")
+    assert_refused(outcome, "hydra/launcher=submitit_slurm: there is no command srun", "submitit_local")
+    assert list(tmp_path.iterdir()) == []
+
+
 PLUGINS = {
     "joblib": ("hydra_joblib_launcher", ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=range(3)"]),
     "submitit": ("hydra_submitit_launcher", ["hydra/launcher=submitit_local", "seed=range(3)"]),
