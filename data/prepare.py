@@ -1,4 +1,10 @@
-"""Fetch and check a data set ahead of training: `python -m data.prepare dataset=cifar [data_dir=...]`."""
+"""Fetch and check a data set ahead of training: `python -m data.prepare dataset=cifar [data_dir=...]`.
+
+dataset=NAME     which one
+data_dir=FOLDER  where data sets are looked for and downloaded to; data/raw if left out
+download=false   fetches nothing
+dataset.KEY=     any setting of that data set
+"""
 
 import difflib
 import importlib
@@ -72,10 +78,13 @@ def build(arguments: list[str]) -> tuple[str, Source]:
 
 
 def main(arguments: list[str]) -> int:
-    """Load a data set and print what it has; return the exit code."""
+    """Load a data set and print what it has, or what can be chosen (`--help`); return the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
+    if not {"--help", "-h"}.isdisjoint(arguments):
+        print(f"{__doc__}\nData sets: {' '.join(sorted(path.stem for path in CONFIGS.glob('*.yaml')))}")
+        return 0
     try:
         name, source = build(arguments)
         splits = source.load()

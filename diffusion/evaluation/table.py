@@ -37,7 +37,7 @@ _MOST_BYTES = 2**30  # of images held at a time
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a score of the samples, of real training data, and of these with noise."""
+    """One line of the table: a score of the samples, of real training data, and of the latter with noise."""
 
     name: str
     samples: Score
@@ -216,7 +216,7 @@ def _accuracy(guesses: Tensor, labels: Tensor) -> Score:
 
 def table(rows: Iterable[Row]) -> str:
     """One line a score, with intervals."""
-    cells = [["", "samples", "real training data", f"these with noise {NOISE}"]]
+    cells = [["", "samples", "real training data", f"with noise {NOISE}"]]
     for row in rows:
         columns = (row.samples, row.real, row.noisy)
         cells.append([row.name, *("-" if score is None else str(score) for score in columns)])

@@ -125,7 +125,7 @@ def _scores(folder: Path) -> Iterable[str]:
             (name, figure(row, "samples"), figure(row, "real"), figure(row, "noisy"))
             for name, row in record.get("scores", {}).items()
         ]
-        heads = ("", "samples", "real training data", "these with noise")
+        heads = ("", "samples", "real training data", "with noise")
         likelihoods = [
             (f"likelihood, {kind}", f"{found['value']:.4g} ± {found['standard_error']:.2g} {found['unit']}")
             for kind, found in record.get("likelihood", {}).items()

@@ -120,7 +120,7 @@ class Scorer:
         self.extractors = {CLASSIFIER: known, RANDOM: RandomConvolutions(dataset["shape"][0]).eval()}
         self._real = {name: features(module, real.real, device) for name, module in self.extractors.items()}
         self.n = len(real)
-        self.yardsticks = {"real training data": self(real.train), "these with noise 0.1": self(real.noisy)}
+        self.yardsticks = {"real training data": self(real.train), "with noise 0.1": self(real.noisy)}
 
     def __call__(self, pixels: Tensor) -> dict[str, list[float]]:
         """Value, low and high by extractor, of bytes (n, C, H, W)."""

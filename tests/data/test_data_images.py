@@ -272,6 +272,13 @@ def test_prepare_reports_what_it_has(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out == "digits: 1,437 train, 180 val, 180 test; each of shape (1, 8, 8)\n"
 
 
+def test_prepare_lists_the_data_sets_and_its_settings_by_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert prepare.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "digits fashion folder" in out
+    assert all(setting in out for setting in ("dataset=NAME", "data_dir=FOLDER", "download=false"))
+
+
 def test_prepare_takes_the_options_of_the_yaml_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_idx(tmp_path, "MNIST/raw")
     assert prepare.main(["dataset=mnist", f"data_dir={tmp_path}", "dataset.source.holdout=5"]) == 0
