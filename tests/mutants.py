@@ -41,7 +41,7 @@ TESTS = {
     "diffusion/schedules/discrete.py": ("schedules", "denoisers"),
     "diffusion/schedules/continuous.py": ("schedules", "denoisers"),
     "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers"),
-    "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", HEADS),
+    "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", "autoguidance", HEADS),
     "diffusion/denoisers/network.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/denoisers/mixture.py": ("mixture", "exact"),
     "diffusion/denoisers/fitted.py": ("residual",),

@@ -60,6 +60,8 @@ def refusal(contents: dict[str, Any], file: Path) -> str:
         (("optimizer_states", 0, "state", 0, "exp_avg"), torch.zeros(1), "exp_avg of"),
         (("optimizer_states", 0, "state", 0, "step"), torch.tensor(-1.0), "counts -1.0 steps"),
         (("optimizer_states", 0, "state", 0, "step"), torch.tensor(torch.nan), "counts nan steps"),
+        (("optimizer_states", 0, "state", 0, "step"), torch.tensor(2), "counts 2 steps"),  # a whole number's type
+        (("optimizer_states", 0, "state", 0, "step"), torch.tensor([2.0]), "counts 2.0 steps"),
         (("optimizer_states", 0, "param_groups", 0, "betas"), (0.5, 0.5), "unlike its configuration"),
         (("optimizer_states", 0, "param_groups", 0, "betas"), (torch.zeros(3), 0.5), "has a tensor as betas.0"),
         (("optimizer_states", 0, "param_groups", 0, "params"), [torch.zeros(3)], "has a tensor as params.0"),
@@ -84,6 +86,14 @@ def test_what_no_run_would_have_written_is_named(
     keys: tuple[Any, ...], value: Any, said: str, path: Path, tmp_path: Path
 ) -> None:
     assert said in refusal(changed(checkpoints.contents(path), keys, value), tmp_path / "crafted.ckpt")
+
+
+def test_a_run_without_averages_has_none_in_its_checkpoint(path: Path, tmp_path: Path) -> None:
+    contents = changed(torch.load(path, weights_only=True), ("config", "ema"), None)
+    assert "has the weights ema." in refusal(contents, tmp_path / "with.ckpt")
+    state = {name: value for name, value in contents["state_dict"].items() if not name.startswith("ema.")}
+    torch.save(contents | {"state_dict": state}, tmp_path / "without.ckpt")
+    assert checkpoints.contents(tmp_path / "without.ckpt")["state_dict"].keys() == state.keys()
 
 
 def test_weights_that_are_not_finite_are_named(path: Path, tmp_path: Path) -> None:
