@@ -56,9 +56,9 @@ def main(logdir: str, out: str) -> None:
         button = "[...document.querySelectorAll('button')].find((button) => button.innerText.includes('Settings'))"
         chromium.evaluate(f"{button}.click()")
         for _ in range(2):  # the first time gives the window its size, at which the curves are drawn anew
-            chromium.screenshot(Path(out), 1200, 750)
+            chromium.screenshot(Path(out), 1200, 1150)
             time.sleep(8)  # pictures and curves are loaded one by one, and no element says when all are there
-        chromium.screenshot(Path(out), 1200, 750)
+        chromium.screenshot(Path(out), 1200, 1150)
 
 
 if __name__ == "__main__":
