@@ -89,7 +89,7 @@ def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "claim_folder", begun)
     monkeypatch.setattr(estimate, "step_seconds", lambda *_, **__: 0.01)
     monkeypatch.setattr(drawing, "frames_on", begun)
-    monkeypatch.setattr(commands, "drawn", begun)
+    monkeypatch.setattr(commands, "draw_samples", begun)
     monkeypatch.setattr(likelihoods, "evaluated", begun)
     signal.signal(signal.SIGALRM, late)
 
