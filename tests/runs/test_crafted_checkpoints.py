@@ -48,7 +48,7 @@ def only_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would take long raises `Reached`."""
     for owner, name in (
         *((run.Run, "fit"), (drawing, "frames_on")),
-        *((commands, "drawn"), (likelihoods, "evaluated")),
+        *((commands, "draw_samples"), (likelihoods, "evaluated")),
     ):
         monkeypatch.setattr(owner, name, begun)
     monkeypatch.setattr(estimate, "step_seconds", lambda *_, **__: 0.01)
