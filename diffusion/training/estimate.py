@@ -152,8 +152,7 @@ def announce(
     images = counted(batch, "image")
     print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {images}{share}")
     reason = eager_because(run.module.capture, trainer)
-    if device == "cuda" or not reason or run.module.capture != "auto":  # CUDA graphs mean nothing on a laptop
-        print(f"training step: {f'eager, since {reason}' if reason else 'captured as CUDA graphs'}")
+    print(f"training step: {f'eager, since {reason}' if reason else 'captured as CUDA graphs'}")
     if steps is None:
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit.max_time}")
         return

@@ -176,11 +176,12 @@ def test_a_run_says_what_it_does_and_nothing_else(trained: tuple[Path, Outcome])
     assert outcome.err == ""
     lines = outcome.out.splitlines()
     assert re.fullmatch(r"UNet with 0\.0\d M parameters on (cpu|cuda|mps); batches of 16 images", lines[0])
-    assert lines[1].startswith("estimated time: ")  # without a GPU no line is about CUDA graphs
-    assert lines[2] == f"run folder: {Path('lightning_logs/digits/version_0')}"
-    assert lines[3].startswith("step 4/4: loss ")
-    assert re.fullmatch(r"done: lightning_logs.digits.version_0, validation loss \d\.\d{4}", lines[4])
-    assert [line.split()[0] for line in lines[5:]] == ["all", "curves", "sample:"]
+    assert lines[1] == "training step: eager, since CUDA graphs need a CUDA device, and this is cpu"
+    assert lines[2].startswith("estimated time: ")
+    assert lines[3] == f"run folder: {Path('lightning_logs/digits/version_0')}"
+    assert lines[4].startswith("step 4/4: loss ")
+    assert re.fullmatch(r"done: lightning_logs.digits.version_0, validation loss \d\.\d{4}", lines[5])
+    assert [line.split()[0] for line in lines[6:]] == ["all", "curves", "sample:"]
 
 
 def test_all_that_a_run_writes_is_in_its_folder(trained: tuple[Path, Outcome]) -> None:
