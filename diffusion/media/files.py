@@ -194,9 +194,10 @@ def check_claim(folder: str | Path, settings: Mapping[str, object]) -> None:
     check_regular(record)
     if record.exists() and record.read_text() != _record(settings):
         raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
-    others = [path.name for path in folder.glob("[!.]*") if path.suffix != ".part"]
-    if others and not record.exists():
-        raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
+    if not record.exists():
+        others = [path.name for path in folder.glob("[!.]*") if path.suffix != ".part"]
+        if others:
+            raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
 
 
 def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:

@@ -206,7 +206,9 @@ class Drawing:
             for begin in range(0, len(numbers), share):
                 batch = numbers[begin : begin + share]
                 samples = self._states(batch)[-1]
-                media.save_folder(media.claim(self.out, settings), samples, batch)  # a folder only for what was drawn
+                if begin == 0:  # a folder only for what was drawn
+                    media.claim(self.out, settings)
+                media.save_folder(self.out, samples, batch)
                 advance(len(batch))
         if len(numbers) < self.n:
             print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already")
