@@ -34,8 +34,8 @@ MOST_BYTES = 2_000_000  # of a picture in the page
 CHARTS = (
     ("Loss", ("train/loss", "val/loss")),
     ("Scores in training", ("val_score/",)),
-    ("Gradient norm", ("watch/grad_norm",)),
-    ("Learning rate", ("watch/lr",)),
+    ("Gradient norm", ("watch/grad_norm", "train/grad_norm")),  # train/ in older runs
+    ("Learning rate", ("watch/lr", "train/lr")),
 )
 PARTS = ("dataset", "network", "schedule", "denoiser", "objective", "optimizer", "ema", "learning_rate", "sampler")
 VALUES = ("batch_size", "lr", "steps", "seed", "condition_dropout", "train_images")

@@ -129,6 +129,14 @@ def test_a_folder_that_is_no_run_gets_no_page(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("group", ["watch", "train"])  # the second in older runs
+def test_rates_and_gradients_have_charts_under_either_name(group: str, folder: Path) -> None:
+    (folder / "metrics.csv").write_text(f"step,{group}/lr,{group}/grad_norm\n50,0.1,2\n100,0.2,3\n")
+    report.write_report(folder, 100)
+    page = (folder / "index.html").read_text()
+    assert all(f"<h2>{heading}</h2>" in page for heading in ("Learning rate", "Gradient norm"))
+
+
 def test_a_run_leaves_its_page_and_an_evaluation_adds_its_scores(tmp_path: Path) -> None:
     outcome = call(train, tmp_path, *TINY, "accelerator=cpu", "preview_every=2")
     assert outcome.code == 0, outcome.err
