@@ -1,7 +1,7 @@
 """What configs/ offers: its groups, their choices, all settings, and which choices go together."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,13 +86,16 @@ def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     found = []
+    rest = _without(error.groups, config_name)
     for group in error.groups:
+        whole: Any = OmegaConf.merge(rest, {other: config.get(other) for other in error.groups if other != group})
+        whole.dataset = config.get("dataset")  # with the shape that was read from the data
         passing = []
-        for name, other in _alternatives(group, config_name):
+        for name, chosen in _alternatives(group, rest.get(group)):
+            whole[group] = chosen
             try:
-                other.dataset = config.get("dataset")  # with the shape that was read from the data
-                put(other, of_timesteps(other))
-                parts = {key: OmegaConf.to_container(other[key], resolve=True) for key in _chosen(other, config_name)}
+                put(whole, of_timesteps(whole))
+                parts = {key: OmegaConf.to_container(whole[key], resolve=True) for key in _chosen(whole, config_name)}
                 error.attempt({**error.config, **parts})
             except (HydraException, OmegaConfBaseException, ValueError):
                 continue
@@ -102,25 +105,41 @@ def would_fit(error: Unfit, config: "DictConfig", config_name: str) -> str:
     return f"; with all else as it is, this would do: {'; or '.join(found)}" if found else ""
 
 
-def _alternatives(group: str, config_name: str) -> Iterator[tuple[str, "DictConfig"]]:
-    """What was typed, composed with each choice of a group in the place of the one that it has.
+def _without(groups: Sequence[str], config_name: str) -> "DictConfig":
+    """What was typed, composed without the choices of these groups; an experiment's values for them stay.
 
-    Hydra composes the rest once, since that takes it a tenth of a second.
+    Hydra composes once for all of them, since that takes it a tenth of a second.
     """
     from hydra import compose
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
-    typed = list(HydraConfig.get().overrides.task)
-    inside = [argument.removeprefix(f"{group}.") for argument in typed if argument.startswith(f"{group}.")]
-    others = [argument for argument in typed if not re.match(rf"{group}[.=]", argument)]
-    rest = compose(config_name, [*others, f"~{group}"])
+    others = [argument for argument in _typed() if not re.match(rf"(?:{'|'.join(groups)})[.=]", argument)]
+    rest = compose(config_name, [*others, *(f"~{group}" for group in groups)])
     OmegaConf.set_struct(rest, False)
+    return rest
+
+
+def _alternatives(group: str, own: "DictConfig | None") -> Iterator[tuple[str, "DictConfig"]]:
+    """The choices of a group that have all settings that were typed for it, with these, by name.
+
+    Args:
+        group: such as schedule.
+        own: an experiment's values for it.
+    """
+    from omegaconf import OmegaConf
+
+    inside = [argument.removeprefix(f"{group}.") for argument in _typed() if argument.startswith(f"{group}.")]
     for name in choices_of(group):
-        chosen: Any = OmegaConf.merge(choice(group, name), rest.get(group) or {})  # an experiment has values of its own
+        chosen: Any = OmegaConf.merge(choice(group, name), own or {})
         if all(_holds(chosen, argument.partition("=")[0]) for argument in inside):
-            other: Any = OmegaConf.merge(rest, {group: OmegaConf.merge(chosen, OmegaConf.from_dotlist(inside))})
-            yield name, other
+            whole: Any = OmegaConf.merge(chosen, OmegaConf.from_dotlist(inside))
+            yield name, whole
+
+
+def _typed() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
 
 
 def _holds(chosen: "DictConfig", path: str) -> bool:

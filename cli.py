@@ -25,11 +25,12 @@ FLAGS = ("--multirun", "-m", "--cfg", "-c", "--resolve", "--package", "-p", "--i
 # Settings that name a file or a folder, whose names may have any character.
 PATHS = (
     *("ckpt", "resume", "init_from", "autoencoder", "classifier", "embedding", "condition", "init", "mask", "out"),
-    *("runs", "runtime", "samples", "cache", "data_dir"),
+    *("guide", "interpolate", "runs", "runtime", "samples", "cache", "data_dir"),
     *("dataset.path", "dataset.source.path", "dataset.source.data_dir"),
 )
 NAME_VALUE = "write name=value; name=null where a setting can be without a value"
 WITHOUT = ("experiment=null", "debug=null")  # Hydra cannot read these, which say what holds without them
+OWN = ("sampler=null", "grid=null", "wrapper=null")  # likewise, of the scripts that draw: what the model has
 DEMO = "experiment=demo"  # what train.py trains where no group is chosen and no run resumed
 LONGEST = 2000  # characters of a message
 # Without these nothing works; what needs another package says so itself.
@@ -202,7 +203,8 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
         if name == "learning_rate" and re.match(r"[\d.]", value):
             fail(f"{argument}: write lr={value}; learning_rate.name=value sets how the rate changes")
     arguments = [plain_path(argument) for argument in arguments]
-    arguments, typed = [each for each in arguments if each not in WITHOUT], arguments
+    without = WITHOUT if config_name == "train" else OWN
+    arguments, typed = [each for each in arguments if each not in without], arguments
     chosen = {argument.partition("=")[0] for argument in typed if argument not in ("resume=auto", "resume=null")}
     if config_name == "train" and chosen.isdisjoint([*groups_of(config_name), "resume"]):
         arguments.append(DEMO)
@@ -217,6 +219,8 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
                     fail(_unknown_choice(group, name, choices_of(group)))
     # Hydra tells a group inside another by a slash.
     for group in groups_of(config_name):
+        if "." in group:
+            arguments = [f"++{each}" if each == f"{group}=null" else each for each in arguments]
         slashed = group.replace(".", "/")
         arguments = [re.sub(rf"^{re.escape(group)}=(?=[\w,]+$)", f"{slashed}=", argument) for argument in arguments]
     return sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
@@ -287,6 +291,7 @@ def _meant(word: str, config_name: str) -> str | None:
 def composition_error(error: BaseException, config_name: str) -> str:
     """Hydra's and OmegaConf's messages as one line that names what was typed, and the nearest choice."""
     from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import InterpolationResolutionError
 
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -337,6 +342,9 @@ def composition_error(error: BaseException, config_name: str) -> str:
         name = text.split("'")[1] if "'" in text else text
         sweep = "add --multirun to try each, or " if config_name == "train" else ""
         return f"{name} is several values: {sweep}write [a,b] for a list"
+    if isinstance(error, InterpolationResolutionError):
+        where = error.full_key or ", ".join(argument for argument in sys.argv[1:] if "${" in argument)
+        return f"{where}: {text.splitlines()[0]}; write a value, or ${{name}} with a setting that --help lists"
     return one_line(error)
 
 

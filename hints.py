@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 TRAIN_WORDS = {
     **dict.fromkeys(("gpus", "num_gpus", "gpu", "num_processes", "nproc_per_node", "trainer.gpus"), "devices"),
     **dict.fromkeys(("trainer.devices", "trainer.num_processes", "trainer.num_gpus", "num_devices"), "devices"),
-    **dict.fromkeys(("trainer.tpu_cores", "trainer.ipus", "trainer.hpus", "tpu_cores"), "devices"),
-    **dict.fromkeys(("device", "trainer.accelerator", "trainer.device", "trainer.gpu"), "accelerator"),
+    **dict.fromkeys(("trainer.gpu", "trainer.tpu_cores", "trainer.ipus", "trainer.hpus", "tpu_cores"), "devices"),
+    **dict.fromkeys(("device", "cuda", "use_cuda", "trainer.accelerator", "trainer.device"), "accelerator"),
     **dict.fromkeys(("strategy", "distributed_backend", "trainer.distributed_backend"), "trainer.strategy"),
     **dict.fromkeys(
         ("epoch", "epochs", "num_epochs", "max_epochs", "num_train_epochs", "n_epochs"), "trainer.max_epochs"
@@ -42,11 +42,15 @@ TRAIN_WORDS = {
     **dict.fromkeys(("schedule.num_train_timesteps", "schedule.T", "noise_steps", "num_diffusion_steps"), "timesteps"),
     **dict.fromkeys(("resume_from_checkpoint", "ckpt_path", "resume_from", "checkpoint", "resume_pkl"), "resume"),
     **dict.fromkeys(("trainer.resume_from_checkpoint", "trainer.ckpt_path", "load", "restore"), "resume"),
-    **dict.fromkeys(("pretrained", "init_weights", "transfer"), "init_from"),
+    **dict.fromkeys(("pretrained", "init_weights", "transfer", "finetune", "fine_tune", "finetune_from"), "init_from"),
     **dict.fromkeys(("mixed_precision", "amp", "fp16", "bf16", "precision"), "trainer.precision"),
     **dict.fromkeys(("gradient_accumulation_steps", "gradient_accumulate_every"), "trainer.accumulate_grad_batches"),
-    **dict.fromkeys(("accumulate_grad_batches", "batch_split"), "trainer.accumulate_grad_batches"),
+    **dict.fromkeys(("accumulate_grad_batches", "batch_split", "accumulate"), "trainer.accumulate_grad_batches"),
+    **dict.fromkeys(("accumulation_steps", "grad_accum", "accumulate_steps"), "trainer.accumulate_grad_batches"),
     **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad_norm", "gradient_clip_val"), "trainer.gradient_clip_val"),
+    **dict.fromkeys(("clip_grad", "gradient_clip", "clip_norm"), "trainer.gradient_clip_val"),
+    **dict.fromkeys(("nodes", "num_nodes", "nnodes", "trainer.nodes"), "trainer.num_nodes"),
+    **dict.fromkeys(("wd", "optimizer.wd", "decay"), "optimizer.weight_decay"),
     **dict.fromkeys(("lr_scheduler", "scheduler", "lr_schedule", "lr_decay"), "learning_rate.decay"),
     **dict.fromkeys(("warmup", "lr_warmup_steps", "warmup_steps", "lr_rampup_kimg"), "learning_rate.warmup_images"),
     **dict.fromkeys(("noise_schedule", "beta_schedule", "noise_scheduler"), "schedule"),
@@ -78,8 +82,9 @@ DRAW_WORDS = {
     ),
     **dict.fromkeys(("max_steps", "nfe", "sample_steps", "timestep_respacing"), "steps"),
     **dict.fromkeys(("output", "outdir", "output_dir", "output_path", "save_path"), "out"),
+    **dict.fromkeys(("out_dir", "outfile", "filename", "file", "gif", "save_dir"), "out"),
     **dict.fromkeys(("solver", "scheduler", "method"), "sampler"),
-    **dict.fromkeys(("guidance_scale", "cfg_scale", "cfg", "cond_scale", "w"), "guidance"),
+    **dict.fromkeys(("guidance_scale", "guidance_weight", "cfg_scale", "cfg", "cond_scale", "w"), "guidance"),
     **dict.fromkeys(("class", "class_label", "class_labels", "classes", "labels", "class_idx"), "label"),
     **dict.fromkeys(("ddim_eta",), "eta"),
     **dict.fromkeys(("seeds", "generator"), "seed"),
@@ -118,7 +123,8 @@ CHOICES = {
     },
     "schedule": {
         "scaledlinear": "quadratic", "squaredcoscapv2": "cosine", "vpsde": "vp", "vesde": "ve", "subvpsde": "sub_vp",
-        **dict.fromkeys(("flowmatching", "rectifiedflow"), "flow"), **dict.fromkeys(("edm", "karras"), "ve"),
+        **dict.fromkeys(("flowmatching", "rectifiedflow"), "flow"),
+        **dict.fromkeys(("edm", "karras"), "variance_exploding"),
     },
     "denoiser": {
         **dict.fromkeys(("epsilon", "noise", "prednoise"), "eps"),
@@ -148,7 +154,7 @@ CHOICES = {
         **dict.fromkeys(("lcm", "cm", "ect"), "consistency"), "edm": "churn", "pc": "predictor_corrector",
         **dict.fromkeys(("rk45", "dopri5", "ode"), "adaptive"), "em": "euler_maruyama", "ald": "annealed_langevin",
     },
-    "grid": {"edm": "karras", "logsnruniform": "log_snr", "lambda": "log_snr", "linspace": "trailing"},
+    "grid": {"edm": "karras", "logsnruniform": "log_snr", "lambda": "log_snr", "linspace": "uniform"},
     "trainer": {"cuda": "gpu", "cpu": "default", "auto": "default"},
 }  # fmt: skip
 # Choices of Hydra's own groups -> the package that brings them.
@@ -157,10 +163,12 @@ PLUGINS = {
     **{("hydra.launcher", f"submitit_{where}"): "hydra-submitit-launcher" for where in ("local", "slurm")},
     ("hydra.sweeper", "optuna"): "hydra-optuna-sweeper",
 }
-# Settings that another script has under its own name, and what serves the purpose here.
+# Names for where a run is written.
+FOLDERS = ("out", "outdir", "output_dir", "log_dir", "logdir", "save_dir", "run_dir", "results_folder", "workspace")
+# Settings that another script or project has, and what serves the purpose here.
 INSTEAD = {
     ("train", "ckpt"): "to go on with a run, resume=...; to begin with its weights, init_from=...",
-    ("train", "out"): "a run's folder is lightning_logs/<dataset>/version_N",
+    **dict.fromkeys((("train", name) for name in FOLDERS), "a run's folder is lightning_logs/<dataset>/version_N"),
     ("sample", "dataset"): "ckpt=... names a model, and a model draws the data that it was trained on",
     ("evaluate", "label"): "a class-conditional model is scored on the labels of the data",
 }
@@ -206,7 +214,8 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
         others = [other for other in others if other != "compare"]
     word = WORDS[script].get(name)
     if (script, name) in INSTEAD:
-        return f"it belongs to {_scripts(others)}; here, {INSTEAD[script, name]}"
+        here = INSTEAD[script, name]
+        return f"it belongs to {_scripts(others)}; here, {here}" if others else here
     if word in own:
         return f"write {word}=..."
     if others:

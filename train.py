@@ -83,6 +83,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     budget = parts.settings.budget_minutes is not None and checkpoint is None
     limit = estimate.budgeted(run, trainer, began) if budget else limits.limit_of(parts, run.data.train_size)
     limits.check_limit(limit, parts)
+    limits.check_validation(parts, run.data.val_size, run.data.eval_batch_size, trainer.world_size)
     if checkpoint is not None and not goes_on(checkpoint, parts, limit.max_steps):
         return checkpoint.folder, validation_loss(checkpoint.folder, checkpoint.step)
 

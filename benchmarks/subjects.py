@@ -84,6 +84,9 @@ NETWORKS: dict[str, tuple[str, Callable[[Shape], nn.Module]]] = {
 }
 
 
+LAYOUTS = {"channels-last": torch.channels_last, "contiguous": torch.contiguous_format}
+
+
 def there() -> dict[str, Callable[[Shape], nn.Module]]:
     """The networks whose package is installed."""
     return {name: make for name, (package, make) in NETWORKS.items() if not package or find_spec(package)}
@@ -92,9 +95,3 @@ def there() -> dict[str, Callable[[Shape], nn.Module]]:
 def missing() -> list[str]:
     """The names of the others."""
     return [name for name in NETWORKS if name not in there()]
-
-
-def layout(network: nn.Module, channels_last: bool) -> nn.Module:
-    """The network with its convolutions in this memory layout."""
-    formats = {True: torch.channels_last, False: torch.contiguous_format}
-    return network.to(memory_format=formats[channels_last])  # type: ignore[call-overload]

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py                       # every network in turn, several rounds
     python benchmarks/throughput.py --device cuda --precision bf16 --modes eager captured "compiled, captured"
+    python benchmarks/throughput.py --layouts channels-last contiguous    # each network in two layouts of its memory
     python benchmarks/throughput.py --scaling             # how time and memory grow with size, batch and width
     python benchmarks/throughput.py --whole               # train.py beside its bare step, and its start
     python benchmarks/throughput.py --out run.json        # keeps the run; --against run.json compares ratios with it
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,11 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from network_steps import MODES, Subject, mean_seconds, peak_gigaflops
-from subjects import Shape, default, layout, missing, there
+from subjects import LAYOUTS, Shape, default, missing, there
 from timing import fallen, power_law, ratios, table
 
 ALLOWED = 0.15  # a ratio that falls by more is a regression
+STEPS_ALONE = ("preview_every=0", "trainer.limit_val_batches=0")  # no pictures and no validation
 
 
 def main() -> None:
@@ -46,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each row in each round")
     parser.add_argument("--networks", nargs="+", choices=list(there()), default=list(there()))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager"])
-    parser.add_argument("--contiguous", action="store_true", help="instead of channels-last")
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["channels-last"])
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--whole", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -90,7 +93,7 @@ def machine(device: str) -> str:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Prints the table of all networks in all modes; writes and compares the run."""
+    """Prints the table of all networks in all modes and layouts; writes and compares the run."""
     if absent := missing():
         print(f"not installed, so not measured: {', '.join(absent)}", file=sys.stderr)
     peak = peak_gigaflops(options.device, options.precision == "bf16")
@@ -98,13 +101,15 @@ def compare(options: argparse.Namespace) -> None:
     costs: dict[str, tuple[float, int]] = {}
     memory: dict[str, str] = {}
     for name in options.networks:
-        for mode in options.modes:
-            label, before = f"{name}, {mode}", forget(options.device)
-            subjects[label] = made(name, options, mode)
+        for layout, mode in product(options.layouts, options.modes):
+            label, before = f"{name}, {mode}, {layout}", forget(options.device)
+            subjects[label] = made(name, options, mode, layout)
             subjects[label].train()
             memory[label] = peak_memory(options.device, before)
-        eager = subjects.get(f"{name}, eager") or made(name, options, "eager")
-        costs |= dict.fromkeys((f"{name}, {mode}" for mode in options.modes), (eager.gigaflops(), eager.launches()))
+        for layout in options.layouts:
+            eager = subjects.get(f"{name}, eager, {layout}") or made(name, options, "eager", layout)
+            cost = eager.gigaflops(), eager.launches()
+            costs |= dict.fromkeys((f"{name}, {mode}, {layout}" for mode in options.modes), cost)
     training: dict[str, list[float]] = {label: [] for label in subjects}
     drawing: dict[str, list[float]] = {label: [] for label in subjects}
     for _ in range(options.rounds):
@@ -145,9 +150,9 @@ def guard(path: Path, run: dict[str, Any]) -> None:
     print(f"no ratio fell by more than {100 * ALLOWED:.0f} % against {path} ({stored['machine']})")
 
 
-def made(name: str, options: argparse.Namespace, mode: str) -> Subject:
+def made(name: str, options: argparse.Namespace, mode: str, layout: str) -> Subject:
     """A network ready to be timed."""
-    network = layout(there()[name](tuple(options.shape)), not options.contiguous)
+    network = there()[name](tuple(options.shape)).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
     return Subject(network, tuple(options.shape), options.batch, options.device, options.precision == "bf16", mode)
 
 
@@ -164,7 +169,8 @@ def scaling(options: argparse.Namespace) -> str:
         found = []
         for value, size, count, width in points:
             before = forget(options.device)
-            network = layout(default(size, (width, 2 * width, 2 * width)), not options.contiguous)
+            network = default(size, (width, 2 * width, 2 * width))
+            network = network.to(memory_format=LAYOUTS[options.layouts[0]])  # type: ignore[call-overload]
             subject = Subject(network, size, count, options.device, options.precision == "bf16", options.modes[0])
             seconds = mean_seconds(subject.train, options.seconds) / (count if what == "side" else 1)
             found.append((value, seconds))
@@ -187,7 +193,7 @@ def whole(options: argparse.Namespace) -> str:
             composed = compose("train", settings)
         bare = bare_images_per_s(composed, options.device, options.precision == "bf16", 5 * options.seconds)
         steps = max(20, int(bare * 5 * options.seconds / composed.batch_size))
-        alone = ["val_every=1000000", "preview_every=0", "trainer.limit_val_batches=0", f"accelerator={options.device}"]
+        alone = [*STEPS_ALONE, f"accelerator={options.device}"]
         with tempfile.TemporaryDirectory() as folder:
             start = command(folder, [*settings, *alone, "trainer.max_steps=1"])[0]
             _, speed = command(folder, [*settings, *alone, f"trainer.max_steps={steps}", f"log_every={steps // 2}"])

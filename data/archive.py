@@ -15,6 +15,7 @@ LARGEST = 2**28  # bytes of a file in an archive, as it says itself
 class Archive(Tree):
     """The images of a .zip, in the order that the folder has that was packed.
 
+    Most programs pack a folder with its own name before every file: a folder that holds all else is left out of names.
     Each process opens the file itself, since a position in a file is shared with the processes that inherit it.
 
     Raises:
@@ -30,12 +31,16 @@ class Archive(Tree):
             entries = [entry for entry in self._archive().infolist() if not entry.is_dir()]
         except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
             raise ValueError(f"{printable(str(path))} is no .zip that can be read ({_text(error)})") from error
-        self._entries: dict[str, zipfile.ZipInfo] = {}
+        packed: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
-            if reason := _refusal(entry, self._entries):
+            if reason := _refusal(entry, packed):
                 raise ValueError(f"{printable(str(path))}: {printable(entry.filename)} {reason}: pack the images anew")
-            self._entries[entry.filename] = entry
-        super().__init__(name for name in self._entries if not any(map(is_hidden, PurePosixPath(name).parts)))
+            packed[entry.filename] = entry
+        visible = [name for name in packed if not any(map(is_hidden, PurePosixPath(name).parts))]
+        tops = {name.split("/")[0] for name in visible}
+        around = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in visible) else ""
+        self._entries = {name.removeprefix(around): packed[name] for name in visible}
+        super().__init__(self._entries)
 
     def open(self, row: int) -> BinaryIO:
         try:
@@ -47,7 +52,7 @@ class Archive(Tree):
         return self._entries[self.names[row]].file_size
 
     def folders(self) -> list[str]:
-        return sorted({name.split("/")[0] for name in self._entries if "/" in name and not is_hidden(name)})
+        return sorted({name.split("/")[0] for name in self._entries if "/" in name})
 
     def content(self, name: str, most: int) -> bytes | None:
         if name not in self._entries:

@@ -1,5 +1,5 @@
-"""Augmentation that does not leak into samples: the network is told what was done to each image, and samples with
-nothing done (Karras et al. 2022, arXiv 2206.00364, appendix F.2)."""
+"""Augmentation that does not leak into samples: the network is conditioned on what was done to each image, and
+samples with nothing done (Karras et al. 2022, arXiv 2206.00364, appendix F.2)."""
 
 import math
 from collections.abc import Sequence

@@ -82,8 +82,8 @@ class LowRes(Enlarging):
     """The image at a lower resolution (the mean of each square of pixels), enlarged again: super-resolution.
 
     With `noise` or `blur`, the conditioning augmentation of cascades (Ho et al. 2021, arXiv 2106.15282, section 4): in
-    training the small image is blurred, of which the network is not told, and gets Gaussian noise, of which it is
-    told the level, so that it learns how far to trust what an earlier stage will draw.
+    training the small image is blurred, which the network is not conditioned on, and gets Gaussian noise, whose level
+    it is conditioned on, so that it learns how far to trust what an earlier stage will draw.
 
     Args:
         factor: how many times smaller.

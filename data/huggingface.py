@@ -135,6 +135,8 @@ class HuggingFace(Collection):
         if names["train"] is None and len(found) == 1:
             names = {"train": next(iter(found))}
         tables = {ours: found[name] for ours, name in names.items() if name is not None and len(found[name])}
+        if names["train"] in found and "train" not in tables:
+            raise ValueError(f"{printable(self.path)}: the split {names['train']} has no rows")
         if "train" not in tables:
             raise ValueError(f"{printable(self.path)} has no split train but {some(list(found)) or 'none'}")
         columns = set(tables["train"].column_names)
@@ -203,7 +205,7 @@ class HuggingFace(Collection):
         if self.label_column is not None:
             return self._column("label_column", self.label_column, table)
         classes = [name for name, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
-        named = [name for name in LABELS if name in table.column_names and (name in classes or not classes)]
+        named = [name for name in LABELS if name in classes or (not classes and _may_label(table.features.get(name)))]
         if len(classes) > 1 and not named:
             warnings.warn(
                 f"{printable(self.path)}: no image has a label, since {some(classes, 8)} may all be one: choose by "
@@ -264,6 +266,11 @@ class HuggingFace(Collection):
 
 
 _SPLITS = {"train": TRAIN, "val": VAL, "test": TEST}
+
+
+def _may_label(feature: Any) -> bool:
+    """Whether a column of this kind can hold classes: texts or whole numbers, not several of them nor fractions."""
+    return str(getattr(feature, "dtype", "")).startswith(("int", "uint", "string", "large_string", "bool"))
 
 
 def _local(path: Path, subset: str | None) -> Any:

@@ -192,7 +192,8 @@ class _Published(ABC):
                 tried.append(f"{place}: {'' if isinstance(error, OSError) else 'damaged: '}{_one_line(error)}")
                 continue
             # Without a word only where nobody said where the files are.
-            if tried and (not missing or self.data_dir != Path(USUAL)):
+            inside = place.is_relative_to(self.data_dir)
+            if tried and not (missing and (inside or self.data_dir == Path(USUAL))):
                 warnings.warn(f"{self.name}: passed over {tried[0]}; using {place}", stacklevel=3)
             return raw
         if not self.download:

@@ -66,10 +66,6 @@ class DataModule(pl.LightningDataModule):
         self.described: dict[str, Tensor] = {}
         self._requests = False
 
-    def prepare_data(self) -> None:
-        """Load on one process of each machine while the others wait, so that no two download at once."""
-        self.setup()
-
     def setup(self, stage: str | None = None) -> None:
         """Load the splits, once.
 

@@ -28,7 +28,7 @@ def write_page(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path
     """A page that draws from the model by the processor of whoever opens it."""
     runtime = find_runtime(options.runtime)
     drawable = drawable_of(checkpoint, options.weights)
-    facts = facts_of(checkpoint, drawable, headline(checkpoint.folder))
+    facts = facts_of(checkpoint, drawable, headline(checkpoint.folder, checkpoint.step, options.weights))
     for line in export_page(out, drawable, facts, options.half, runtime):
         print(line, file=sys.stderr)
     return [out]

@@ -67,14 +67,14 @@ class Extrapolation(Guidance):
         super().check_times(times)
         levels = torch.exp(-self.schedule.log_snr(times[times > 0]) / 2)
         lowest, highest = levels.min().item(), levels.max().item()
-        if self.low > highest or self.high < lowest:
+        if not self.acts(times[times > 0]).any():
             raise ValueError(
                 f"guidance_interval=[{self.low:g},{self.high:g}] has no noise level of the sampler, whose levels "
-                f"sigma / alpha go from {highest:.3g} to {lowest:.3g}"
+                f"sigma / alpha go from {highest:.3g} to {lowest:.3g}: choose a wider one"
             )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
-        weight = torch.where(self.acts(t), self.scale, 1.0)
+        weight = torch.where(self.acts(t), torch.full_like(float64(t), self.scale), 1.0)
         if (weight == 1).all():
             return self.denoiser.predict(x_t, t, cond)
         prediction, weak = self.answers(x_t, t, cond)

@@ -56,12 +56,8 @@ class Noise:
     def __init__(self, seed: int, index: Tensor, stream: int = 0) -> None:
         self.seed, self.index, self.stream = seed, index.long(), stream
 
-    def to(self, device: torch.device | str) -> "Noise":
-        """The same numbers, drawn on another device."""
-        return Noise(self.seed, self.index.to(device), self.stream)
-
     def uniform(self, shape: Sequence[int] = (), step: int = 0, draw: int = 0) -> Tensor:
-        """(B, *shape) float64 in the open interval (0, 1); float32 on MPS."""
+        """(B, *shape) float64 in the open interval (0, 1); on MPS float32, where 1 in 2^25 is rounded to 1."""
         count = math.prod(shape)
         words = torch.stack(self._words((count + 3) // 4, step, draw), dim=-1)
         return self._to_unit(words.flatten(1)[:, :count]).reshape(-1, *shape)

@@ -28,7 +28,7 @@ class Trainable(nn.Module):
     num_classes: int = 0  # labels that condition it; 0 for none
     embedding: int = 0  # length of the vectors that condition it; 0 for none
     condition_channels: int = 0  # channels of the images that condition it; 0 for none
-    always_told: bool = False  # whether it always needs its image, so that the image cannot be withheld
+    always_conditioned: bool = False  # whether it always needs its image, so that the image cannot be withheld
     learns_from_data: bool = False  # whether `prepare` fits data statistics
     inputs: int = 1  # input channels of the network, as a multiple of those of x
     outputs: int = 1  # output channels, likewise, without those of a learned variance

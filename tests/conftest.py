@@ -1,5 +1,6 @@
 """How the tests run, and what their modules share: a schedule of each kind, data whose exact denoiser is known."""
 
+import gc
 import os
 from collections.abc import Callable, Generator
 
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first."""
     names = [f"test_{name}" for name in LONGEST]
     items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests live to the end: the garbage collector need not go through them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 SCHEDULES: dict[str, Callable[[], Schedule]] = {

@@ -53,7 +53,7 @@ def principal(x: Tensor, k: int) -> tuple[Tensor, int]:
     them are that: as many as ten data each give, the rest being like any other. torch's generator stays as it was."""
     n, d = x.shape
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of the randomised decomposition
+        torch.default_generator.manual_seed(0)  # of the randomised decomposition; torch.manual_seed reaches GPUs too
         _, s, v = torch.svd_lowrank(x, q=min(k + 32, n, d), niter=4)
     known = min(k, len(s), n // _PER_COMPONENT)
     return torch.linalg.qr(torch.cat((v[:, :known], torch.eye(d, k).to(v)), dim=1))[0][:, :k], known
@@ -65,49 +65,50 @@ def _least_variance(n: int) -> float:
 
 
 class LinearGuess(nn.Module):
-    """The best linear guess of data from what is told of them: a ridge regression on its k principal components
+    """The best linear guess of data from their condition: a ridge regression on its k principal components
     (Jolliffe 1982, "A note on the use of principal components in regression"). Before `fit` it is 0.
 
     `mean` and `total` are the data's mean and variance per dimension.
 
     Args:
-        told: numbers of one condition.
+        c: numbers of one condition.
         d: numbers of one sample.
         k: principal components of the conditions.
     """
 
-    told_mean: Tensor
+    told_mean: Tensor  # of the conditions; checkpoints have it by this name
     basis: Tensor
     mean: Tensor
     total: Tensor
     slopes: Tensor
 
-    def __init__(self, told: int, d: int, k: int) -> None:
+    def __init__(self, c: int, d: int, k: int) -> None:
         super().__init__()
-        self.register_buffer("told_mean", torch.zeros(told))
-        self.register_buffer("basis", torch.eye(told, k))
+        self.register_buffer("told_mean", torch.zeros(c))
+        self.register_buffer("basis", torch.eye(c, k))
         self.register_buffer("mean", torch.zeros(d))
         self.register_buffer("total", torch.ones(()))
         self.register_buffer("slopes", torch.zeros(k, d))
 
-    def fit(self, told: Tensor, x: Tensor) -> None:
-        """Estimates it from conditions (n, told) of data (n, d)."""
-        mean, told_mean = x.mean(0), told.mean(0)
-        basis, known = principal(told - told_mean, self.basis.shape[1])
-        z = ((told - told_mean) @ basis).double()
+    def fit(self, condition: Tensor, x: Tensor) -> None:
+        """Estimates it from conditions (n, c) of data (n, d)."""
+        mean, condition_mean = x.mean(0), condition.mean(0)
+        basis, known = principal(condition - condition_mean, self.basis.shape[1])
+        z = ((condition - condition_mean) @ basis).double()
         z[:, known:] = 0
         # With a ridge: a component that hardly varied would have a huge slope, and vary more in other pictures.
         gram = z.T @ z + _RIDGE * len(z) * torch.eye(z.shape[1], dtype=z.dtype)
-        self.told_mean.copy_(told_mean)
+        self.told_mean.copy_(condition_mean)
         self.basis.copy_(basis)
         self.mean.copy_(mean)
         self.total.copy_((x - mean).double().square().mean().clamp(min=_SMALLEST))
         self.slopes.copy_(torch.linalg.solve(gram, z.T @ (x - mean).double()))
 
-    def forward(self, told: Tensor) -> Tensor:
-        """(B, d) of conditions (B, told)."""
-        dtype = told.dtype
-        return self.mean.to(dtype) + (told - self.told_mean.to(dtype)) @ self.basis.to(dtype) @ self.slopes.to(dtype)
+    def forward(self, condition: Tensor) -> Tensor:
+        """(B, d) of conditions (B, c)."""
+        dtype = condition.dtype
+        known = (condition - self.told_mean.to(dtype)) @ self.basis.to(dtype)
+        return self.mean.to(dtype) + known @ self.slopes.to(dtype)
 
 
 class MixturePrior(nn.Module):
@@ -122,7 +123,7 @@ class MixturePrior(nn.Module):
         d: numbers of one sample.
         k: principal components, at most; as many as ten data each give.
         count: K.
-        num_classes: labels that it is told, 0 for none.
+        num_classes: labels that it is conditioned on, 0 for none.
     """
 
     mean: Tensor

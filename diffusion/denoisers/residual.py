@@ -15,12 +15,12 @@ class ResidualDenoiser(RegressionDenoiser):
 
     c_out, P's root mean square error per dimension, gives the network targets of unit variance, and c_in and s inputs
     of unit variance. With one cluster, m = 0 and the covariance `sigma_data^2 I` this is EDM's preconditioning (Karras
-    et al. 2022, arXiv 2206.00364, eq. 8) but for the second input, and where the mixture is the data's distribution
+    et al. 2022, arXiv 2206.00364, eq. 7) but for the second input, and where the mixture is the data's distribution
     F = 0 is exact. Wang & Vastola 2023 (arXiv 2311.10892) measured that trained denoisers are nearly linear at high
     noise, those of one Gaussian; here the network need not learn it.
 
-    Where the network is told images, the mixture is that of what the best linear guess G of the data from the image
-    leaves over, `x0 - G(image)`, and P is G plus its denoiser at `x_t - alpha_t G(image)`. If image and data are
+    Where the network is conditioned on images, the mixture is that of what the best linear guess G of the data from the
+    image leaves over, `x0 - G(image)`, and P is G plus its denoiser at `x_t - alpha_t G(image)`. If image and data are
     Gaussian together and there are one cluster and components enough, P is exact but for the ridge of G: the covariance
     given the image is the same for all.
 
@@ -59,13 +59,12 @@ class ResidualDenoiser(RegressionDenoiser):
             raise ValueError("a ResidualDenoiser is undefined at t = 1 on a schedule with zero terminal SNR")
         d = torch.Size(shape).numel()
         self.prior = MixturePrior(d, min(components, d), clusters, self.num_classes)
-        told = self.condition_channels * d // shape[0]
-        self.guess = LinearGuess(told, d, min(components, told)) if told else None
-        self.always_told = self.guess is not None
+        c = self.condition_channels * d // shape[0]
+        self.guess = LinearGuess(c, d, min(components, c)) if c else None
+        self.always_conditioned = self.guess is not None
 
     def prepare(self, x: Tensor, cond: Condition) -> None:
-        """Fits guess and mixture to data (n, *S) and what is told of them, "label" and perhaps "image", before training
-        begins.
+        """Fits guess and mixture to data (n, *S) and their conditions, "label" and perhaps "image", before training.
 
         This is computed on the CPU, wherever data and model are, so that it gives the same on all devices.
         """
@@ -74,9 +73,9 @@ class ResidualDenoiser(RegressionDenoiser):
         fitted.cpu()
         x, label = x.cpu().flatten(1), cond["label"].cpu()
         if self.guess is not None:
-            told = cond["image"].cpu().flatten(1)
-            self.guess.fit(told, x)
-            x = x - self.guess(told)
+            image = cond["image"].cpu().flatten(1)
+            self.guess.fit(image, x)
+            x = x - self.guess(image)
         self.prior.fit(x, label)
         fitted.to(device)
 

@@ -95,9 +95,9 @@ def score(
     judge = Judge(splits, options.split, wanted, dataset, extractors, cache, places[0])
     n = len(judge)
     if pipeline is not None:
-        data, told = getattr(splits, options.split), judge.reference.told
+        data, conditioning = getattr(splits, options.split), judge.reference.conditioning
         began = time.monotonic()
-        given = draw_samples(pipeline, data, told, options.seed, places, options.batch(pipeline.shape))
+        given = draw_samples(pipeline, data, conditioning, options.seed, places, options.batch(pipeline.shape))
         settings |= {"seconds": time.monotonic() - began, "device": device_names(places)}
         settings |= {"calls_per_sample": pipeline.calls} if len(stages) == 1 else {}
     assert given is not None

@@ -162,7 +162,7 @@ def imported(name: str) -> nn.Module:
     if callable(found) and not isinstance(found, nn.Module):
         # Weights that it draws are the same each time, or no two evaluations would compare.
         with blamed_on(name, f"{attribute}() fails"), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             made = found()
     if not isinstance(made, nn.Module):
         raise ValueError(f"extractor={name} is {type(made).__name__}, not a torch module")
@@ -241,7 +241,7 @@ def train_classifier(
     Torch's own random numbers are left as they were.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         classifier = Classifier(pixels.shape[1:], num_classes).train()
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=3e-3, weight_decay=0.01)
     order = np.random.RandomState(seed)

@@ -61,7 +61,7 @@ def loaded(
 
 
 def check_classes(num_classes: int, splits: Splits, name: str) -> None:
-    """Raises ValueError if a model knows other classes than the data of this name, whose labels it is to be told."""
+    """Raises ValueError if a model knows other classes than the data of this name, whose labels are to condition it."""
     found = class_count(torch.cat([splits.train.labels, splits.val.labels, splits.test.labels]))
     if num_classes not in (0, found):
         raise ValueError(
@@ -71,14 +71,14 @@ def check_classes(num_classes: int, splits: Splits, name: str) -> None:
 
 
 def draw_samples(
-    pipeline: Pipeline, examples: Examples, told: Tensor, seed: int, places: Sequence[str], batch_size: int
+    pipeline: Pipeline, examples: Examples, conditioning: Tensor, seed: int, places: Sequence[str], batch_size: int
 ) -> tuple[Tensor, Tensor | None]:
     """A model's first n samples of a seed as they are scored, bytes (n, C, H, W) or points, and their labels (n,).
 
     Args:
         pipeline: what draws.
         examples: the data.
-        told: which of them sample k is conditioned on, (n,), if the model is conditional.
+        conditioning: which of them sample k is conditioned on, (n,), if the model is conditional.
         seed: of the noise.
         places: the devices that share them.
         batch_size: samples at a time on each.
@@ -86,8 +86,8 @@ def draw_samples(
     Raises:
         ValueError: some are not finite.
     """
-    n = len(told)
-    pipeline.condition_on(examples, told)
+    n = len(conditioning)
+    pipeline.condition_on(examples, conditioning)
     steps = math.ceil(math.ceil(n / len(places)) / batch_size) * len(pipeline.times)
     with progress(steps, "step", "sampling") as advance:
         samples = frames_on(places, pipeline, range(n), seed, None, batch_size, after_step=lambda: advance(1))[-1]

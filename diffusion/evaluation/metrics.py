@@ -121,7 +121,7 @@ def frechet_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and unbiased covariance (d, d) of rows."""
-    return x.mean(0), x.T.cov()
+    return x.mean(0), x.T.cov().reshape(x.shape[1], -1)  # of one feature `cov` gives a scalar
 
 
 def kernel_distance(x: Tensor, y: Tensor, seed: int = 0, replicates: int | None = None) -> Score:

@@ -42,9 +42,11 @@ def write_likelihood(folder: Path, split: str, kind: str, record: Mapping[str, A
     _write(folder, split, before | {"likelihood": before.get("likelihood", {}) | {kind: dict(record)}})
 
 
-def headline(folder: Path, split: str = "test") -> str | None:
-    """The first score of a run's samples, with its name; None if there is none."""
+def headline(folder: Path, step: int, weights: str | float, split: str = "test") -> str | None:
+    """The first score of samples of these weights at this step, with its name; None if there is none."""
     record = _read(folder, split)
+    if (record.get("step"), str(record.get("weights"))) != (step, str(weights)):
+        return None
     for name, row in record.get("scores", {}).items():
         value = row.get("samples", {}).get("value")
         if value is not None:

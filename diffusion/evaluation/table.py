@@ -55,7 +55,7 @@ class Reference:
         labels: of the real ones, (n,).
         train: likewise.
         train_labels: of these.
-        told: what a conditional model is told belongs to these rows of the split, (n,): not to the real ones, as far as
+        conditioning: rows of the split whose conditions a conditional model gets, (n,): not the real ones, as far as
             there are others.
     """
 
@@ -64,7 +64,7 @@ class Reference:
     labels: Tensor
     train: Tensor
     train_labels: Tensor
-    told: Tensor
+    conditioning: Tensor
 
     def __len__(self) -> int:
         return len(self.real)
@@ -99,18 +99,18 @@ def reference(splits: Splits, split: str, n: int) -> Reference:
     is_training = chosen is splits.train
     others = random_rows(len(splits.train))
     n = min(n, len(chosen), len(others) // 2 if is_training else len(others))
-    rows, told = (others[-n:], others[:n]) if is_training else judged_and_told(len(chosen), n)
+    rows, conditioning = (others[-n:], others[:n]) if is_training else judging_and_conditioning(len(chosen), n)
     return Reference(
         is_training,
         real=held(chosen, rows),
         labels=chosen.labels[rows],
         train=held(splits.train, others[:n]),
         train_labels=splits.train.labels[others[:n]],
-        told=told,
+        conditioning=conditioning,
     )
 
 
-def judged_and_told(size: int, n: int) -> tuple[Tensor, Tensor]:
+def judging_and_conditioning(size: int, n: int) -> tuple[Tensor, Tensor]:
     """n of so many data to judge by, and n that samples are conditioned on: others, as far as there are so many.
 
     Both are chosen at random but always the same: the first of a set that is sorted would not stand for it.

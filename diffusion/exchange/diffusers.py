@@ -27,7 +27,6 @@ from diffusion.networks.diffusers import DiffusersUNet
 from diffusion.networks.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-# Files by which a folder is known.
 # Names of the weights of attention in older files.
 _RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -167,6 +166,8 @@ def save(
             for name, content in {**files, **card}.items():
                 with atomic(part / name) as file:
                     file.write(content)
+            if folder.exists():  # empty; Windows replaces no folder
+                folder.rmdir()
             os.replace(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)

@@ -43,8 +43,8 @@ class _Positional(nn.Module):
         super().__init__()
         self.denoiser, self.names = denoiser, names
 
-    def forward(self, x_t: Tensor, t: Tensor, *told: Tensor) -> Tensor:
-        return self.denoiser(x_t, t, dict(zip(self.names, told, strict=True)))
+    def forward(self, x_t: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+        return self.denoiser(x_t, t, dict(zip(self.names, conditions, strict=True)))
 
 
 class _Decoder(nn.Module):
@@ -108,8 +108,8 @@ def denoiser_graph(
     check_exportable(denoiser)
     # A batch size that is no other dimension's: torch would take both for the same.
     example = examples(denoiser, shape, 0.5, 7, leveled)
-    told = [name for name in example if name not in ("x_t", "t")]
-    model = _Positional(denoiser, told)
+    conditions = [name for name in example if name not in ("x_t", "t")]
+    model = _Positional(denoiser, conditions)
     graph = _graph(model, list(example.values()), list(example), "x0")
     graph = graph if data is None else single(graph)
     schedule = denoiser.schedule
@@ -117,7 +117,7 @@ def denoiser_graph(
         t = t if schedule.timesteps is None else max(round(t * schedule.timesteps), 1) / schedule.timesteps
         for n in (1, 5):
             inputs = examples(denoiser, shape, t, n, leveled, data)
-            cond = {name: inputs[name] for name in told}
+            cond = {name: inputs[name] for name in conditions}
             _check(graph, model, inputs, "x0", _amplification(denoiser, inputs["x_t"], inputs["t"], cond))
     return graph
 

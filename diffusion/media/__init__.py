@@ -1,7 +1,6 @@
 """Pictures and files: what samples look like, and every way in which they are written."""
 
 from diffusion.media.files import (
-    SUFFIXES,
     check_claim,
     check_out,
     check_writable,
@@ -30,7 +29,6 @@ from diffusion.media.pictures import (
 )
 
 __all__ = [
-    "SUFFIXES",
     "Pixels",
     "animation",
     "axis_limit",

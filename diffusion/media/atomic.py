@@ -4,7 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -87,5 +87,6 @@ def remove_parts(folder: Path, name: str = "", older_than_s: float = -1.0) -> No
         older_than_s: leaves younger ones, which a living writer may be at; needless where there is no other writer.
     """
     for part in folder.glob(f".{name[:40]}*.part" if name else "*.part"):
-        if time.time() - part.stat().st_mtime > older_than_s:
-            part.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # a living writer has just renamed it
+            if time.time() - part.stat().st_mtime > older_than_s:
+                part.unlink()

@@ -1,8 +1,6 @@
-"""Pictures and files: what samples look like, and every way in which they are written.
+"""Every way in which samples are written; `diffusion.settings.outputs` says which suffix means what.
 
-Samples are images (n, C, H, W) in [-1, 1] with C = 1 or 3, or 2-D points (n, 2). Pictures are uint8 arrays (H, W, C)
-and an animation is a list of them. The suffix of a path decides what is written (`SUFFIXES`), and every file is written
-beside its final name and then renamed, so that a file that exists is whole.
+Each file is written beside its final name and then renamed, so that a file that exists is whole.
 """
 
 import io
@@ -19,18 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion.media.atomic import atomic, check_regular, reason, remove_parts
+from diffusion.media.pictures import Pixels, animation, picture, to_uint8
+from diffusion.settings.outputs import suffix_of
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.summary_pb2 import Summary
-from diffusion.media.pictures import Pixels, animation, picture, to_uint8
-
-SUFFIXES = {
-    ".gif": "animation",
-    ".webp": "lossless animation",
-    ".png": "one grid",
-    ".npz": "arrays",
-    "": "a folder of one PNG an image",
-}
 
 
 def _pil(pixels: Pixels) -> Image.Image:
@@ -113,16 +104,8 @@ def tensorboard_gif(tag: str, frames: Sequence[Pixels], fps: float = 5, hold: in
     return Summary(value=[Summary.Value(tag=tag, image=image)])
 
 
-def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        choices = ", ".join(f"{name or 'no suffix'} ({what})" for name, what in SUFFIXES.items())
-        raise ValueError(f"out={path} ends in {path.suffix}, which is not known: choose {choices}")
-    return suffix
-
-
 def _check_shape(path: Path, shape: Sequence[int]) -> None:
-    suffix = _suffix(path)
+    suffix = suffix_of(path)
     if len(shape) == 1 and suffix == "":
         raise ValueError(f"out={path} is a folder of images, but these samples are 2-D points: use .npz, .png or .gif")
     drawable = tuple(shape) == (2,) or (len(shape) == 3 and shape[0] in (1, 3))
@@ -136,12 +119,7 @@ def check_out(path: str | Path, shape: Sequence[int] | None = None) -> Path:
     `shape` is that of one sample, (C, H, W) or (2,), where it is known. Raises ValueError for an unknown suffix or
     samples that it cannot hold, and OSError (one line, naming the path) for a place that cannot be written.
     """
-    if not str(path):
-        raise ValueError("out= is empty: name a file or a folder")
-    if str(path) == "-":
-        raise ValueError("out=- would be the standard output, and samples are written to files: name one")
-    path = Path(path)
-    suffix = _suffix(path)
+    suffix, path = suffix_of(path), Path(path)
     if shape is not None:
         _check_shape(path, shape)
     if suffix and path.is_dir():
@@ -245,7 +223,7 @@ def save(
     """
     path = Path(path)
     _check_shape(path, samples.shape[1:])
-    match _suffix(path):
+    match suffix_of(path):
         case ".gif" | ".webp":
             save_gif(path, animation(states or [samples], rows), fps, hold)
         case ".png":

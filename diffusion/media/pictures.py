@@ -1,28 +1,19 @@
-"""Pictures and files: what samples look like, and every way in which they are written.
+"""What samples look like.
 
 Samples are images (n, C, H, W) in [-1, 1] with C = 1 or 3, or 2-D points (n, 2). Pictures are uint8 arrays (H, W, C)
-and an animation is a list of them. The suffix of a path decides what is written (`SUFFIXES`), and every file is written
-beside its final name and then renamed, so that a file that exists is whole.
+and an animation is a list of them.
 """
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
-
-
 Pixels = NDArray[np.uint8]
 
-
 _CELL = 96  # pixels: what a person can see without zooming
-
-
 _GAP = 112  # grey between cells: strokes that touch a cell's edge would run into black or white
 
 

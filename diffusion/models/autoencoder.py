@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion.likelihood import bits, discretised_nll, gaussian_kl, gaussian_nll
 from diffusion.noise import PREVIEW, Noise
 from diffusion.objectives import NOISE, Objective
+from diffusion.ranges import check_positive
 from diffusion.trainable import Curve, Trainable
 
 
@@ -95,8 +96,9 @@ class ELBOObjective(Objective):
 
     def __init__(self, samples: int = 1, beta: float = 1.0, eight_bit: bool = True) -> None:
         super().__init__()
-        if samples < 1 or beta <= 0:
-            raise ValueError(f"samples must be at least 1 and beta positive, got {samples=} and {beta=}")
+        check_positive(beta=beta)
+        if samples < 1:
+            raise ValueError(f"samples must be at least 1, got {samples}")
         self.samples, self.beta = samples, beta
         self.nll = discretised_nll if eight_bit else gaussian_nll
 

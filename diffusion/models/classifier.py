@@ -35,6 +35,8 @@ class NoisyClassifier(Trainable):
         classes = getattr(network, "classes", None)
         if not isinstance(classes, int):
             raise ValueError("a classifier needs a network that tells classes apart")
+        if schedule.log_snr(torch.ones((), device="cpu")).isinf():
+            raise ValueError("a classifier is undefined at t = 1 on a schedule with zero terminal SNR")
         self.network, self.schedule, self.num_classes = network, schedule, classes
 
     def forward(self, x_t: Tensor, t: Tensor) -> Tensor:

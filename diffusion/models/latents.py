@@ -102,6 +102,7 @@ class LatentObjective(Objective):
     def __init__(self, objective: Objective, codec: Codec) -> None:
         super().__init__()
         self.objective, self.codec = objective, codec
+        self.tunes, self.rewinds = objective.tunes, objective.rewinds
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""

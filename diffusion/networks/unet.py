@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = max(channels // head_channels, 1)
         if channels % self.heads:
-            raise ValueError(f"attention needs widths that are multiples of {head_channels}, got {channels}")
+            raise ValueError(f"attention of {self.heads} heads cannot share {channels} channels evenly: choose others")
         self.norm = normalisation(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zero(nn.Conv2d(channels, channels, 1))
@@ -80,7 +80,7 @@ class UNet(ImageNetwork):
         patch: side of the squares that are folded into channels first (1 for none).
         num_classes: see `ImageNetwork`, as for all that is not described here.
         dropout: in the residual blocks.
-        head_channels: channels of an attention head.
+        head_channels: about so many channels an attention head: `width // head_channels` heads, at least one.
         groups: of every normalisation, as diffusers' U-Net has them; None is at most 32 of at least 4 channels each.
         pad: images whose height or width the levels do not divide are padded by zeros, and the output is cropped.
     """
@@ -204,7 +204,10 @@ def check_levels(
     """What images are padded to multiples of, see `check_size`, if the arguments make a network that they can pass."""
     counts = blocks_by_level(blocks, widths)
     if not widths or min(widths) < 2 or patch < 1 or widths[0] % 2:
-        raise ValueError(f"{name} needs widths and patch of at least 1 and an even first width, got {list(widths)}")
+        raise ValueError(
+            f"{name} needs widths of at least 2, the first of them even, and a patch of at least 1, got "
+            f"{list(widths)} and {patch}"
+        )
     if len(counts) != len(widths) or min(counts) < 1:
         raise ValueError(
             f"blocks={blocks}: {name} needs at least one in each level, a number for all or one for each of "

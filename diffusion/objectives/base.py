@@ -21,7 +21,8 @@ def conditions(batch: Mapping[str, Tensor]) -> Condition:
 
 
 class Objective(nn.Module, ABC):
-    """A loss: `objective(model, batch, noise)` is a dict of "loss", "log_snr" and more to be logged, (B,) each."""
+    """A loss: `objective(model, batch, noise)` is a dict of "loss" and more to be logged, (B,) each; with noise levels
+    "log_snr" too."""
 
     trains: type[nn.Module] = Trainable  # the class of models that it can train
     tunes: bool = False  # whether it turns a trained denoiser into a consistency model
@@ -64,6 +65,7 @@ class ConditionDropout(Objective):
         if not 0 < share < 1:
             raise ValueError(f"condition_dropout must be at least 0 and below 1, got {share}")
         self.objective, self.share = objective, share
+        self.tunes, self.rewinds = objective.tunes, objective.rewinds
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""
@@ -80,7 +82,7 @@ class ConditionDropout(Objective):
             raise ValueError(
                 f"condition dropout of {self.share:g}: this network has no condition that could be withheld"
             )
-        if model.always_told:
+        if model.always_conditioned:
             raise ValueError(f"condition dropout of {self.share:g}: this denoiser always needs its image")
         self.objective.check(model)
 

@@ -121,6 +121,8 @@ class ConsistencyObjective(Objective):
             raise ValueError("this objective does not train the variance, but the denoiser has a learned one")
         if model.steps:
             raise ValueError("this objective needs noise levels between the steps for which the network has weights")
+        if model.schedule.log_snr(torch.ones((), device="cpu")).isinf():
+            raise ValueError("this objective needs a finite sigma / alpha at t = 1: the schedule has zero terminal SNR")
         self.times.check(model.schedule)
         if isinstance(model, NetworkDenoiser):
             _check_ends(model)

@@ -27,14 +27,16 @@ def check_push(name: str) -> None:
 
 
 def card_of(checkpoint: Checkpoint, name: str, weights: str) -> dict[str, bytes]:
-    """The files of a model card: a README.md, made of the run's configuration and of its scores if it was evaluated,
-    and the newest picture that was drawn from it.
+    """The files of a model card: a README.md, made of the run's configuration and of the scores of these weights at
+    this step if they were evaluated, and the newest picture that was drawn from it.
 
     Raises:
         ConfigError: the file of scores is damaged.
     """
     record = checkpoint.folder / "metrics.json"
-    scores = strict.read(record).get("scores", {}) if record.exists() else {}
+    found = strict.read(record) if record.exists() else {}
+    same = (found.get("step"), str(found.get("weights"))) == (checkpoint.step, weights)
+    scores = found.get("scores", {}) if same else {}
     if not isinstance(scores, Mapping) or not all(isinstance(row, Mapping) for row in scores.values()):
         raise ConfigError(f"{record} is damaged: score the run again, or remove that file")
     pictures = [file for file in (checkpoint.folder / "samples").glob("*.png") if file.is_file()]

@@ -55,7 +55,9 @@ def find_begun(config: Mapping[str, Any], root: Path = ROOT, of_sweep: bool = Fa
     Returns:
         None if there is no such run.
     """
-    wanted = config["trainer"]
+    wanted = {name: config["trainer"][name] for name in LIMITS}
+    if config["budget_minutes"] is not None:  # which a run turns into steps of its own
+        wanted |= {"max_steps": None, "max_epochs": None}
     others, further = [], []
     for folder in runs(root):
         if folder.parent.name != config["dataset"]["name"]:

@@ -28,6 +28,7 @@ class RePaintSampler(Sampler):
         self.order, self.calls = sampler.order, rounds * sampler.calls
         self.stochastic = sampler.stochastic or rounds > 1
         self.from_pure_noise, self.by_transition = sampler.from_pure_noise, sampler.by_transition
+        self.remembers, self.affine, self.flow_map = sampler.remembers, sampler.affine, sampler.flow_map
 
     def check(self, denoiser: Denoiser, times: Tensor) -> None:
         super().check(denoiser, times)

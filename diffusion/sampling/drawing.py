@@ -50,7 +50,7 @@ class Drawing:
     def __init__(
         self, options: Options, steering: Steering, method: Mapping[str, Any], typed: Iterable[str] = ()
     ) -> None:
-        self.options, self.steering = options, steering
+        self.options, self.steering, self.wrapper = options, steering, method.get("wrapper")
         self.places = devices(options.devices, options.accelerator)
         if options.out is not None:
             media.check_out(options.out)
@@ -197,6 +197,7 @@ class Drawing:
             "label": self.label, "clip": options.clip, **sampler_settings(self.pipeline.sampler),
             "times": self.pipeline.times.tolist(), **steering.given(),
             **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
+            **({} if self.wrapper is None else {"wrapper": self.wrapper}),
         }  # fmt: skip
         media.check_claim(self.out, settings)
         numbers = media.missing(self.out, self.n)
@@ -211,7 +212,7 @@ class Drawing:
                 media.save_folder(self.out, samples, batch)
                 advance(len(batch))
         if len(numbers) < self.n:
-            print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already")
+            print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already", file=sys.stderr)
 
     def _states(self, numbers: "range | list[int]", frames: int = 1) -> Tensor:
         """States of the samples with these numbers, even in log-SNR, the samples last: (frames, n, *S)."""

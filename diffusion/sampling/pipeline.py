@@ -1,11 +1,4 @@
-"""Sampling from a trained model: behind `sample.py`, or in three lines of a notebook:
-
-    from diffusion.sampling import Pipeline
-    pipeline = Pipeline.load("lightning_logs/digits/version_0")
-    images = pipeline.sample(16, seed=1)
-
-gives (16, 1, 8, 8) in [-1, 1].
-"""
+"""The one way in which samples are drawn: by a sampler on its grid of times, from a denoiser and its conditions."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -319,7 +312,7 @@ class Pipeline:
     def _called(self, device: torch.device) -> Denoiser:
         """The denoiser on this device, by CUDA graphs where that pays; they are kept for the next batch."""
         if self._on != device or device.type == "cpu":
-            self._on, self._fast = device, graphed(self.denoiser.to(device), device, calls=len(self.times))
+            self._on, self._fast = device, graphed(self.denoiser.to(device), device, calls=len(self.times) - 1)
         assert self._fast is not None
         return self._fast
 

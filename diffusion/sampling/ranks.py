@@ -68,5 +68,7 @@ def _serve() -> None:
         pickled, shares = received[0]
         part = None
         if rank < len(shares):
-            part = pickle.loads(pickled).frames(**shares[rank] | {"device": place}).numpy()
+            # The first process knows accelerator=: where it computes on its CPU, so do the others.
+            where = "cpu" if shares[rank]["device"] == "cpu" else place
+            part = pickle.loads(pickled).frames(**shares[rank] | {"device": where}).numpy()
         distributed.gather_object(part)

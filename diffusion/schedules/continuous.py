@@ -141,7 +141,7 @@ class VPSchedule(LinearBetaSchedule):
 class SubVPSchedule(LinearBetaSchedule):
     """The sub-VP SDE (Song et al. 2021, eq. 12 and 29): `sigma_t = 1 - e^-B`, so `alpha^2 + sigma^2 < 1` on the way.
 
-    Sigma falls with t, not with its root, so that it is 1e-4 at a t_min of 1e-3, where the paper starts sampling.
+    Sigma falls with t, not with its root, so that it is 1e-4 at a t_min of 1e-3, where the paper ends sampling.
     """
 
     t_min = 1e-3

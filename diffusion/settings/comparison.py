@@ -65,7 +65,7 @@ class Options:
         return [None] if self.steps is None else listed(self.steps)
 
     def evaluation(self, run: str, out: str, steps: int | None) -> Evaluation:
-        """How `evaluate.py` is told to score a run; raises ValueError for values that cannot be.
+        """The settings by which `evaluate.py` scores a run; raises ValueError for values that cannot be.
 
         Args:
             run: its folder.

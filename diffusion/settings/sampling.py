@@ -9,6 +9,7 @@ from typing import Any
 from diffusion.build import ConfigError, construct
 from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
+from diffusion.settings.outputs import suffix_of
 
 # Measurements that an image can be restored from, see `diffusion.sampling.measurements`.
 MEASUREMENTS = ("blur", "downsample", "mask", "grey")
@@ -216,6 +217,8 @@ class Options:
             value = vars(self)[name]
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.out is not None:
+            suffix_of(self.out)
         check_form(self.devices)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")

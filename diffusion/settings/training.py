@@ -93,7 +93,7 @@ class Settings:
 
     @property
     def loggers(self) -> list[str]:
-        """Those that are told of a run beside the files in its folder."""
+        """Those that log a run beside the files in its folder."""
         return listed(self.logger)
 
 

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffusion.build import ConfigError
 from diffusion.machine import memory
 from diffusion.runs.parts import Parts
+from diffusion.runs.places import CheckpointError
 from diffusion.runs.report import REPORT
 from diffusion.runs.trained import KINDS
 from diffusion.terminal import streams
@@ -46,6 +48,8 @@ def less_memory(parts: Parts) -> str:
     size = parts.settings.batch_size
     if size == 1:
         return "batch_size is 1 already, choose a smaller network"
+    if size % 2:
+        return f"lower batch_size={size}"
     return (
         f"lower batch_size={size}; half of it with twice the batches a step, batch_size={size // 2} "
         f"trainer.accumulate_grad_batches={2 * parts.accumulated}, trains in the same way"
@@ -54,7 +58,7 @@ def less_memory(parts: Parts) -> str:
 
 @contextmanager
 def ending(parts: Parts, folder: Path | None, of_sweep: bool) -> Iterator[None]:
-    """Says how to go on with a run that was interrupted, or has no memory left.
+    """Says how to go on with a run that was interrupted, or has no memory left; a run that is refused leaves no folder.
 
     Args:
         parts: of the run.
@@ -69,6 +73,12 @@ def ending(parts: Parts, folder: Path | None, of_sweep: bool) -> Iterator[None]:
             if of_sweep:
                 streams.problem("the sweep goes on with its own command and resume=auto")
         sys.exit(stop.code)
+    except CheckpointError:  # the disk is full, say: what was logged so far stays
+        raise
+    except ConfigError:
+        if folder is not None and not _has_checkpoint(folder):
+            remove_folder(folder)
+        raise
     except memory.SHORTAGES as error:
         if folder is None or not memory.ran_out(error):
             raise
@@ -77,9 +87,16 @@ def ending(parts: Parts, folder: Path | None, of_sweep: bool) -> Iterator[None]:
 
 def out_of_memory(error: BaseException, parts: Parts, folder: Path) -> memory.OutOfMemory:
     """What a run that has no memory left says; its folder is removed if no checkpoint is in it."""
-    if any((folder / "checkpoints").glob("*.ckpt")):
-        remains = f"the last checkpoint is kept: python train.py resume={pasted(folder)}"
+    if _has_checkpoint(folder):
+        remains = (
+            f"the last checkpoint is kept: python train.py resume={pasted(folder)} where there is more memory, or "
+            f"init_from={pasted(folder)} for a new run with other settings"
+        )
     else:
         remove_folder(folder)
         remains = "no checkpoint was written yet"
     return memory.OutOfMemory(error, f"{less_memory(parts)}; {remains}")
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any((folder / "checkpoints").glob("*.ckpt"))

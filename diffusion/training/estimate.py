@@ -46,7 +46,7 @@ def _batch_of_a_copy(module: DiffusionModule, batch: Mapping[str, Tensor], train
     device = trainer.strategy.root_device
     denoiser = copy.deepcopy(module.denoiser).to(device).train()
     objective = copy.deepcopy(module.objective).to(device).train()
-    captured = not eager_because(module.capture, trainer)
+    captured = not eager_because(module.capture, trainer, module.objective)
     optimizer = module.optimizer(denoiser.network, fused=captured)
     autocast = trainer.precision_plugin.forward_context
     if captured:
@@ -76,7 +76,7 @@ def estimate(run: Run, trainer: pl.Trainer, limit: Limit) -> float:
     """
     batch = device_batch(run, trainer)
     size = len(batch["x"])
-    once = run.parts.settings.compile or not eager_because(run.module.capture, trainer)
+    once = run.parts.settings.compile or not eager_because(run.module.capture, trainer, run.module.objective)
     count = size if once else 16
     seconds = 0.0
     # A run of a few steps is not measured for longer than it takes.
@@ -151,7 +151,7 @@ def announce(
     share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
     images = counted(batch, "image")
     print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {images}{share}")
-    reason = eager_because(run.module.capture, trainer)
+    reason = eager_because(run.module.capture, trainer, run.module.objective)
     print(f"training step: {f'eager, since {reason}' if reason else 'captured as CUDA graphs'}")
     if steps is None:
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit.max_time}")

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from diffusion.build import ConfigError
 from diffusion.runs.parts import Parts
+from diffusion.terminal.progress import counted
 
 
 class Limit(NamedTuple):
@@ -33,6 +34,28 @@ def limit_of(parts: Parts, train_size: int) -> Limit:
         of_epochs = epochs * math.ceil(train_size / parts.images_per_step)
         steps = min(of_epochs, steps or of_epochs)
     return Limit(steps, options["max_time"])
+
+
+def check_validation(parts: Parts, size: int, batch_size: int, world_size: int) -> None:
+    """Raises ConfigError if the validation split has too few data for every device, or for `limit_val_batches`.
+
+    Args:
+        parts: of the run.
+        size: examples of the validation split.
+        batch_size: of validation, over all devices.
+        world_size: devices.
+    """
+    limit, batches = parts.trainer.get("limit_val_batches"), math.ceil(size / batch_size)
+    if isinstance(limit, float) and limit > 0 and int(limit * batches) == 0:
+        raise ConfigError(
+            f"trainer.limit_val_batches={limit:g} of the {counted(batches, 'batch')} of validation is less than one: "
+            f"give a number of batches, such as 1, or a larger share"
+        )
+    if size < world_size and limit != 0:
+        raise ConfigError(
+            f"the validation split has {counted(size, 'example')} for {world_size} devices: use fewer devices or more "
+            f"data, or leave out validation by trainer.limit_val_batches=0"
+        )
 
 
 def check_limit(limit: Limit, parts: Parts) -> None:

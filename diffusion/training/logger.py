@@ -102,7 +102,8 @@ class Table:
     def _write(self, rows: Iterable[Mapping[str, str]]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self._columns)
-        writer.writeheader()
+        if self._columns:
+            writer.writeheader()
         writer.writerows(rows)
         with atomic(self.path) as file:
             file.write(text.getvalue().encode())

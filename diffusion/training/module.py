@@ -115,7 +115,7 @@ class DiffusionModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Captures the step before the first batch, when all that a checkpoint restores is there."""
-        if self.static is None and not eager_because(self.capture, self.trainer):
+        if self.static is None and not eager_because(self.capture, self.trainer, self.objective):
             self._capture(batch)
 
     def _capture(self, batch: Mapping[str, Tensor]) -> None:

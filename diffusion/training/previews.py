@@ -10,10 +10,12 @@ from diffusion.denoisers import Condition, Denoiser
 from diffusion.noise import PREVIEW
 from diffusion.runs.report import PREVIEW_FILE
 from diffusion.samplers import (
+    ConsistencySampler,
     DDIMSampler,
     DDPMSampler,
     DPMSolverPP2MSampler,
     Grid,
+    LevelsGrid,
     LogSNRGrid,
     Sampler,
     TrailingGrid,
@@ -31,7 +33,7 @@ class Preview(AfterStep):
     The newest grid is also in the run's folder, as `samples/preview.png`.
 
     They are drawn by DPM-Solver++(2M), so that pictures of all runs compare whatever sampler a run is made for; where
-    it cannot go, by DDIM, or by DDPM on the whole grid.
+    it cannot go, by DDIM, or by DDPM on the whole grid; those of a consistency model by its own sampler.
 
     Args:
         every: optimizer steps; also after the last one. 0 for never.
@@ -76,7 +78,9 @@ class Preview(AfterStep):
 def preview_pipeline(
     module: DiffusionModule, shape: tuple[int, ...], clip: bool, steps: int, rows: Tensor | None = None
 ) -> Pipeline:
-    """Draws with the averaged weights by `quick_method`, from noise of its own: the same images at every step.
+    """Draws with the averaged weights, from noise of its own: the same images at every step.
+
+    The sampler is `quick_method`'s, or the consistency sampler where the objective trains for that.
 
     A conditional model is conditioned on what belongs to the validation data `rows` (n,), image k on that of item k;
     where that is None, on each class in turn.
@@ -87,7 +91,11 @@ def preview_pipeline(
     label = given.pop("label").tolist() if "label" in given else None
     if rows is None and denoiser.embedding:  # nothing else decides what to draw
         given["embedding"] = torch.zeros(1, denoiser.embedding)
-    sampler, times = quick_method(denoiser, steps)
+    sampler: Sampler
+    if module.objective.tunes:
+        sampler, times = ConsistencySampler(), LevelsGrid()(denoiser.schedule, steps)
+    else:
+        sampler, times = quick_method(denoiser, steps)
     return Pipeline(
         denoiser=denoiser,
         sampler=sampler,

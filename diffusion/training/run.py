@@ -138,7 +138,7 @@ class Run:
                 f"init_from={checkpoint.path} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}"
             )
         theirs, ours = (config["dataset"].get("condition") for config in (checkpoint.config, self.parts.config))
-        if self.module.denoiser.always_told and canonical(theirs) != canonical(ours):
+        if self.module.denoiser.always_conditioned and canonical(theirs) != canonical(ours):
             raise ConfigError(
                 f"init_from={checkpoint.path}: what denoiser=residual fitted to its images is of no use for others: "
                 f"that run's dataset.condition is {theirs}, and this one's {ours}"
@@ -178,13 +178,12 @@ class Run:
         settings = self.parts.settings
         config = limited(self.parts.config, limit, settings.budget_minutes is not None and checkpoint is None)
         # The newest run's folder holds the run's whole configuration, readable without torch.
-        logger = None
-        if folder is not None:
-            logger = self._logger(folder, config, None if checkpoint is None else checkpoint.step)
-            with atomic(folder / "config.yaml") as file:
-                file.write(yaml.safe_dump(config, sort_keys=False).encode())
-        finished = False
+        logger, finished = None, False
         try:
+            if folder is not None:
+                logger = self._logger(folder, config, None if checkpoint is None else checkpoint.step)
+                with atomic(folder / "config.yaml") as file:
+                    file.write(yaml.safe_dump(config, sort_keys=False).encode())
             loss = self._fitted(
                 trainer, limit, Checkpoints(folder, config, settings.checkpoint_every), logger, checkpoint
             )
@@ -216,7 +215,7 @@ class Run:
             *([Snapshots(folder, keep)] if keep else []),
             checkpoints,
         ]
-        if not eager_because(settings.capture, trainer):
+        if not eager_because(settings.capture, trainer, self.parts.objective):
             device = trainer.strategy.root_device
             self.module.served = self.data.served_on(device, torch.cuda.mem_get_info(device)[0])
         path = None if checkpoint is None else checkpoint.path
@@ -246,20 +245,15 @@ class Run:
         return None if final is None else float(final)
 
     def _logger(self, folder: Path, config: Mapping[str, Any], resumed_from: int | None) -> RunLogger:
-        """What the run is logged by; ConfigError if a logger cannot begin, and then a new run leaves no folder."""
+        """What the run is logged by; ConfigError if a logger cannot begin."""
         settings = self.parts.settings
         if not settings.loggers:
             return RunLogger(folder, resumed_from)
-        try:
-            return RunLogger(
-                folder,
-                resumed_from,
-                lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
-            )
-        except ConfigError:
-            if resumed_from is None:
-                remove_folder(folder)
-            raise
+        return RunLogger(
+            folder,
+            resumed_from,
+            lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
+        )
 
 
 def _space(autoencoder: Mapping[str, Any] | None) -> str:

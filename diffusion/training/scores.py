@@ -11,20 +11,20 @@ from diffusion.evaluation.copying import Watch
 from diffusion.evaluation.extractors import RandomConvolutions, features
 from diffusion.evaluation.metrics import frechet_distance, kernel_distance, neighbour_scores
 from diffusion.evaluation.points import sliced_wasserstein
-from diffusion.evaluation.table import judged_and_told
+from diffusion.evaluation.table import judging_and_conditioning
 from diffusion.sampling.conditions import Examples
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule
 from diffusion.training.previews import preview_pipeline
 
-LEAST_WATCHED = 5  # held-out images, and training images, that copies are told by
+LEAST_WATCHED = 5  # held-out images, and training images, by which copies are recognised
 
 
 class Scores(AfterStep):
     """Scores samples of the averaged weights against validation data.
 
-    A trend, not a score to report: the samples are few, in 20 steps.
+    A trend, not a score to report: the samples are few, in few steps.
 
     Images are judged by random convolutions, which know no data set, and by their distances to training images; points
     by the sliced Wasserstein distance. A run warns once when samples are nearer to training images than validation data
@@ -35,20 +35,21 @@ class Scores(AfterStep):
         shape: of one sample.
         clip: clamp the predicted data to [-1, 1].
         n: how many samples and validation data, fewer if there are fewer.
+        steps: of the sampler.
 
     Raises:
         ValueError: data of this shape have no scores.
     """
 
-    def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 256) -> None:
+    def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 256, steps: int = 20) -> None:
         super().__init__()
-        self.every, self.shape, self.clip, self.n = every, shape, clip, n
-        self.images = 20 * n
+        self.every, self.shape, self.clip, self.n, self.steps = every, shape, clip, n, steps
+        self.images = steps * n
         if every and len(shape) != 3 and shape != (2,):
             raise ValueError(f"score_every scores images and points in the plane, not data of shape {shape}")
         # Not a part of the Lightning module, where it would get into checkpoints.
         self._extractor = RandomConvolutions(shape[0]).eval() if len(shape) == 3 else None
-        self._real, self._told = torch.empty(0), torch.empty(0, dtype=torch.int64)
+        self._real, self._conditioning = torch.empty(0), torch.empty(0, dtype=torch.int64)
         self._watch: Watch | None = None
         self._warned = False
 
@@ -61,7 +62,7 @@ class Scores(AfterStep):
     def judge_by(self, examples: Examples, training: Tensor | None = None) -> None:
         """Takes the validation data that samples are judged by, and training images (N, C, H, W) in [-1, 1] to look for
         copies among; ValueError if the former are too few for a score."""
-        rows, self._told = judged_and_told(len(examples), self.n)
+        rows, self._conditioning = judging_and_conditioning(len(examples), self.n)
         data = examples.get(rows)
         self._real = data if self._extractor is None else features(self._extractor, media.quantised(data))
         if training is not None and min(len(data), len(training)) >= LEAST_WATCHED:
@@ -86,7 +87,7 @@ class Scores(AfterStep):
 
     def scores(self, module: DiffusionModule) -> dict[str, float]:
         """The scores by their names, which end in the number of samples; none if a sample is not finite."""
-        pipeline = preview_pipeline(module, self.shape, self.clip, 20, self._told)
+        pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, self._conditioning)
         fake = pipeline.sample(len(self._real), device=str(module.device))
         if not fake.isfinite().all():
             return {}  # a gap in the curves

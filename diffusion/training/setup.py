@@ -154,16 +154,16 @@ def conditioned(network: Mapping[str, Any], condition: ImageCondition, shape: Se
     given = {"condition_channels": condition.channels(shape), "condition_level": condition.leveled}
     cls = resolve(network.get("_target_"), "network")
     if not given.keys() <= inspect.signature(cls).parameters.keys():
-        raise ConfigError(f"a {cls.__name__} cannot be conditioned on images")
+        raise ConfigError(f"{cls.__name__} cannot be conditioned on images")
     return {**network, **given}
 
 
 def augmented(network: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a network that is told how images were transformed; raises ConfigError if it cannot be."""
+    """The configuration of a network that is conditioned on an augmentation; raises ConfigError if it cannot be."""
     cls = resolve(network.get("_target_"), "network")
     if "augmentation" not in inspect.signature(cls).parameters:
         raise ConfigError(
-            f"dataset.augment= tells the network how images were transformed, and a {cls.__name__} cannot be told: use "
-            f"network=unet or dit, or dataset.augment=0"
+            f"dataset.augment= conditions the network on how images were transformed, and {cls.__name__} takes no "
+            f"such condition: use network=unet or dit, or dataset.augment=0"
         )
     return {**network, "augmentation": LENGTH}

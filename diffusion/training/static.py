@@ -23,12 +23,13 @@ from diffusion.trainable import Trainable
 PRECISIONS = ("32-true", "bf16-mixed")
 
 
-def eager_because(capture: bool | str, trainer: pl.Trainer) -> str:
+def eager_because(capture: bool | str, trainer: pl.Trainer, objective: Objective) -> str:
     """Why a run's steps are not captured, as the end of a sentence; nothing where they can be.
 
     Args:
         capture: the setting: "auto", True or False.
         trainer: tells device and precision.
+        objective: of the run.
     """
     if capture is False:
         return "capture=false"
@@ -41,6 +42,8 @@ def eager_because(capture: bool | str, trainer: pl.Trainer) -> str:
         return f"trainer.precision={trainer.precision} is not {' or '.join(PRECISIONS)}"
     if torch.is_anomaly_enabled() or trainer._detect_anomaly:
         return "trainer.detect_anomaly=true reads every value"
+    if objective.rewinds:
+        return "its objective sets the random number generator back"
     return ""
 
 
@@ -119,11 +122,9 @@ class StaticStep:
         were, also where this fails; the next step has to be filled first.
 
         Raises:
-            NotCapturable: the step asks the device for a value, or sets torch's generator back.
+            NotCapturable: the step asks the device for a value.
             RuntimeError: CUDA refuses to capture it.
         """
-        if any(isinstance(part, Objective) and part.rewinds for part in self.objective.modules()):
-            raise graphs.NotCapturable("its objective sets the random number generator back")
         kept = [(tensor, tensor.detach().clone()) for tensor in self._changing()]
         known = {id(tensor) for tensor, _ in kept}
         try:

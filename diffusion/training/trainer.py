@@ -84,6 +84,6 @@ def make_trainer(parts: Parts) -> pl.Trainer:
             f"batch_size={settings.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "
             f"{trainer.world_size}"
         )
-    if settings.capture is True and (reason := eager_because(settings.capture, trainer)):
+    if settings.capture is True and (reason := eager_because(settings.capture, trainer, parts.objective)):
         raise ConfigError(f"capture=true: steps cannot be captured here: {reason}; use capture=auto")
     return trainer

@@ -25,9 +25,10 @@ def watchers(parts: Parts) -> list[AfterStep]:
     """
     settings = parts.settings
     if parts.model.draws:
+        steps = 2 if parts.tunes else 20  # of a consistency model, which needs few calls, or of a quick sampler
         return [
-            Preview(settings.preview_every, parts.shape, settings.clip),
-            Scores(settings.score_every, parts.shape, settings.clip),
+            Preview(settings.preview_every, parts.shape, settings.clip, steps=steps),
+            Scores(settings.score_every, parts.shape, settings.clip, steps=steps),
         ]
     if settings.score_every:
         raise ConfigError(

@@ -25,8 +25,8 @@ from diffusion.schedules import VPSchedule
 CONFIGS = Path(__file__).parents[2] / "configs" / "sampler"
 FIRST, LAST = -5.0, 6.0  # log-SNR where a way begins, and from where its last step leads to the data
 EVEN_IN_T = ("euler_maruyama", "predictor_corrector")  # the others take even steps in log-SNR
-# ddim again; as near to the solution as it is told; in docs/score.md; annealed_langevin again
-OMITTED = ("euler", "adaptive", "langevin", "ncsn")
+# ddim again; as near to the solution as is wanted; in docs/score.md; annealed_langevin again; for flow maps
+OMITTED = ("euler", "adaptive", "langevin", "ncsn", "consistency")
 COLOURS = (style.VERMILLION, style.BLUE, style.GREEN, style.PURPLE)
 HALF = 2.1
 

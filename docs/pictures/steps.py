@@ -115,7 +115,7 @@ class Scorer:
             raise ValueError(f"this scores images, and {dataset['name']} has none")
         self.data = getattr(splits, options.split)
         self.device, real = device, reference(splits, options.split, options.n)
-        self.told = real.told
+        self.conditioning = real.conditioning
         known = classifier(dataset, *everything(splits.train), Cache(Path(".cache")))
         self.extractors = {CLASSIFIER: known, RANDOM: RandomConvolutions(dataset["shape"][0]).eval()}
         self._real = {name: features(module, real.real, device) for name, module in self.extractors.items()}
@@ -155,7 +155,9 @@ def measured(options: Options) -> tuple[Path, dict[str, Any]]:
         try:
             steps = steps_for(calls, each)
             pipeline = Pipeline.from_checkpoint(checkpoint, options.weights, sampler=sampler, grid=grid, steps=steps)
-            pixels, _ = draw_samples(pipeline, scorer.data, scorer.told, options.seed, places, options.batch_size)
+            pixels, _ = draw_samples(
+                pipeline, scorer.data, scorer.conditioning, options.seed, places, options.batch_size
+            )
         except ValueError as error:  # this sampler cannot go there, or did not arrive: the others can
             print(f"{name}, {grid_name}, {calls} calls: left out ({cli.one_line(error)})")
             continue

@@ -210,3 +210,17 @@ def test_a_zip_is_sent_to_a_process_without_its_open_file(folder: Path) -> None:
     examples = Folder(packed(folder), 8, memory_gib=0, holdout=0).load().train
     sent = pickle.loads(pickle.dumps(examples))
     assert torch.equal(sent.get(torch.arange(20)), examples.get(torch.arange(20)))
+
+
+def test_a_folder_that_holds_all_else_and_what_a_mac_adds_are_left_out_of_names(folder: Path) -> None:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in folder.rglob("*"):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder.parent).as_posix())
+        archive.writestr("__MACOSX/edm/._dataset.json", b"x")
+    source = Folder(path, 8)
+    splits = source.load()
+    assert source.classes == ("0", "1", "2")  # of dataset.json
+    assert torch.equal(identities(splits.train), identities(Folder(folder, 8).load().train))
+    assert Archive(path).folders() == ["00000", "00001"]

@@ -212,8 +212,8 @@ def test_a_run_begins_with_the_weights_of_one_without_augmentation_and_the_rever
         ("dataset.augment=true", "dataset.augment must be a probability"),
         ("dataset.augment=much", "dataset.augment must be a probability"),
         ("dataset=moons dataset.augment=0.1", "dataset.augment=0.1: only images can be augmented"),
-        ("network=tutorial dataset.augment=0.1", "a TutorialUNet cannot be told"),
-        ("experiment=classifier_digits dataset.augment=0.1", "a Encoder cannot be told"),
+        ("network=tutorial dataset.augment=0.1", "TutorialUNet takes no such condition"),
+        ("experiment=classifier_digits dataset.augment=0.1", "Encoder takes no such condition"),
     ],
 )
 def test_what_cannot_be_augmented_gets_one_line_and_leaves_nothing(tmp_path: Path, arguments: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from data.changes import DataChanged, compared, identities
 from data.folder import Folder
 from data.stream import Images, Points
 from diffusion.optimizers import LearningRate
-from diffusion.runs.checkpoints import Checkpoint
+from diffusion.runs import resume
+from diffusion.runs.checkpoints import Checkpoint, newest_good
 from diffusion.runs.resume import rate_lift
 
 
@@ -129,3 +131,9 @@ def test_auto_takes_the_run_with_these_limits_else_one_that_is_not_too_far(tmp_p
     assert f"run folder: {runs / 'version_1'}" in said
     assert f"resume=auto goes on with {runs / 'version_0'}, step 4: the newest run with these settings\n" in auto(4)
     assert f"{runs / 'version_1'}, step 2: the newest run with these settings, now with trainer.max_steps=3" in auto(3)
+    # A budget has no steps of its own to compare, also in a sweep.
+    config = dict(newest_good(tmp_path / runs / "version_1").config)
+    asked = config | {"budget_minutes": 1.0, "trainer": config["trainer"] | {"max_steps": 50_000}}
+    with mock.patch.object(resume, "essence", return_value={}):
+        found = resume.find_begun(asked, tmp_path / "lightning_logs", of_sweep=True)
+    assert found is not None

@@ -229,7 +229,7 @@ def test_without_the_package_one_line_says_how_to_install_it(tmp_path: Path, mon
 def test_labels_that_are_lists_are_refused(tmp_path: Path) -> None:
     table([[0], [1]] * 15).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match=r"the column label has \[0\], and classes are texts or whole numbers"):
-        HuggingFace(tmp_path, 8).load()
+        HuggingFace(tmp_path, 8, label_column="label").load()
 
 
 def test_splits_whose_classes_have_another_order_are_refused(tmp_path: Path) -> None:
@@ -253,3 +253,10 @@ def test_files_that_do_not_fit_together_are_named_by_what_is_wrong(tmp_path: Pat
     table(*NAMED, more=[1] * COUNT).to_parquet(tmp_path / "train-1.parquet")
     with pytest.raises(OSError, match="cannot be read: .*more"):
         HuggingFace(tmp_path, 8).load()
+
+
+def test_a_column_of_other_things_that_is_called_label_is_not_taken_for_classes(tmp_path: Path) -> None:
+    table([i / 7 for i in range(COUNT)]).to_parquet(tmp_path / "train.parquet")
+    source = HuggingFace(tmp_path, 8)
+    source.load()
+    assert source.classes == ()

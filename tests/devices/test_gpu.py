@@ -1,6 +1,6 @@
 """A GPU repeats itself to the bit, resumes to the bit, and draws the CPU's images.
 
-On a machine without one the same comparisons run on the CPU alone, where they hold as well.
+Without one, `-m slow` makes the same comparisons on the CPU, where they hold as well.
 """
 
 import multiprocessing
@@ -17,7 +17,10 @@ from support.gpu import changed_by_repeating, changed_by_resuming, differences, 
 Measure = Callable[..., Any]
 
 
-@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+DEVICES = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.fixture(scope="module", params=DEVICES)
 def measured(request: pytest.FixtureRequest) -> Iterator[Measure]:
     """`measured(function, folder, *arguments)` of each device; of a GPU in a process that sees one."""
     device = request.param
@@ -25,7 +28,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measure]:
         yield lambda function, folder, *arguments: function(folder, device, *arguments)
         return
     if not os.environ["TEST_GPUS"]:
-        pytest.skip("PyTorch finds no CUDA device here")  # its equalities ran on the CPU, as the other parameter
+        pytest.skip("PyTorch finds no CUDA device here")
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, initializer=_show, initargs=(os.environ["TEST_GPUS"],)) as process:
         yield lambda function, folder, *arguments: process.submit(function, folder, device, *arguments).result()

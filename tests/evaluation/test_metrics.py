@@ -294,3 +294,9 @@ def test_equal_rows_are_no_neighbours_within_a_ball_of_radius_zero() -> None:
     same = torch.full((12, 5), 7.3, dtype=torch.float64)
     found = neighbour_scores(same, same, replicates=0)
     assert {name: score.value for name, score in found.items()} == dict.fromkeys(found, 0)
+
+
+def test_one_feature_has_a_frechet_distance() -> None:
+    x = torch.linspace(-1, 1, 50, dtype=torch.float64)[:, None]
+    found = frechet_distance(x, 3 + 2 * x, replicates=0).value
+    assert found == pytest.approx(9 + x.std().item() ** 2, rel=1e-6)

@@ -155,18 +155,18 @@ def test_the_real_halves_are_disjoint_the_same_each_time_and_as_many(splits: Spl
     # A pixel is the number of its image.
     for split, n, others in (("train", 20, 20), ("test", 4, 4), ("test", 5, 4), ("val", 3, 3)):
         found = table.reference(parts, split, n)
-        assert len(found.told) == len(set(found.told.tolist())) == n
-        assert len(set(found.told.tolist()) - set(found.real.flatten().tolist())) == others
+        assert len(found.conditioning) == len(set(found.conditioning.tolist())) == n
+        assert len(set(found.conditioning.tolist()) - set(found.real.flatten().tolist())) == others
     judged = table.reference(splits, "test", 180)
     spread = (dequantised(judged.noisy) - dequantised(judged.train))[(judged.train > 60) & (judged.train < 200)]
     assert spread.std().item() == pytest.approx(0.1, abs=0.01)
 
 
 def test_a_sorted_split_is_judged_by_all_of_it() -> None:
-    judged, told = table.judged_and_told(3000, 300)
+    judged, told = table.judging_and_conditioning(3000, 300)
     for rows in (judged, told):
         assert torch.bincount(rows // 1000, minlength=3).min() > 60
-    assert torch.equal(judged, table.judged_and_told(3000, 300)[0])
+    assert torch.equal(judged, table.judging_and_conditioning(3000, 300)[0])
 
 
 @pytest.fixture(scope="module")

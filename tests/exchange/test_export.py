@@ -142,7 +142,9 @@ def test_a_dry_run_writes_the_card_and_uploads_nothing(tmp_path: Path, monkeypat
         == 0
     )
     scores = {"frechet": {"samples": {"value": 1.25, "low": 1.0, "high": 1.5}}}
-    (tmp_path / "lightning_logs/digits/version_0/metrics.json").write_text(json.dumps({"scores": scores}))
+    (tmp_path / "lightning_logs/digits/version_0/metrics.json").write_text(
+        json.dumps({"scores": scores, "step": 2, "weights": "ema"})
+    )
     outcome = call(export, tmp_path, "ckpt=last", "out=folder", "push=me/digits", "dry_run=true")
     assert outcome.code == 0 and "dry_run=true: folder is what push=me/digits would upload" in outcome.err
     text = (tmp_path / "folder" / "README.md").read_text()

@@ -140,7 +140,9 @@ def test_an_interval_needs_a_level_of_the_sampler_and_its_ends_count(mixture: Ga
     low, high = levels.min().item(), levels.max().item()
     for interval in ([high, math.inf], [0.0, low]):
         ClassifierFreeGuidance(ByLabel(mixture), 2.0, interval).check_times(times)
-    for interval in ([1.01 * high, math.inf], [0.0, 0.99 * low]):
+    first, second = levels[:2].tolist()
+    between = [first + (second - first) * share for share in (0.6, 0.4)]
+    for interval in ([1.01 * high, math.inf], [0.0, 0.99 * low], between):
         with pytest.raises(ValueError, match="has no noise level of the sampler"):
             ClassifierFreeGuidance(ByLabel(mixture), 2.0, interval).check_times(times)
 
@@ -353,3 +355,11 @@ def test_guidance_that_cannot_be_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         make(mixture)
+
+
+@pytest.mark.parametrize("schedule", ["vp"], indirect=True)
+def test_the_scale_has_the_digits_of_the_samples(mixture: GaussianMixtureDenoiser) -> None:
+    x_t, t = torch.tensor([[0.3, -0.4]], dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    guided = ClassifierFreeGuidance(ByLabel(mixture), 1.3)(x_t, t, label(1, 1))
+    weak, strong = mixture(x_t, t), component(mixture, 1)(x_t, t)
+    torch.testing.assert_close(guided, weak + 1.3 * (strong - weak), rtol=0, atol=1e-14)

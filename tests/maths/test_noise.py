@@ -115,8 +115,3 @@ def test_extreme_words_stay_inside_the_open_interval(word: int, monkeypatch: pyt
     noise = Noise(0, torch.tensor([0]))
     assert 0 < noise.uniform() < 1
     assert noise.normal((4,)).isfinite().all()
-
-
-def test_moving_to_a_device_keeps_the_numbers() -> None:
-    noise = Noise(9, torch.arange(3), stream=4)
-    assert torch.equal(noise.to("cpu").normal((6,), 1, 2), noise.normal((6,), 1, 2))

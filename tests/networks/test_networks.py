@@ -75,7 +75,7 @@ def test_tutorial_attention_is_the_explicit_sum_of_four_heads() -> None:
 
 
 def test_attention_refuses_widths_that_heads_do_not_divide() -> None:
-    with pytest.raises(ValueError, match="multiples of 32, got 100"):
+    with pytest.raises(ValueError, match="3 heads cannot share 100 channels"):
         SelfAttention(100)
 
 
@@ -218,7 +218,7 @@ def test_dropout_acts_in_training_only() -> None:
         ((1, 8, 8), {"widths": (8, 8), "attention": (2,)}, r"attention level 2 does not exist.*levels 0\.\.1"),
         ((1, 8, 8), {"widths": (8, 8), "attention": (-3,)}, "attention level -3 does not exist"),
         ((1, 8, 8), {"widths": ()}, "widths"),
-        ((1, 8, 8), {"widths": (7, 8), "attention": ()}, "even first width"),
+        ((1, 8, 8), {"widths": (7, 8), "attention": ()}, "the first of them even"),
         ((1, 8, 8), {"widths": (8,), "blocks": 0, "attention": ()}, "blocks"),
         ((1, 8, 8), {"widths": (8, 8), "blocks": (1,)}, "blocks=.* one for each of 2"),
         ((1, 8, 8), {"widths": (8, 8), "blocks": (1, 0)}, "blocks=.* at least one in each level"),

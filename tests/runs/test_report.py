@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import train
+from diffusion.evaluation.record import headline, write_scores
 from diffusion.media.atomic import WriteError
 from diffusion.runs import report
 from diffusion.runs.report import page, write_report
@@ -74,7 +75,10 @@ def test_the_page_has_picture_curves_settings_and_commands_and_needs_no_other_fi
 
 
 def test_a_run_that_was_stopped_shows_how_to_go_on_and_a_finished_one_how_to_train_longer(folder: Path) -> None:
+    table = folder / "metrics.csv"
+    table.write_text(METRICS.partition("100,")[0])
     stopped = Elements(page(folder, 60)).text
+    table.write_text(METRICS)
     assert "Stopped at step 60 of 100" in stopped
     assert re.search(rf"^python train\.py resume={re.escape(str(folder))} +#", stopped, re.MULTILINE)
     assert f"python train.py resume={folder} trainer.max_steps=200" in Elements(page(folder, 100)).text
@@ -159,3 +163,16 @@ def test_a_run_leaves_its_page_and_an_evaluation_adds_its_scores(tmp_path: Path)
         "versus_test",
         "watch",
     ]
+
+
+def test_the_page_of_a_finished_run_says_so_also_when_an_older_checkpoint_was_scored(folder: Path) -> None:
+    write_report(folder, 50)
+    assert "Finished at step 100" in (folder / report.REPORT).read_text()
+
+
+def test_a_headline_is_of_the_weights_and_the_step_that_were_scored(tmp_path: Path) -> None:
+    record = {"step": 100, "weights": "ema", "scores": {"frechet_n9": {"samples": {"value": 2.0}}}}
+    write_scores(tmp_path, "test", record)
+    assert headline(tmp_path, 100, "ema") == "frechet_n9 2"
+    assert headline(tmp_path, 100, "raw") is None
+    assert headline(tmp_path, 120, "ema") is None

@@ -21,7 +21,7 @@ from data.images import Digits
 from data.module import DataModule
 from diffusion.denoisers import Condition, Conditioned, Denoiser
 from diffusion.evaluation.loading import draw_samples
-from diffusion.evaluation.table import judged_and_told
+from diffusion.evaluation.table import judging_and_conditioning
 from diffusion.noise import Noise
 from diffusion.runs.checkpoints import read
 from diffusion.samplers import Evaluation
@@ -215,7 +215,7 @@ def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bo
             "dataset.condition=lowres is made from images, and these data are points",
         ),
         ("dataset.condition=lowres dataset.condition.factor=3", "factor=3 does not divide images of 8x8 pixels"),
-        ("dataset.condition=lowres network=tutorial", "a TutorialUNet cannot be conditioned on images"),
+        ("dataset.condition=lowres network=tutorial", "TutorialUNet cannot be conditioned on images"),
         ("dataset.source.downsample=3", "downsample=3: must divide the images' 8 rows"),
         ("dataset.condition=masked dataset.condition.largest=2", "need 0 < smallest <= largest <= 1"),
         (
@@ -279,7 +279,7 @@ def test_previews_and_scores_tell_what_belongs_together(
     assert outcome.code == 0, outcome.err
     val = Digits().load().val
     in_preview = torch.arange(16)
-    of_scores = judged_and_told(180, 256)[1]
+    of_scores = judging_and_conditioning(180, 256)[1]
     previews = [cond for cond in seen if len(cond["label"]) == 16]
     scored = {name: torch.cat([cond[name] for cond in seen if len(cond["label"]) > 16]) for name in seen[0]}
     assert len(previews) == 1

@@ -112,10 +112,10 @@ def test_a_folder_that_was_cut_off_goes_on_with_the_same_images(folder: Path) ->
     assert sorted(files) == [f"{i:05d}.png" for i in range(6)]
     for name in ("00001.png", "00004.png", "00005.png"):
         (folder / "images" / name).unlink()
-    assert "3 of 6 samples were there already" in draw(folder, *command).out
+    assert "3 of 6 samples were there already" in draw(folder, *command).err
     assert {path.name: path.read_bytes() for path in (folder / "images").glob("*.png")} == files
-    assert "6 of 6 samples were there already" in draw(folder, *command).out
-    for change in ("seed=1", "steps=5", "sampler=ddim", "weights=raw"):
+    assert "6 of 6 samples were there already" in draw(folder, *command).err
+    for change in ("seed=1", "steps=5", "sampler=ddim", "weights=raw", "wrapper=dynamic_threshold"):
         assert_refused(call(sample, folder, *command, change), "images holds samples of other settings")
 
 

@@ -151,7 +151,7 @@ def test_times_between_two_are_so_many_and_begin_and_end_there(grid: TrailingGri
 def test_a_folder_remembers_how_it_was_steered(folder: Path) -> None:
     command = (f"ckpt={GUIDABLE}", "label=2", "guidance=2", "n=2", "steps=3", "out=images")
     assert call(sample, folder, *command).code == 0
-    assert "2 of 2 samples were there already" in call(sample, folder, *command).out
+    assert "2 of 2 samples were there already" in call(sample, folder, *command).err
     assert_refused(call(sample, folder, *command, "guidance=3"), "images holds samples of other settings")
     masked = (f"ckpt={PLAIN}", "init=photo.png", "mask=mask.png", "resample=2", "n=2", "steps=3", "out=masked")
     assert call(sample, folder, *masked).code == 0

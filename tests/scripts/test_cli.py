@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from support.configs import resolved
 from support.processes import restore_signals
 from support.scripts import assert_refused, call
 
@@ -242,6 +243,7 @@ def test_the_home_folder_is_expanded_in_paths_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", "/home/me")
     assert cli.plain_path("init=~/a.png") == "init=/home/me/a.png"
     assert cli.plain_path("out=~/my photos") == 'out="/home/me/my photos"'
+    assert cli.plain_path("guide=~/run") == "guide=/home/me/run"
     for argument in ("ckpt=[base,sr]", "ckpt=3", "init='a b'", 'out="a b"', "samples=${out}", "weights=~/x", "resume="):
         assert cli.plain_path(argument) == argument
 
@@ -267,6 +269,7 @@ EARLY = {
         ("epochs=10", "trainer.max_epochs"),
         ("dataset fashion", "write dataset=fashion"),
         ("devices=0", "devices must be at least 1, got 0"),
+        ("lr=${foo}", "lr=${foo}: Interpolation key 'foo' not found; write a value, or ${name} with a setting"),
         ("resume=nowhere", "there is no checkpoint nowhere"),
         (f"resume={'x' * 300}", "xxx...: File name too long"),
         ("init_from=last", "there is no run with a checkpoint"),
@@ -275,6 +278,8 @@ EARLY = {
         ("", "ckpt= is missing"),
         ("ckpt=last n=0", "n must be at least 1, got 0"),
         ("ckpt=last fps=900", "fps must be above 0"),
+        ("ckpt=last out=x.mp4", "out=x.mp4 ends in .mp4, which is not known"),
+        ("ckpt=last out=-", "out=- would be the standard output"),
         ("ckpt=last t_start=0.5", "t_start=0.5 needs an image"),
         ("ckpt=last guidance=inf", "guidance must be a finite number"),
         ("ckpt=last sampler=x", "sampler=x does not exist"),
@@ -339,3 +344,14 @@ for line in {[line for line, _ in EARLY[script]]!r}:
 def test_train_without_a_group_and_without_a_run_is_the_demo(typed: str, demo: bool) -> None:
     assert (cli.DEMO in cli.checked(typed.split(), "train")) == demo
     assert cli.DEMO not in cli.checked(["ckpt=last"], "sample")
+
+
+def test_no_choice_can_be_typed_where_the_default_is_none() -> None:
+    assert cli.checked(["ckpt=last", "sampler=null", "wrapper=null"], "sample") == ["ckpt=last"]
+    assert cli.checked(["dataset=digits", "dataset.condition=null"], "train") == [
+        "dataset=digits", "++dataset.condition=null"
+    ]  # fmt: skip
+    assert (
+        resolved("experiment=cascade_sr", "dataset=digits", "++dataset.condition=null")["dataset"]["condition"] is None
+    )
+    assert resolved("dataset=digits", "++dataset.condition=null")["dataset"]["condition"] is None

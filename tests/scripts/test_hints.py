@@ -52,6 +52,8 @@ def test_every_foreign_name_leads_to_a_setting_and_is_none_itself(script: str) -
         (evaluate, "num_samples=2", "write n=..."),
         (train, "runs=0", "it belongs to compare.py"),
         (train, "wandb=true", "write logger=..."),
+        (train, "log_dir=runs", "there is no setting log_dir of train.py: a run's folder is lightning_logs/"),
+        (train, "nodes=2", "write trainer.num_nodes=..."),
         (compare, "ckpt=0", "write runs=..."),
         (compare, "sampler=ddim", "write samplers=..."),
         (compare, "metrics=fid", "write scores=..."),

@@ -10,7 +10,10 @@ import race
 import speedrun
 import throughput
 from race import Row
+from support.scripts import TINY, call
 from timing import fallen, power_law, ratios, table
+
+import train
 
 
 def test_a_power_law_is_found_again_and_its_error_is_that_of_the_points() -> None:
@@ -61,6 +64,12 @@ def options(**changed: object) -> argparse.Namespace:
 def test_what_cannot_be_measured_is_refused_in_one_line(changed: dict[str, object], message: str) -> None:
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         throughput.check(options(**changed))
+
+
+def test_the_commands_that_are_timed_are_not_refused(tmp_path: Path) -> None:
+    tiny = [setting for setting in TINY if not setting.startswith("val_every")]
+    outcome = call(train, tmp_path, *tiny, *throughput.STEPS_ALONE, "trainer.max_steps=1")
+    assert outcome.code == 0, outcome.err
 
 
 ROWS = [

@@ -13,7 +13,7 @@ from hydra._internal.hydra import Hydra
 # The smallest run worth the name: two levels, sixteen images, four steps.
 TINY = (
     *("dataset=digits", "network.widths=[8,16]", "network.blocks=1", "batch_size=16"),
-    *("trainer.max_steps=4", "val_every=2", "log_every=1", "timesteps=50"),
+    *("trainer.max_steps=4", "val_every=2", "trainer.limit_val_batches=2", "log_every=1", "timesteps=50"),
 )
 
 

@@ -13,7 +13,7 @@ from support.scripts import TINY, assert_refused, call
 
 import train
 from diffusion.machine import graphs
-from diffusion.training import estimate, module, run
+from diffusion.training import estimate, module, run, trainer
 from diffusion.training.static import eager_because
 
 RUN = (*TINY, "accelerator=cpu", "preview_every=0", "learning_rate.warmup_images=40", "learning_rate.decay=cosine")
@@ -29,8 +29,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(function.__name__)
         return function
 
-    for owner in (estimate, module, run):
-        monkeypatch.setattr(owner, "eager_because", lambda capture, trainer: "capture=false" if not capture else "")
+    for owner in (estimate, module, run, trainer):
+        monkeypatch.setattr(owner, "eager_because", lambda capture, *_: "" if capture else "capture=false")
     monkeypatch.setattr(graphs, "captured", captured)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
     return found
@@ -107,6 +107,19 @@ def test_where_capturing_fails_the_run_says_so_and_trains_as_an_eager_one(
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+def test_capture_true_where_a_step_cannot_be_captured_is_refused_and_leaves_no_folder(
+    tmp_path: Path, captures: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(function: Any, device: torch.device) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "captured", refused)
+    outcome = call(train, tmp_path, *RUN, "capture=true")
+    assert outcome.code == 1
+    assert "error: capture=true: this step cannot be captured: operation not permitted" in outcome.err
+    assert not (tmp_path / "lightning_logs").exists()
+
+
 def test_capture_true_on_a_cpu_is_refused_before_the_run_has_a_folder(tmp_path: Path) -> None:
     outcome = call(train, tmp_path, *RUN, "capture=true")
     assert_refused(outcome, "capture=true", "CUDA graphs need a CUDA device, and this is cpu", "use capture=auto")
@@ -127,5 +140,10 @@ def test_capture_true_on_a_cpu_is_refused_before_the_run_has_a_folder(tmp_path: 
 def test_what_is_not_captured_has_a_reason(changed: dict[str, Any], reason: str) -> None:
     device = SimpleNamespace(root_device=torch.device("cuda:0"))
     plain = {"strategy": device, "world_size": 1, "precision": "32-true", "_detect_anomaly": False}
-    assert eager_because("auto", SimpleNamespace(**(plain | changed))) == reason  # type: ignore[arg-type]
-    assert eager_because(False, SimpleNamespace(**plain)) == "capture=false"  # type: ignore[arg-type]
+    plain_objective, objective = SimpleNamespace(rewinds=False), SimpleNamespace(rewinds=True)
+    for options, rewinding, expected in (
+        (plain | changed, plain_objective, reason),
+        (plain, objective, "its objective sets the random number generator back"),
+    ):
+        assert eager_because("auto", SimpleNamespace(**options), rewinding) == expected  # type: ignore[arg-type]
+    assert eager_because(False, SimpleNamespace(**plain), plain_objective) == "capture=false"  # type: ignore[arg-type]

@@ -158,8 +158,8 @@ def test_a_run_of_one_step_is_announced_as_such(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("diffusion.training.estimate.step_seconds", lambda *args, **kwargs: 100.0)
     outcome = call(train, tmp_path, *TINY, "trainer.max_steps=1", "accelerator=cpu", "preview_every=0")
     assert outcome.code == 0, outcome.err
-    # A validation of 180 images takes a third of 180/16 steps.
-    assert "estimated time: 7 min 55 s for 1 step (100 s each), validation included\n" in outcome.out
+    # A validation of 32 images takes a third of two steps.
+    assert "estimated time: 2 min 47 s for 1 step (100 s each), validation included\n" in outcome.out
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,3 +177,12 @@ def test_parts_of_killed_writers_are_removed(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [".metrics.json.0a.part"]
     atomic.remove_parts(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_whose_rows_were_all_dropped_is_no_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    Table(path).append({"step": "50", "loss": "1"})
+    for _ in range(2):  # killed again before it logged anything
+        table = Table(path, resumed_from=30)
+    table.append({"step": "31", "loss": "2"})
+    assert path.read_text().split() == ["step,loss", "31,2"]

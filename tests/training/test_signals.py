@@ -72,9 +72,9 @@ def test_a_signal_in_a_step_saves_after_it(number: int, tmp_path: Path, monkeypa
 def test_a_signal_in_a_validation_says_how_far_it_is_and_saves_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = signalled(monkeypatch, tmp_path, "validation_step", 4, signal.SIGTERM)
+    outcome = signalled(monkeypatch, tmp_path, "validation_step", 2, signal.SIGTERM)
     assert outcome.code == 143
-    assert "\nfinishing the validation (batch 3 of 12), then saving; Ctrl-C again quits at once" in outcome.err
+    assert "\nfinishing the validation (batch 1 of 2), then saving; Ctrl-C again quits at once" in outcome.err
     assert outcome.err.endswith(f"saved; go on with: {RESUME}\n")
     assert saved_step(tmp_path) == 2
 
@@ -115,9 +115,9 @@ def test_a_resumed_run_that_is_quit_names_the_checkpoint_that_it_began_with(
 
 
 def test_a_signal_in_the_last_validation_interrupts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outcome = signalled(monkeypatch, tmp_path, "validation_step", 14, signal.SIGTERM)
+    outcome = signalled(monkeypatch, tmp_path, "validation_step", 4, signal.SIGTERM)
     assert outcome.code == 0
-    assert "finishing the last validation (batch 1 of 12), then saving" in outcome.err
+    assert "finishing the last validation (batch 1 of 2), then saving" in outcome.err
     assert f"done: {FOLDER}" in outcome.out
     assert saved_step(tmp_path) == 4
 

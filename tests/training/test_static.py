@@ -232,12 +232,6 @@ def test_a_step_that_asks_the_device_for_a_value_is_refused() -> None:
         course.static()
 
 
-def test_an_objective_that_sets_the_generator_back_is_refused() -> None:
-    course = Course("experiment=few_step")
-    with pytest.raises(graphs.NotCapturable, match="sets the random number generator back"):
-        course.static()
-
-
 @pytest.mark.parametrize(
     "question",
     [

@@ -26,7 +26,7 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
     monkeypatch.setattr(estimate, "step_seconds", step_seconds)
     monkeypatch.setattr(estimate, "device_batch", lambda run, trainer: {"x": torch.zeros(size, 2)})
     parts = SimpleNamespace(settings=SimpleNamespace(compile=False), accumulated=2)
-    run: Any = SimpleNamespace(module=SimpleNamespace(capture=False), parts=parts)
+    run: Any = SimpleNamespace(module=SimpleNamespace(capture=False, objective=None), parts=parts)
     assert estimate.estimate(run, None, Limit(None)) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
     assert max(spent) < 64 * each + 1  # and nothing is tried that takes long by itself
 

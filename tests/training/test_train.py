@@ -340,7 +340,7 @@ def test_debug_one_batch_is_one_step(tmp_path: Path) -> None:
 
 
 def test_debug_overfit_trains_on_one_batch_of_images(tmp_path: Path) -> None:
-    tiny = [setting for setting in TINY if not setting.startswith("val_every=")]
+    tiny = [setting for setting in TINY if not setting.startswith(("val_every=", "trainer.limit_val"))]
     outcome = run(tmp_path, *tiny, "debug=overfit", "trainer.max_steps=2", "batch_size=8")
     assert config_of(tmp_path, 0)["train_images"] == 8
     assert "validation" not in outcome.out

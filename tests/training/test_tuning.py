@@ -16,7 +16,11 @@ import sample
 import train
 from diffusion.build import Unfit, canonical
 from diffusion.runs.checkpoints import read
+from diffusion.runs.parts import Parts
+from diffusion.samplers import ConsistencySampler
 from diffusion.sampling import Pipeline
+from diffusion.training.previews import preview_pipeline
+from diffusion.training.run import Run
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RESIDUAL = f"init_from={FIXTURES / 'residual.ckpt'}"
@@ -68,6 +72,17 @@ def test_it_trains_and_draws_in_two_calls_or_one(tuned: Path, tmp_path: Path) ->
     for further in (("steps=1", "label=3", "guidance=2"), chosen):
         outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", *further)
         assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize("condition_dropout", [0, 0.1])
+def test_its_previews_and_scores_while_it_trains_are_drawn_in_two_calls(condition_dropout: float) -> None:
+    config = resolved("experiment=few_step", RESIDUAL) | {"condition_dropout": condition_dropout}
+    run = Run(Parts(config), None)  # type: ignore[arg-type]
+    preview, scores = run.watchers
+    assert (preview.steps, scores.steps) == (2, 2)  # type: ignore[attr-defined]
+    pipeline = preview_pipeline(run.module, (1, 8, 8), clip=True, steps=2)
+    assert isinstance(pipeline.sampler, ConsistencySampler)
+    assert len(pipeline.times) == 3
 
 
 def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path) -> None:
