@@ -35,10 +35,11 @@ def card_of(checkpoint: Checkpoint, name: str, weights: str) -> dict[str, bytes]
     """
     record = checkpoint.folder / "metrics.json"
     found = strict.read(record) if record.exists() else {}
-    same = (found.get("step"), str(found.get("weights"))) == (checkpoint.step, weights)
-    scores = found.get("scores", {}) if same else {}
+    scores = found.get("scores", {})
     if not isinstance(scores, Mapping) or not all(isinstance(row, Mapping) for row in scores.values()):
         raise ConfigError(f"{record} is damaged: score the run again, or remove that file")
+    if (found.get("step"), str(found.get("weights"))) != (checkpoint.step, weights):
+        scores = {}
     pictures = [file for file in (checkpoint.folder / "samples").glob("*.png") if file.is_file()]
     newest = max(pictures, key=lambda file: file.stat().st_mtime_ns, default=None)
     text = card(name, checkpoint.config, checkpoint.step, weights, scores, PICTURE if pictures else None)
