@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections.abc import Callable, Generator
 
 import pytest
@@ -20,8 +21,10 @@ from diffusion.schedules import (
     VPSchedule,
 )
 
-# The scripts run as in a user's shell: the order of their lines has to be theirs, not this variable's.
-os.environ.pop("PYTHONUNBUFFERED", None)
+# The scripts run as in a user's shell: the order of their lines has to be theirs, and modules are compiled once.
+for variable in ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE"):
+    os.environ.pop(variable, None)
+sys.dont_write_bytecode = False
 
 # One thread for each worker and for the processes that it starts: two on one core wait for each other, and numbers
 # that are compared to the last bit come from equally many threads.

@@ -5,6 +5,7 @@ The scripts run up to the first step of training, the first sample or the first 
 
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -35,6 +36,12 @@ SCRIPTS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
 }
 
 
+@cache
+def top_level(path: Path) -> set[str]:
+    """The keys of a file of configs/."""
+    return set(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+
+
 def choices(script: str) -> Iterator[tuple[tuple[str, ...], str]]:
     """Every setting with the choices that make it one: `("sampler=ddim",), "sampler.eta"`."""
     for name in cli.groups_of(script):
@@ -47,7 +54,7 @@ def choices(script: str) -> Iterator[tuple[tuple[str, ...], str]]:
             continue
         inside = key.removeprefix(f"{group}.").split(".")[0]
         for path in sorted((cli.CONFIGS / group.replace(".", "/")).glob("*.yaml")):
-            if inside in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}):
+            if inside in top_level(path):
                 yield (f"{group}={path.stem}",), key
                 break
 
