@@ -51,7 +51,7 @@ def loss(parts: Parts) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("network", "denoiser", "dataset", "schedule"),
-    [pytest.param(*case, marks=[] if case in CASES[::29] else pytest.mark.slow) for case in CASES],
+    [pytest.param(*case, marks=[] if case in CASES[::58] else pytest.mark.slow) for case in CASES],
 )
 def test_parts_train_together_or_are_refused(network: str, denoiser: str, dataset: str, schedule: str) -> None:
     chosen = [f"network={network}", f"denoiser={denoiser}", f"dataset={dataset}", f"schedule={schedule}"]
