@@ -36,7 +36,7 @@ class Preview(AfterStep):
     it cannot go, by DDIM, or by DDPM on the whole grid; those of a consistency model by its own sampler.
 
     Args:
-        every: optimizer steps; also after the last one. 0 for never.
+        every: optimizer steps; also after the last one of `max_steps`. 0 for never.
         shape: of one sample.
         clip: clamp the predicted data to [-1, 1].
         n: how many.

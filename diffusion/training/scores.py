@@ -31,7 +31,7 @@ class Scores(AfterStep):
     are.
 
     Args:
-        every: optimizer steps; also after the last one. 0 for never.
+        every: optimizer steps; also after the last one of `max_steps`. 0 for never.
         shape: of one sample.
         clip: clamp the predicted data to [-1, 1].
         n: how many samples and validation data, fewer if there are fewer.

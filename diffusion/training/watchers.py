@@ -44,7 +44,7 @@ class Shown(AfterStep):
     They are of the first validation data, with fixed noise and the averaged weights.
 
     Args:
-        every: optimizer steps; also after the last one. 0 for never.
+        every: optimizer steps; also after the last one of `max_steps`. 0 for never.
         n: how many data.
     """
 
