@@ -96,6 +96,19 @@ def test_a_run_without_averages_has_none_in_its_checkpoint(path: Path, tmp_path:
     assert checkpoints.contents(tmp_path / "without.ckpt")["state_dict"].keys() == state.keys()
 
 
+def test_weights_of_another_precision_are_named(path: Path, tmp_path: Path) -> None:
+    crafted = checkpoints.contents(path)
+    name, weights = next((n, w) for n, w in crafted["state_dict"].items() if w.is_floating_point())
+    crafted["state_dict"][name] = weights.double()
+    assert f"{name} is float64 of shape" in refusal(crafted, tmp_path / "crafted.ckpt")
+
+
+def test_a_configuration_that_accumulates_nothing_is_one_batch_a_step(path: Path, tmp_path: Path) -> None:
+    contents = changed(torch.load(path, weights_only=True), ("config", "trainer", "accumulate_grad_batches"), None)
+    torch.save(contents, tmp_path / "plain.ckpt")
+    assert checkpoints.contents(tmp_path / "plain.ckpt")["global_step"] == contents["global_step"]
+
+
 def test_weights_that_are_not_finite_are_named(path: Path, tmp_path: Path) -> None:
     crafted = checkpoints.contents(path)
     name = next(iter(crafted["state_dict"]))
