@@ -30,7 +30,6 @@ PATHS = (
 )
 NAME_VALUE = "write name=value; name=null where a setting can be without a value"
 WITHOUT = ("experiment=null", "debug=null")  # Hydra cannot read these, which say what holds without them
-OWN = ("sampler=null", "grid=null", "wrapper=null")  # likewise, of the scripts that draw: what the model has
 DEMO = "experiment=demo"  # what train.py trains where no group is chosen and no run resumed
 LONGEST = 2000  # characters of a message
 # Without these nothing works; what needs another package says so itself.
@@ -203,7 +202,8 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
         if name == "learning_rate" and re.match(r"[\d.]", value):
             fail(f"{argument}: write lr={value}; learning_rate.name=value sets how the rate changes")
     arguments = [plain_path(argument) for argument in arguments]
-    without = WITHOUT if config_name == "train" else OWN
+    # The other scripts have no choice by default: the model's own holds.
+    without = WITHOUT if config_name == "train" else [f"{group}=null" for group in groups_of(config_name)]
     arguments, typed = [each for each in arguments if each not in without], arguments
     chosen = {argument.partition("=")[0] for argument in typed if argument not in ("resume=auto", "resume=null")}
     if config_name == "train" and chosen.isdisjoint([*groups_of(config_name), "resume"]):
@@ -214,6 +214,8 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
                 fail(f"{argument}: {group} is chosen by one name; the choices are {', '.join(choices_of(group))}")
             # Hydra passes over an optional group's unknown names.
             names = re.fullmatch(rf"{re.escape(group)}=([^\s\"'(){{}}$]+)", argument)
+            if names and "null" in names[1].split(",")[:-1] + names[1].split(",")[1:]:
+                fail(f"{argument}: null cannot be one of several choices: run it by itself")
             for name in names[1].split(",") if names else ():
                 if name and name != "null" and not is_there(folder_of(group) / f"{name}.yaml"):
                     fail(_unknown_choice(group, name, choices_of(group)))

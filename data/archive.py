@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from data.pictures import UnreadableImage, is_hidden, printable
+from data.labels import LABELS
+from data.pictures import UnreadableImage, is_hidden, is_image, printable
 from data.tree import Tree
 
 LARGEST = 2**28  # bytes of a file in an archive, as it says itself
@@ -15,7 +16,8 @@ LARGEST = 2**28  # bytes of a file in an archive, as it says itself
 class Archive(Tree):
     """The images of a .zip, in the order that the folder has that was packed.
 
-    Most programs pack a folder with its own name before every file: a folder that holds all else is left out of names.
+    Most programs pack a folder with its own name before every file. That name is left out where a dataset.json or the
+    folders of classes lie within; else it may be the one class.
     Each process opens the file itself, since a position in a file is shared with the processes that inherit it.
 
     Raises:
@@ -37,8 +39,11 @@ class Archive(Tree):
                 raise ValueError(f"{printable(str(path))}: {printable(entry.filename)} {reason}: pack the images anew")
             packed[entry.filename] = entry
         visible = [name for name in packed if not any(map(is_hidden, PurePosixPath(name).parts))]
-        tops = {name.split("/")[0] for name in visible}
-        around = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in visible) else ""
+        images = [name for name in visible if is_image(PurePosixPath(name).name)]
+        tops = {name.split("/")[0] for name in images}
+        around = f"{tops.pop()}/" if len(tops) == 1 and LABELS not in packed else ""
+        if around + LABELS not in packed and not all(name.count("/") > 1 for name in images):
+            around = ""
         self._entries = {name.removeprefix(around): packed[name] for name in visible}
         super().__init__(self._entries)
 

@@ -213,6 +213,13 @@ class HuggingFace(Collection):
                 stacklevel=3,
             )
             return None
+        other = [name for name in LABELS if name in table.column_names and name not in named]
+        if other and not classes and not named:
+            warnings.warn(
+                f"{printable(self.path)}: no image has a label, since the column {other[0]} holds "
+                f"{table.features[other[0]]}, which are no classes",
+                stacklevel=3,
+            )
         return next(iter([*(classes if len(classes) == 1 else []), *named]), None)
 
     def _column(self, setting: str, name: str, table: "datasets.Dataset") -> str:

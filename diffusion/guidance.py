@@ -67,10 +67,10 @@ class Extrapolation(Guidance):
         super().check_times(times)
         levels = torch.exp(-self.schedule.log_snr(times[times > 0]) / 2)
         lowest, highest = levels.min().item(), levels.max().item()
-        if not self.acts(times[times > 0]).any():
+        if self.low > highest or self.high < lowest:
             raise ValueError(
                 f"guidance_interval=[{self.low:g},{self.high:g}] has no noise level of the sampler, whose levels "
-                f"sigma / alpha go from {highest:.3g} to {lowest:.3g}: choose a wider one"
+                f"sigma / alpha go from {highest:.3g} to {lowest:.3g}"
             )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:

@@ -18,8 +18,9 @@ from diffusion.evaluation.record import record_path, write_likelihood
 from diffusion.evaluation.table import everything
 from diffusion.machine.devices import device_names, devices
 from diffusion.media import check_writable
-from diffusion.runs.checkpoints import Checkpoint, find
+from diffusion.runs.checkpoints import Checkpoint, find, newest_good
 from diffusion.runs.parts import Parts
+from diffusion.runs.places import CheckpointError
 from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_model
 from diffusion.sampling.cascade import from_checkpoints
@@ -117,7 +118,7 @@ def score(
         step = 0 if model is None else model.step
         settings |= {"n": n, "real": fingerprint(judge.reference.real), "step": step}
         found.write(folder, options.split, settings, step)
-        write_report(folder, step)
+        write_report(folder, _furthest(folder, step))
         say(f"written: {record_path(folder, options.split)}")
 
 
@@ -162,8 +163,16 @@ def likelihood(options: Options, dataset: dict[str, Any] | None, typed: Collecti
     figures = {"n": count, "unit": found.unit, "value": found.value, "standard_error": found.standard_error}
     write_likelihood(folder, options.split, kind, settings | figures)
     Findings(pictures=found.pictures).draw(folder, options.split, step)
-    write_report(folder, step)
+    write_report(folder, _furthest(folder, step))
     print(f"written: {record_path(folder, options.split)}")
+
+
+def _furthest(folder: Path, step: int) -> int:
+    """The step that the run in a folder has come to, which an older checkpoint of it is not at."""
+    try:
+        return max(step, newest_good(folder).step)
+    except CheckpointError:  # a folder of results alone
+        return step
 
 
 def _measure(

@@ -161,8 +161,8 @@ def imported(name: str) -> nn.Module:
     made = found
     if callable(found) and not isinstance(found, nn.Module):
         # Weights that it draws are the same each time, or no two evaluations would compare.
-        with blamed_on(name, f"{attribute}() fails"), torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(0)
+        with blamed_on(name, f"{attribute}() fails"), torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(0)
             made = found()
     if not isinstance(made, nn.Module):
         raise ValueError(f"extractor={name} is {type(made).__name__}, not a torch module")

@@ -47,7 +47,7 @@ def write_report(folder: Path, step: int) -> None:
 
     Args:
         folder: the run's; nothing happens if it holds no configuration.
-        step: that it has come to, at least: its table may say more.
+        step: that it has come to.
     """
     if not (folder / CONFIG).exists():
         return
@@ -63,7 +63,6 @@ def write_report(folder: Path, step: int) -> None:
 def page(folder: Path, step: int) -> str:
     """The page's text; raises ValueError, OSError or YAMLError where a file of the folder cannot be read."""
     config = yaml.safe_load(_text(folder / CONFIG))
-    step = max([step, *(int(row["step"]) for row in _rows(folder / "metrics.csv"))])
     return string.Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{folder.parent.name}/{folder.name}"),
         state=html.escape(_state(config, step)),
@@ -99,17 +98,14 @@ def _pictures(folder: Path) -> Iterable[str]:
             yield f'<img src="data:image/png;base64,{content}" alt="{name}">'
 
 
-def _rows(path: Path) -> Iterable[dict[str, str]]:
-    return csv.DictReader(_text(path).splitlines()) if path.is_file() else []
-
-
 def _charts(path: Path) -> Iterable[str]:
     """A heading and a chart for each kind of figure that the table has."""
     columns: dict[str, list[tuple[float, float]]] = {}
-    for row in _rows(path):
-        for name, value in row.items():
-            if value and name != "step":
-                columns.setdefault(name, []).append((float(row["step"]), float(value)))
+    if path.is_file():
+        for row in csv.DictReader(_text(path).splitlines()):
+            for name, value in row.items():
+                if value and name != "step":
+                    columns.setdefault(name, []).append((float(row["step"]), float(value)))
     for heading, beginnings in CHARTS:
         named = {name: points for name, points in columns.items() if name.startswith(beginnings)}
         # Losses share a unit; scores have units of their own, so each has its own chart.

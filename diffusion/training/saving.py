@@ -50,10 +50,12 @@ def write_checkpoint(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         if memory.ran_out(error):  # which says nothing about the disk
             raise
         cause = error.__cause__ if isinstance(error, WriteError) and isinstance(error.__cause__, OSError) else error
-        remains = "the previous one is untouched" if path.exists() else "there is none before it"
+        # The file is a run's checkpoint, or a snapshot in the folder beside those.
+        kept = path.exists() or any((path.parent.parent / "checkpoints").glob("*.ckpt"))
+        remains = "the previous one is untouched" if kept else "there is none before it"
         raise CheckpointError(
             f"cannot write the checkpoint {path}: {reason(cause)}; {remains}, free some space or change the "
-            f"permissions and {'resume' if path.exists() else 'begin again'}"
+            f"permissions and {'resume' if kept else 'begin again'}"
         ) from error
 
 

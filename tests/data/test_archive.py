@@ -224,3 +224,14 @@ def test_a_folder_that_holds_all_else_and_what_a_mac_adds_are_left_out_of_names(
     assert source.classes == ("0", "1", "2")  # of dataset.json
     assert torch.equal(identities(splits.train), identities(Folder(folder, 8).load().train))
     assert Archive(path).folders() == ["00000", "00001"]
+
+
+def test_a_zip_of_one_class_and_a_text_beside_it_is_its_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    (folder / "cats").mkdir(parents=True)
+    for name in pictures(tmp_path / "made", 4):
+        (tmp_path / "made" / name).rename(folder / "cats" / Path(name).name)
+    (folder / "README.txt").write_text("cats")
+    ours, theirs = Folder(packed(folder), 8), Folder(folder, 8)
+    assert torch.equal(identities(ours.load().train), identities(theirs.load().train))
+    assert ours.classes == theirs.classes == ("cats",)

@@ -123,11 +123,11 @@ def test_bytes_without_a_feature_are_images_too(tmp_path: Path) -> None:
     assert len(HuggingFace(tmp_path / "x.parquet", 8, holdout=0).load().train) == COUNT
 
 
-@pytest.mark.parametrize("label", [-1, 0.5, None, 10**6])
-def test_labels_that_are_no_classes_are_refused(tmp_path: Path, label: Any) -> None:
+@pytest.mark.parametrize(("label", "column"), [(-1, None), (10**6, None), (0.5, "label"), (None, "label")])
+def test_labels_that_are_no_classes_are_refused(tmp_path: Path, label: Any, column: str | None) -> None:
     table([label] * COUNT).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match="the column label has .*, and classes are texts or whole numbers from 0"):
-        HuggingFace(tmp_path / "x.parquet", 8).load()
+        HuggingFace(tmp_path / "x.parquet", 8, label_column=column).load()
 
 
 def test_rows_without_an_image_are_skipped_up_to_the_share(tmp_path: Path) -> None:
@@ -258,5 +258,6 @@ def test_files_that_do_not_fit_together_are_named_by_what_is_wrong(tmp_path: Pat
 def test_a_column_of_other_things_that_is_called_label_is_not_taken_for_classes(tmp_path: Path) -> None:
     table([i / 7 for i in range(COUNT)]).to_parquet(tmp_path / "train.parquet")
     source = HuggingFace(tmp_path, 8)
-    source.load()
+    with pytest.warns(UserWarning, match="no image has a label, since the column label holds .*float"):
+        source.load()
     assert source.classes == ()

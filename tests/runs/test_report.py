@@ -7,12 +7,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from support.scripts import TINY, call
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import evaluate
 import train
+from diffusion.evaluation.commands import _furthest
 from diffusion.evaluation.record import headline, write_scores
 from diffusion.media.atomic import WriteError
 from diffusion.runs import report
@@ -75,10 +77,7 @@ def test_the_page_has_picture_curves_settings_and_commands_and_needs_no_other_fi
 
 
 def test_a_run_that_was_stopped_shows_how_to_go_on_and_a_finished_one_how_to_train_longer(folder: Path) -> None:
-    table = folder / "metrics.csv"
-    table.write_text(METRICS.partition("100,")[0])
     stopped = Elements(page(folder, 60)).text
-    table.write_text(METRICS)
     assert "Stopped at step 60 of 100" in stopped
     assert re.search(rf"^python train\.py resume={re.escape(str(folder))} +#", stopped, re.MULTILINE)
     assert f"python train.py resume={folder} trainer.max_steps=200" in Elements(page(folder, 100)).text
@@ -154,7 +153,13 @@ def test_a_run_leaves_its_page_and_an_evaluation_adds_its_scores(tmp_path: Path)
     _, _, *arguments = shlex.split(command, comments=True)
     small = ("n=100", "steps=2", "extractors=random", "cache=null", "accelerator=cpu")
     assert call(evaluate, tmp_path, *arguments, *small).code == 0
-    assert "frechet_random_n100" in Elements(written.read_text()).text
+    after = Elements(written.read_text()).text
+    assert "frechet_random_n100" in after and "Finished at step 4" in after
+    # An older checkpoint does not make the run one that was stopped.
+    checkpoints = tmp_path / run / "checkpoints"
+    older = torch.load(checkpoints / "best.ckpt", weights_only=True)
+    assert _furthest(tmp_path / run, older["global_step"] - 1) == 4
+    assert _furthest(tmp_path, 3) == 3
     tags = [tag for kind in ("scalars", "images") for tag in events_of(tmp_path / run).Tags()[kind]]
     assert sorted({tag.partition("/")[0] for tag in tags}) == [
         "train",
@@ -163,11 +168,6 @@ def test_a_run_leaves_its_page_and_an_evaluation_adds_its_scores(tmp_path: Path)
         "versus_test",
         "watch",
     ]
-
-
-def test_the_page_of_a_finished_run_says_so_also_when_an_older_checkpoint_was_scored(folder: Path) -> None:
-    write_report(folder, 50)
-    assert "Finished at step 100" in (folder / report.REPORT).read_text()
 
 
 def test_a_headline_is_of_the_weights_and_the_step_that_were_scored(tmp_path: Path) -> None:

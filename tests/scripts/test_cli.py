@@ -348,6 +348,10 @@ def test_train_without_a_group_and_without_a_run_is_the_demo(typed: str, demo: b
 
 def test_no_choice_can_be_typed_where_the_default_is_none() -> None:
     assert cli.checked(["ckpt=last", "sampler=null", "wrapper=null"], "sample") == ["ckpt=last"]
+    assert cli.checked(["ckpt=last", "dataset=null", "grid=null"], "evaluate") == ["ckpt=last"]
+    for typed in (["-m", "dataset.condition=null,lowres"], ["-m", "experiment=demo,null"]):
+        with pytest.raises(SystemExit):
+            cli.checked(typed, "train")
     assert cli.checked(["dataset=digits", "dataset.condition=null"], "train") == [
         "dataset=digits", "++dataset.condition=null"
     ]  # fmt: skip
