@@ -213,10 +213,11 @@ def checked(arguments: list[str], config_name: str) -> list[str]:
             if re.match(rf"{re.escape(group)}=\s*[\[{{]", argument):
                 fail(f"{argument}: {group} is chosen by one name; the choices are {', '.join(choices_of(group))}")
             # Hydra passes over an optional group's unknown names.
-            names = re.fullmatch(rf"{re.escape(group)}=([^\s\"'(){{}}$]+)", argument)
-            if names and "null" in names[1].split(",")[:-1] + names[1].split(",")[1:]:
+            typed_names = re.fullmatch(rf"{re.escape(group)}=([^\s\"'(){{}}$]+)", argument)
+            names = typed_names[1].split(",") if typed_names else []
+            if len(names) > 1 and "null" in names:
                 fail(f"{argument}: null cannot be one of several choices: run it by itself")
-            for name in names[1].split(",") if names else ():
+            for name in names:
                 if name and name != "null" and not is_there(folder_of(group) / f"{name}.yaml"):
                     fail(_unknown_choice(group, name, choices_of(group)))
     # Hydra tells a group inside another by a slash.

@@ -56,7 +56,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = max(channels // head_channels, 1)
         if channels % self.heads:
-            raise ValueError(f"attention of {self.heads} heads cannot share {channels} channels evenly: choose others")
+            raise ValueError(
+                f"attention of {self.heads} heads cannot share {channels} channels evenly: choose another width, or "
+                f"other head_channels"
+            )
         self.norm = normalisation(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = _zero(nn.Conv2d(channels, channels, 1))

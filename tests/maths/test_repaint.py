@@ -13,12 +13,14 @@ from diffusion.forward import renoised
 from diffusion.guidance import Inpainting
 from diffusion.noise import Noise
 from diffusion.samplers import (
+    ConsistencySampler,
     DDIMSampler,
     DDPMSampler,
     DPMSolverPP2MSampler,
     Draw,
     HeunSampler,
     LogSNRGrid,
+    PredictorCorrectorSampler,
     RePaintSampler,
     Sampler,
     prior,
@@ -200,3 +202,10 @@ def test_a_multistep_method_begins_anew_after_each_return(gaussian: GaussianMixt
 def test_no_rounds_are_refused() -> None:
     with pytest.raises(ValueError, match="resample must be at least 1, got 0"):
         RePaintSampler(DDPMSampler(), 0)
+
+
+def test_the_samplers_properties_are_those_of_the_one_that_it_repeats() -> None:
+    for inner in (DPMSolverPP2MSampler(), PredictorCorrectorSampler(rule="norm"), ConsistencySampler()):
+        outer = RePaintSampler(inner, 2)
+        for name in ("order", "from_pure_noise", "by_transition", "remembers", "affine", "flow_map"):
+            assert getattr(outer, name) == getattr(inner, name), name
