@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 
 import pytest
 import torch
+from support import composing
 from torch import Tensor
 
 from diffusion.denoisers import GaussianMixtureDenoiser
@@ -38,6 +39,8 @@ if "TEST_GPUS" not in os.environ:
     every = ",".join(str(index) for index in range(count))
     os.environ["TEST_GPUS"] = (os.environ.get("CUDA_VISIBLE_DEVICES") or every) if count else ""
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+composing.read_once()
 
 # More gain nothing, since a file stays in one worker.
 MAX_WORKERS = 8

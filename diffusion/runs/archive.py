@@ -1,7 +1,10 @@
 """Checks of a checkpoint's file, whatever is in it: sizes, checksums, plain values and dense tensors."""
 
+import pickletools
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from diffusion.machine import memory
 
 # Entries of a checkpoint: a run of ten thousand layers has fewer, and shared parts of a crafted one unfold without end.
 MOST_ENTRIES = 2_000_000
+# Bytes at the beginning of what torch.save pickles, enough for Lightning's first values: epoch and global_step.
+_HEAD = 1000
 _DTYPES = (
     torch.float16,
     torch.bfloat16,
@@ -46,6 +51,22 @@ def check_archive(path: Path) -> None:
             raise Invalid("its parts are larger than the file")
         if damaged := archive.testzip():
             raise Invalid(f"it is damaged, {damaged} in it does not match its checksum")
+
+
+def stated_step(path: Path) -> int | None:
+    """The step that a checkpoint names among its first values, without its tensors; None where it cannot be seen."""
+    if not path.is_file():
+        return None
+    with suppress(OSError, RuntimeError, EOFError, LookupError, ValueError, zipfile.BadZipFile, zlib.error):
+        with zipfile.ZipFile(path) as archive:
+            name = next((name for name in archive.namelist() if name.endswith("data.pkl")), "")
+            head = archive.open(name).read(_HEAD)
+        found = False
+        for opcode, value, _ in pickletools.genops(head):
+            if found and "PUT" not in opcode.name:
+                return value if isinstance(value, int) else None
+            found = found or value == "global_step"
+    return None
 
 
 def check_tensors(loaded: Any) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints: finds them, and reads them without trusting them."""
 
+import math
 import os
 import pickle
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor
 from diffusion.build import ConfigError
 from diffusion.machine import memory
 from diffusion.runs import exchanged
-from diffusion.runs.archive import Invalid, check_archive, check_tensors
+from diffusion.runs.archive import Invalid, check_archive, check_tensors, stated_step
 from diffusion.runs.places import ROOT, CheckpointError, is_exchanged, numbered, place
 from diffusion.runs.validation import check_checkpoint
 from diffusion.terminal.streams import problem
@@ -121,21 +122,25 @@ def newest_good(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the run has none that can be read.
     """
-    found, refusals = [], []
-    for path in sorted((folder / "checkpoints").glob("*.ckpt")):
+    refusals: list[str] = []
+    for path in sorted((folder / "checkpoints").glob("*.ckpt"), key=_progress, reverse=True):
         try:
-            checkpoint = read(path)
+            newest = read(path)
         except CheckpointError as error:
             refusals.append(str(error))
-        else:
-            found.append(checkpoint)
-    if not found:
-        raise CheckpointError("; ".join(refusals) or f"{folder} holds no checkpoint in checkpoints/")
-    newest = max(found, key=lambda checkpoint: (checkpoint.step, checkpoint.path.name == "last.ckpt"))
-    for refusal in refusals:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # said once, not by each process of a run
-            problem(f"warning: {refusal}; using {newest.path} instead")
-    return newest
+            continue
+        for refusal in refusals:
+            if os.environ.get("LOCAL_RANK", "0") == "0":  # said once, not by each process of a run
+                problem(f"warning: {refusal}; using {newest.path} instead")
+        return newest
+    raise CheckpointError("; ".join(refusals) or f"{folder} holds no checkpoint in checkpoints/")
+
+
+def _progress(path: Path) -> tuple[float, bool]:
+    """Sorts a run's checkpoints by step, last.ckpt before others of its step; one whose step cannot be seen is
+    furthest, so that it is read, and named if it is damaged."""
+    step = stated_step(path)
+    return math.inf if step is None else step, path.name == "last.ckpt"
 
 
 def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> Checkpoint:

@@ -39,16 +39,22 @@ class _Draws:
         return eps
 
 
-def _moved(walk: Callable[[Tensor, _Draws], Tensor], mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, (d,) each, after an affine walk, from those before it."""
-    draws = _Draws(2)
+def _moved(
+    walk: Callable[[Tensor, _Draws], Tensor], mean: Tensor, spread: Tensor, count: int = 0
+) -> tuple[Tensor, Tensor, int]:
+    """Mean and standard deviation, (d,) each, after an affine walk, from those before it, and how often it draws.
+
+    Args:
+        count: of draws, as the walk before this one made; another number costs a second try.
+    """
     while True:
+        draws = _Draws(2 + count)
         x = mean.repeat(draws.rows, 1)
         x[1] += spread
         x = walk(x, draws)
-        if draws.rows == 2 + draws.count:
-            return x[0], (x[1:] - x[0]).square().sum(0).sqrt()
-        draws = _Draws(2 + draws.count)
+        if draws.count == count:
+            return x[0], (x[1:] - x[0]).square().sum(0).sqrt(), count
+        count = draws.count
 
 
 def moments(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str = "beta") -> tuple[Tensor, Tensor]:
@@ -71,14 +77,19 @@ def moments(sampler: Sampler, schedule: Schedule, times: Tensor, variance: str =
     alpha, sigma = schedule(times[0])
     mean, spread = alpha * means[0], torch.hypot(alpha * spreads, sigma)
     if sampler.remembers:
-        return _moved(lambda x, draws: sampler.sample(denoiser, x, times, draws), mean, spread)  # type: ignore[arg-type]
+
+        def walk(x: Tensor, draws: _Draws) -> Tensor:
+            return sampler.sample(denoiser, x, times, draws)  # type: ignore[arg-type]
+
+        return _moved(walk, mean, spread)[:2]
     sampler.check(denoiser, times)
+    count = 0
     for t, s in pairwise(times):
 
         def step(x: Tensor, draws: _Draws, t: Tensor = t, s: Tensor = s) -> Tensor:
             return sampler.step(denoiser, x, t, s, (), lambda: draws.normal(x.shape[1:]))[0] if s else denoiser(x, t)
 
-        mean, spread = _moved(step, mean, spread)
+        mean, spread, count = _moved(step, mean, spread, count)
     return mean, spread
 
 

@@ -146,8 +146,9 @@ def test_newest_good_checkpoint_is_used(damage: str, run: Path, capsys: pytest.C
     assert warning.endswith(f"using {found.path} instead")
 
     (run / "checkpoints" / "best.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"best\.ckpt.*last\.ckpt") as error:
+    with pytest.raises(CheckpointError) as error:
         newest_good(run)
+    assert all(name in str(error.value) for name in ("best.ckpt cannot", "last.ckpt "))
     assert "\n" not in str(error.value)
 
 
