@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
+from data.places import check_source
 from diffusion.runs.places import place
 from diffusion.settings import training as settings
 from diffusion.terminal import streams
@@ -55,6 +56,9 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         if config[name] not in (None, "auto"):
             place(str(config[name]), dataset)
 
+    if config.resume in (None, "auto"):
+        check_source(config.dataset.get("source"))
+
     # Only now what imports torch, which takes seconds.
     from pytorch_lightning.utilities import rank_zero_only
 
@@ -81,7 +85,9 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if parts.settings.compile and first:
         print("compiling the network: the first step takes a minute or so")
     budget = parts.settings.budget_minutes is not None and checkpoint is None
-    limit = estimate.budgeted(run, trainer, began) if budget else limits.limit_of(parts, run.data.train_size)
+    limit, step_s = (
+        estimate.budgeted(run, trainer, began) if budget else (limits.limit_of(parts, run.data.train_size), None)
+    )
     limits.check_limit(limit, parts)
     limits.check_validation(parts, run.data.val_size, run.data.eval_batch_size, trainer.world_size)
     if checkpoint is not None and not goes_on(checkpoint, parts, limit.max_steps):
@@ -89,9 +95,9 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
 
     folder = None
     if first:
-        seconds = estimate.estimate(run, trainer, limit)
+        step_s = step_s or estimate.estimate(run, trainer, limit)
         done = 0 if checkpoint is None else checkpoint.step
-        estimate.announce(run, limit, seconds, trainer, cli.choices_of("experiment"), done)
+        estimate.announce(run, limit, step_s, trainer, cli.choices_of("experiment"), done)
         if checkpoint is None:
             folder = claim_folder(parts.config["dataset"]["name"])
             held.enter_context(locked(folder))

@@ -12,33 +12,19 @@ from data.archive import Archive
 from data.collection import Collection, counted, report, some
 from data.labels import LABELS, LARGEST, numbered
 from data.pictures import SUFFIXES, is_hidden, printable
+from data.places import check_path, expanded
 from data.stream import Splits
 from data.tree import Tree
-
-_PACKED = (".7z", ".gz", ".rar", ".tar", ".tgz", ".xz")
 
 
 class Directory(Tree):
     """The images of a folder and its subfolders.
 
     Raises:
-        FileNotFoundError: there is no such folder.
-        NotADirectoryError: it is a file.
         OSError: a folder in it cannot be listed, whose images would be missing without a word.
     """
 
     def __init__(self, path: Path) -> None:
-        if path.is_file():
-            what = (
-                "an archive: unpack it first, and give the folder, or pack it as .zip"
-                if path.name.lower().endswith(_PACKED)
-                else "a file: give a folder of images, or a .zip of one,"
-            )
-            raise NotADirectoryError(f"{path} is {what} by dataset.path=")
-        if path.is_symlink() and not path.exists():
-            raise FileNotFoundError(f"{path} is a symbolic link that leads to nothing: mend it, or give its target")
-        if not path.is_dir():
-            raise FileNotFoundError(f"{path}: no such folder; give a folder of images by dataset.path=")
         self.path = path
         super().__init__(file.relative_to(path).as_posix() for file in _walk(path))
 
@@ -87,21 +73,20 @@ class Folder(Collection):
         background: int = 255,
         memory_gib: float = 4.0,
     ) -> None:
-        if not isinstance(path, (str, Path)) or not str(path):
-            raise ValueError("dataset=folder needs dataset.path=<folder of images, or a .zip of one>")
+        self.path = expanded(path)
         super().__init__(image_size, channels, holdout, max_unreadable, background, memory_gib)
-        self.path = Path(path).expanduser()
 
     def load(self) -> Splits:
         """List and decode the images, and print what was found; `classes` is known afterwards.
 
         Raises:
             FileNotFoundError: the folder does not exist.
+            NotADirectoryError: it is another file.
             ValueError: it has no images, or more than `max_unreadable` of them are unreadable; an archive or its labels
                 are not what they should be.
         """
-        zipped = self.path.suffix.lower() == ".zip" and self.path.is_file()
-        tree: Tree = Archive(self.path) if zipped else Directory(self.path)
+        check_path(self.path)
+        tree: Tree = Archive(self.path) if self.path.is_file() else Directory(self.path)
         where = printable(str(self.path))
         if not len(tree):
             there = f"; {_passed_over(tree.passed_over)}" if tree.passed_over else ""

@@ -190,7 +190,7 @@ def rate_lift(
     if lifted <= planned:
         return None
     return (
-        f"learning_rate.decay={learning_rate.decay} ends at step {max_steps} in the place of {planned_steps}, so "
+        f"learning_rate.decay={learning_rate.decay} ends at step {max_steps} instead of {planned_steps}, so "
         f"the learning rate rises from {last:.2g} to {lifted:.2g}; to train on at a low rate, begin a new run: the "
         f"settings of this one, without resume=, and init_from={pasted(checkpoint.folder)} lr={peak / 10:.2g} "
         f"learning_rate.warmup_images=0"

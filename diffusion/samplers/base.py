@@ -126,30 +126,31 @@ class Sampler(ABC):
                 history = (Evaluation(t, x, denoiser(x, t)),)
                 x_s = history[0].x0
             else:
-                x_s, history = self.step(denoiser, x, t, s, history, _draws(noise, x, step=i + 1))
+                x_s, history = self.step(denoiser, x, t, s, history, self._draws(noise, x, step=i + 1))
             yield history[0]
             x = x_s
         yield Evaluation(times[-1], x, x)
+
+    def _draws(self, noise: Noise | None, x: Tensor, step: int) -> Draw:
+        """Draw 0, 1, ... of one step."""
+        count = 0
+
+        def draw() -> Tensor:
+            nonlocal count
+            if not self.stochastic:  # what depends on the attribute would be wrong
+                raise ValueError(f"{type(self).__name__} draws noise, so its class has to state stochastic = True")
+            if noise is None:
+                raise ValueError("a stochastic sampler needs noise=")
+            count += 1
+            return noise.normal(x.shape[1:], step=step, draw=count - 1).to(x)
+
+        return draw
 
     def sample(self, denoiser: Denoiser, x: Tensor, times: Tensor, noise: Noise | None = None) -> Tensor:
         """Only the last state of the loop."""
         for state in self(denoiser, x, times, noise):
             x = state.x_t
         return x
-
-
-def _draws(noise: Noise | None, x: Tensor, step: int) -> Draw:
-    """Draw 0, 1, ... of one step."""
-    count = 0
-
-    def draw() -> Tensor:
-        nonlocal count
-        if noise is None:
-            raise ValueError("a stochastic sampler needs noise=")
-        count += 1
-        return noise.normal(x.shape[1:], step=step, draw=count - 1).to(x)
-
-    return draw
 
 
 def prior(schedule: Schedule, noise: Noise, shape: tuple[int, ...], t: float = 1.0) -> Tensor:

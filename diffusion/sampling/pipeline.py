@@ -126,9 +126,9 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
                 near.append(f"grid={name}" + ("" if count == steps else f" steps={count}"))
                 break
     warnings.warn(
-        f"{type(sampler).__name__} is far off in these {steps} steps: its samples of a Gaussian with the standard "
-        f"deviation {found.spread:g} are {found.distance:.2g} from it, and DDIM's {found.ddim:.2g}; nearer are "
-        f"{', '.join(['sampler=ddim', *near])}",
+        f"{type(sampler).__name__} is less accurate than DDIM in these {steps} steps: its samples of Gaussian data "
+        f"with the standard deviation {found.spread:g} are {found.distance:.2g} from the data (Wasserstein distance), "
+        f"and DDIM's {found.ddim:.2g}; more accurate: {', or '.join(['sampler=ddim', *near])}",
         stacklevel=3,
     )
 
@@ -151,7 +151,7 @@ def visible(log_snr: Tensor, frames: int) -> list[int]:
     return [seen[k] for k in media.evenly(log_snr[seen].clamp(low, high).tolist(), frames)]
 
 
-@dataclass
+@dataclass(repr=False)
 class Pipeline:
     """A denoiser with all that sampling needs.
 
@@ -182,6 +182,10 @@ class Pipeline:
     codec: Codec | None = None
     _on: torch.device | None = field(default=None, init=False, repr=False)
     _fast: Denoiser | None = field(default=None, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        sampler, steps = type(self.sampler).__name__, len(self.times) - 1
+        return f"Pipeline({type(self.denoiser).__name__}, {sampler}, {steps} steps, shape={self.shape})"
 
     @classmethod
     def load(

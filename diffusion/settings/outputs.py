@@ -9,6 +9,7 @@ SUFFIXES = {
     ".npz": "arrays",
     "": "a folder of one PNG an image",
 }
+ANIMATIONS = (".gif", ".webp")
 
 
 def suffix_of(out: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from diffusion.build import ConfigError, construct
 from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
-from diffusion.settings.outputs import suffix_of
+from diffusion.settings.outputs import ANIMATIONS, suffix_of
 
 # Measurements that an image can be restored from, see `diffusion.sampling.measurements`.
 MEASUREMENTS = ("blur", "downsample", "mask", "grey")
@@ -195,7 +195,7 @@ class Options:
 
     def refuse_idle(self, typed: Iterable[str], out: Path, shape: Sequence[int]) -> None:
         """Raises ConfigError, one line, if something was typed that changes nothing of such a file of such samples."""
-        moving, picture = out.suffix.lower() in (".gif", ".webp"), out.suffix.lower() == ".png"
+        moving, picture = out.suffix.lower() in ANIMATIONS, out.suffix.lower() == ".png"
         if not moving:
             idle = ("fps", "hold") if self.show == "both" else ("fps", "hold", "frames")
             refuse(typed, idle if self.show != "x0" else (*idle, "show"), f"out={out}", "write .gif or .webp")

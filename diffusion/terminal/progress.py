@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from tqdm import tqdm
 
+from diffusion.terminal.streams import draws_bars
+
 LINE_EVERY_S = 30.0
 
 
@@ -21,7 +23,7 @@ def progress(total: int, unit: str, what: str, line_every_s: float = LINE_EVERY_
         what: is being done, "sampling".
         line_every_s: seconds between lines where stderr is no terminal.
     """
-    if sys.stderr.isatty():
+    if draws_bars():
         with tqdm(total=total, unit=unit, desc=what, leave=False) as bar:
             yield lambda count: bar.update(count) and None
         return

@@ -109,6 +109,20 @@ def problem(text: str) -> None:
     print(f"{coloured(word, stream)}{mark}{rest}", file=stream, flush=True)
 
 
+def urgent(text: str) -> None:
+    """Prints on standard error from a signal's handler, which may have interrupted another write to it.
+
+    It goes past the stream's buffer, which does not take a second write then.
+    """
+    kept = _KEPT.get()
+    stream = sys.stderr if kept is None else kept[1]
+    with contextlib.suppress(OSError):  # the terminal may be closed, which is what SIGHUP says
+        try:
+            os.write(stream.fileno(), f"{text}\n".encode(stream.encoding or "utf-8", "backslashreplace"))
+        except io.UnsupportedOperation:  # a stream of Python's own, a test's perhaps
+            print(text, file=stream, flush=True)
+
+
 def coloured(word: str, stream: TextIO) -> str:
     """`error` in red and `warning` in yellow on a terminal; elsewhere, and where NO_COLOR is set, as they are.
 
@@ -116,6 +130,16 @@ def coloured(word: str, stream: TextIO) -> str:
     """
     plain = word not in _COLOURS or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return word if plain or not stream.isatty() else f"\x1b[{_COLOURS[word]}m{word}\x1b[0m"
+
+
+def draws_bars() -> bool:
+    """Whether standard error is a terminal, and not one of no width, on which a bar would not be seen."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):  # its width is not known
+        return True
 
 
 def columns(most: int = 120) -> int:

@@ -4,7 +4,6 @@ Each acts after an optimizer step as a pure function of its number, never betwee
 numbers do not change those of the training.
 """
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from diffusion.terminal.progress import LINE_EVERY_S, duration, images_validated, progress, times_left
-from diffusion.terminal.streams import columns
+from diffusion.terminal.streams import columns, draws_bars
 from diffusion.training.module import DiffusionModule
 
 
@@ -141,7 +140,7 @@ class Progress(AfterStep):
         super().on_train_start(trainer, pl_module)
         self._began, self._line_at = _training_clock(trainer), time.monotonic()
         self._first = trainer.global_step
-        if trainer.is_global_zero and sys.stderr.isatty():
+        if trainer.is_global_zero and draws_bars():
             total = trainer.max_steps if trainer.max_steps > 0 else None
             layout = _layout(columns()) if total else None
             self._bar = tqdm(
@@ -205,7 +204,13 @@ class Progress(AfterStep):
         self._validation_s = time.monotonic() - self._validation_began
         self._validating_s += self._validation_s
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._close()  # what is said about it begins on a line of its own
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         self._validation.close()
         if self._bar is not None:
             self._bar.close()

@@ -28,14 +28,14 @@ def step_seconds(
         batch: one training batch, of any size.
         trainer: tells the device and the precision.
         seconds: how long to measure, after one batch of warm-up.
-        most: no more batches than this are measured, but at least two.
+        most: no more batches than this are measured, but at least one.
     """
     device = trainer.strategy.root_device
     with torch.random.fork_rng(devices=[]):
         one_batch = _batch_of_a_copy(module, {name: value.to(device) for name, value in batch.items()}, trainer)
         one_batch()
         begun, count = time.perf_counter(), 0
-        while count < 2 or (count < most and time.perf_counter() - begun < seconds):
+        while count < 1 or (count < most and time.perf_counter() - begun < seconds):
             one_batch()
             count += 1
         return (time.perf_counter() - begun) / count
@@ -79,12 +79,13 @@ def estimate(run: Run, trainer: pl.Trainer, limit: Limit) -> float:
     once = run.parts.settings.compile or not eager_because(run.module.capture, trainer, run.module.objective)
     count = size if once else 16
     seconds = 0.0
-    # A run of a few steps is not measured for longer than it takes.
-    most = (limit.max_steps or math.inf) * run.parts.accumulated
-    while seconds < 0.25 and count < size:  # what a step costs whatever its size must not be multiplied
+    # Nobody waits long for a short run to be measured.
+    most = (limit.max_steps or math.inf) * run.parts.accumulated / 10
+    # What a step costs whatever its size must not be multiplied, and a small batch is slower for each image.
+    while seconds < 1 and count < size:
         seconds = step_seconds(run.module, {name: value[:count] for name, value in batch.items()}, trainer, 0.0)
         measured, count = count, 4 * count
-    if seconds < 0.25:
+    if seconds < 1:
         seconds, measured = step_seconds(run.module, batch, trainer, seconds=0.5, most=most), size
     return seconds * size / measured * run.parts.accumulated
 
@@ -95,8 +96,8 @@ def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
     return {name: value[: max(len(value) // trainer.world_size, 1)] for name, value in batch.items()}
 
 
-def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> Limit:
-    """The limit that fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
+def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> tuple[Limit, float]:
+    """The limit that fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`), and a step's seconds.
 
     Ten seconds of training tell the speed; a twentieth of the budget is kept for checkpoints, and what validation,
     previews and scores take is estimated.
@@ -105,7 +106,7 @@ def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> Limit:
     assert minutes is not None
     max_time = run.parts.trainer["max_time"]
     if not trainer.is_global_zero:  # the first process measures and tells the others when training begins
-        return Limit(1, max_time)
+        return Limit(1, max_time), 0.0
     batch = device_batch(run, trainer)
     seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20)) * run.parts.accumulated
     left = 0.95 * minutes * 60 - (time.monotonic() - begun)
@@ -115,7 +116,7 @@ def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> Limit:
     steps = max(int(steps * left / (steps * seconds + beside)), 1)
     images = counted(run.parts.images_per_step, "image")
     print(f"budget of {minutes:g} minutes: {counted(steps, 'step')} of {images} at {seconds:.3f} s each")
-    return Limit(steps, max_time)
+    return Limit(steps, max_time), seconds
 
 
 def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
@@ -23,7 +23,7 @@ from diffusion.optimizers import spacing
 from diffusion.runs.checkpoints import contents
 from diffusion.runs.places import CheckpointError
 from diffusion.terminal.commands import pasted
-from diffusion.terminal.streams import problem
+from diffusion.terminal.streams import urgent
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.module import DiffusionModule, TrainingDiverged, raise_on_first_rank
 
@@ -218,8 +218,7 @@ class Checkpoints(AfterStep):
 
     def _say(self, message: str) -> None:
         if self._first:
-            with suppress(OSError):  # the terminal may be closed, which is what SIGHUP says
-                problem(f"\n{message}")
+            urgent(f"\n{message}")
 
     def _kept(self) -> str:
         if self._saved_step < 0 or self.folder is None:

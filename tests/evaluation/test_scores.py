@@ -313,6 +313,13 @@ def test_a_set_smaller_than_the_features_are_many_is_refused_before_anything_slo
         Judge(splits, "test", 50, DIGITS, ["classifier"], Cache(None))
 
 
+def test_a_split_that_is_too_small_is_said_to_be_with_one_that_is_not(splits: Splits) -> None:
+    few = Splits(splits.train, splits.val, Images(splits.test.get(torch.arange(15))))
+    size = len(splits.train)
+    with pytest.raises(ValueError, match=f"split test has no more images; split=train has {size}$"):
+        Judge(few, "test", 500, DIGITS, ["random"], Cache(None))
+
+
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:
     pixels = torch.arange(3 * 2 * 4 * 5).reshape(3, 2, 4, 5)[:, :1].byte()
     np.savez(tmp_path / "x.npz", pixels.permute(0, 2, 3, 1).numpy(), np.arange(3))

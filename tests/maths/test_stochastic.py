@@ -270,3 +270,13 @@ def test_churn_raises_no_level_above_the_first_and_not_the_last_jumps() -> None:
     assert first.t == 1
     assert second.t > 0.6
     assert jump.t == 0.3
+
+
+def test_a_sampler_that_draws_noise_has_to_state_it(gaussian: GaussianMixtureDenoiser) -> None:
+    class Silent(EulerMaruyamaSampler):
+        stochastic = False
+
+    x = torch.zeros(2, 2, dtype=torch.float64)
+    times = TrailingGrid()(gaussian.schedule, 2)
+    with pytest.raises(ValueError, match="Silent draws noise, so its class has to state stochastic = True"):
+        list(Silent()(gaussian, x, times, Noise(0, torch.arange(2))))

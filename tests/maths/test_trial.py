@@ -155,15 +155,15 @@ def method(sampler: str, grid: str, steps: int) -> dict[str, Any]:
 
 def test_a_sampler_that_is_far_off_is_warned_of_with_what_is_near() -> None:
     denoiser = GaussianMixtureDenoiser(VPSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
-    with pytest.warns(UserWarning, match="EulerMaruyamaSampler is far off in these 20 steps") as caught:
+    with pytest.warns(UserWarning, match="EulerMaruyamaSampler is less accurate than DDIM in these 20 steps") as caught:
         sampler_and_times(Parts(method("euler_maruyama", "uniform", 20)), denoiser)
     text = str(caught[0].message)
     found, ddim = (
         trial.distances(sampler, VPSchedule(), UniformGrid()(VPSchedule(), 20))[0].item()
         for sampler in (EulerMaruyamaSampler(), DDIMSampler())
     )
-    assert f"standard deviation 0.05 are {found:.2g} from it, and DDIM's {ddim:.2g}; nearer are sampler=ddim" in text
-    _, *offered = text.partition("sampler=ddim, ")[2].split(", ")
+    assert f"0.05 are {found:.2g} from the data (Wasserstein distance), and DDIM's {ddim:.2g}; more accurate" in text
+    _, *offered = text.partition("; more accurate: ")[2].split(", or ")
     assert offered
     for way in offered:
         grid, _, steps = way.removeprefix("grid=").partition(" steps=")
@@ -234,7 +234,7 @@ def test_a_way_that_was_not_tried_is_not_offered() -> None:
         "grid": {"_target_": "diffusion.samplers.QuadraticGrid"},
         "steps": 25,
     }
-    with pytest.warns(UserWarning, match="AnnealedLangevinSampler is far off in these 25 steps") as caught:
+    with pytest.warns(UserWarning, match="AnnealedLangevinSampler is less accurate .* in these 25 steps") as caught:
         sampler_and_times(Parts(config), denoiser)
     assert "steps=50" not in str(caught[0].message)
 

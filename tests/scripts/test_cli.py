@@ -273,6 +273,8 @@ EARLY = {
         ("resume=nowhere", "there is no checkpoint nowhere"),
         (f"resume={'x' * 300}", "xxx...: File name too long"),
         ("init_from=last", "there is no run with a checkpoint"),
+        ("dataset=folder dataset.path=nowhere", "nowhere: no such folder"),
+        ("experiment=fast_folder", "dataset=folder needs dataset.path="),
     ),
     "sample": (
         ("", "ckpt= is missing"),

@@ -52,7 +52,7 @@ def test_a_quiet_run_prints_its_folder_and_a_quiet_drawing_its_file(tmp_path: Pa
     assert drawn == (0, "x.png\n", "")
     aloud = call(sample, tmp_path, "ckpt=last", "n=1", "steps=2", "out=y.png", "seed=3", "accelerator=cpu")
     assert aloud.out == "y.png\n"
-    assert aloud.err.splitlines()[-1] == "next: others by seed=4; scores by python evaluate.py ckpt=last"
+    assert aloud.err.splitlines()[-1] == "next: seed=4 draws others; python evaluate.py ckpt=last scores the model"
     assert_refused(call(sample, tmp_path, "ckpt=last", "n=-1", "quiet=true"), "n must be at least 1")
 
 

@@ -61,6 +61,26 @@ def test_the_work_is_done_and_its_exit_status_kept_whatever_becomes_of_the_outpu
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
+INTERRUPTED = """
+import signal, sys
+from diffusion.terminal import streams
+streams.protect()
+signal.signal(signal.SIGINT, lambda number, frame: streams.urgent("saving"))
+write = streams.Output.write
+def interrupted(self, data):
+    if bytes(data).startswith(b"a bar"):
+        signal.raise_signal(signal.SIGINT)
+    return write(self, data)
+streams.Output.write = interrupted
+print("a bar", file=sys.stderr)
+"""
+
+
+def test_a_handler_prints_while_a_write_that_it_interrupted_waits(tmp_path: Path) -> None:
+    done = shell(tmp_path, INTERRUPTED, "")
+    assert (done.returncode, done.stderr) == (0, "saving\na bar\n")
+
+
 def test_output_on_a_full_disk_is_one_warning(tmp_path: Path) -> None:
     done = shell(tmp_path, SCRIPT, ">/dev/full", "0")
     assert done.stderr == (

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 # A network of a few thousand weights, seven batches an epoch, a validation every four steps.
@@ -51,13 +52,19 @@ class Run:
         arguments: of the command line.
         script: another one of the project than `train.py`.
         before: called in its process first, to prepare a fault there; a function of a module, not a closure.
+        output: the name of the file for what it prints.
     """
 
     def __init__(
-        self, folder: Path, *arguments: str, before: Callable[[], None] | None = None, script: Path = TRAIN
+        self,
+        folder: Path,
+        *arguments: str,
+        before: Callable[[], None] | None = None,
+        script: Path = TRAIN,
+        output: str = "output.txt",
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self.output = folder / "output.txt"
+        self.output = folder / output
         self._process = _CONTEXT.Process(target=_run, args=(script, list(arguments), folder, self.output, before))
         self._process.start()
 
@@ -96,6 +103,14 @@ class Run:
 
     def text(self) -> str:
         return self.output.read_text() if self.output.exists() else ""
+
+
+def of_torchrun(rank: int, port: int) -> None:
+    """What torchrun sets in one of two processes on this machine."""
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ |= {name: str(value) for name, value in (here | meeting).items()}
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]  # which Lightning took from there when it was imported
 
 
 def error_line(run: Run) -> str:

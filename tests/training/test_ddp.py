@@ -4,7 +4,9 @@ import os
 import random
 import re
 import signal
+import socket
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from support.processes import (
     assert_same_result,
     checkpoint,
     logged_steps,
+    of_torchrun,
     run_folder,
     table,
     train,
@@ -44,8 +47,38 @@ def lines(run: Run) -> list[str]:
     return [line for line in run.text().splitlines() if line]
 
 
+def assert_equal(two: Path, one: Path) -> None:
+    """The same weights and losses to rounding, after ten steps."""
+    ours, theirs = checkpoint(two), checkpoint(one)
+    assert ours["global_step"] == theirs["global_step"] == 10
+    assert ours["state_dict"]["objective.counts"].sum() == 10 * 2 * 16
+    for name, value in theirs["state_dict"].items():
+        assert torch.allclose(ours["state_dict"][name], value, rtol=1e-4, atol=1e-5), name
+    for row, expected in zip(table(two), table(one), strict=True):
+        for name, value in expected.items():
+            assert float(row[name] or 0) == pytest.approx(float(value or 0), rel=1e-4), name
+
+
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    """Same weights and losses to rounding, also over a SIGTERM and a resume; one folder, each line once."""
+    """As torchrun starts them; one folder, and each line once."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    ten = [*TWO, *BOUND, "trainer.max_steps=10"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    runs = [Run(two, *ten, before=partial(of_torchrun, rank, port), output=f"{rank}.txt") for rank in range(2)]
+    train(one, *ten, "devices=1")
+    assert [run.wait() for run in runs] == [0, 0], runs[0].text() + runs[1].text()
+    assert_alone(two)
+    assert len(set(lines(runs[0]))) == len(lines(runs[0]))
+    assert "batches of 16 images, 8 on each of 2 devices" in runs[0].text()
+    assert lines(runs[1]) == []
+    assert [path.name for path in run_folder(two).parent.iterdir()] == ["version_0"]
+    assert_equal(two, one)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_after_a_signal_as_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     train(one, *TWO, *BOUND, "devices=1", "trainer.max_steps=10")
     run = Run(two, *TWO, *BOUND, "trainer.max_steps=10")
@@ -64,14 +97,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert_alone(two)
     assert len(set(lines(run))) == len(lines(run))
     assert [path.name for path in run_folder(two).parent.iterdir()] == ["version_0"]
-    ours, theirs = checkpoint(two), checkpoint(one)
-    assert ours["global_step"] == theirs["global_step"] == 10
-    assert ours["state_dict"]["objective.counts"].sum() == 10 * 2 * 16
-    for name, value in theirs["state_dict"].items():
-        assert torch.allclose(ours["state_dict"][name], value, rtol=1e-4, atol=1e-5), name
-    for row, expected in zip(table(two), table(one), strict=True):
-        for name, value in expected.items():
-            assert float(row[name] or 0) == pytest.approx(float(value or 0), rel=1e-4), name
+    assert_equal(two, one)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """How far something slow is, and how long it still takes."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from tqdm import tqdm
 import train
 from diffusion.terminal import progress
 from diffusion.terminal.progress import counted, times_left
+from diffusion.terminal.streams import draws_bars
 from diffusion.training import callbacks
 from diffusion.training.callbacks import AfterStep, Progress
 
@@ -94,6 +96,26 @@ def test_a_bar_of_training_shows_the_time_left_with_validation(
         shown.after_step(trainer, module, step)
     shown.teardown(trainer, module, "fit")
     assert "3 min 30 s left, loss 0.5000, 4 images/s" in capsys.readouterr().err
+
+
+def test_what_is_said_of_an_interruption_begins_below_the_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Clock(monkeypatch)
+    shown = Progress(50)
+    trainer, module = running(shown)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown.on_train_start(trainer, module)
+    shown.on_exception(trainer, module, KeyboardInterrupt())
+    assert capsys.readouterr().err.endswith("\n")
+
+
+def test_a_terminal_of_no_width_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    for columns, bars in ((0, False), (80, True)):
+        monkeypatch.setattr("os.get_terminal_size", lambda _, columns=columns: os.terminal_size((columns, 24)))
+        assert draws_bars() is bars
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

@@ -317,6 +317,8 @@ def test_a_budget_becomes_a_number_of_steps_that_is_printed_and_kept(tmp_path: P
     config = config_of(tmp_path, 0)
     assert config["trainer"]["max_steps"] == int(found[1])
     assert config["budget_minutes"] == 0.02
+    measured, announced = re.findall(r"([\d.]+) s each", outcome.out)
+    assert float(announced) == pytest.approx(float(measured), abs=6e-4)
     assert f"is finished at step {found[1]}" in run(tmp_path, "resume=last").out
 
 

@@ -1,0 +1,277 @@
+"""What a drawing writes: each kind of output checks what was asked of it, then draws and writes."""
+
+import math
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusion import media
+from diffusion.build import ConfigError
+from diffusion.denoisers import Condition
+from diffusion.forward import trajectory
+from diffusion.media import processes
+from diffusion.media.atomic import atomic
+from diffusion.models import encoded
+from diffusion.noise import EVALUATION, Noise
+from diffusion.sampling.conditions import as_picture
+from diffusion.sampling.given import read_image
+from diffusion.sampling.interpolation import check_deterministic, inverted, morphed
+from diffusion.sampling.parallel import check_finite
+from diffusion.settings.idle import refuse
+from diffusion.settings.outputs import ANIMATIONS
+from diffusion.settings.sampling import Options, Steering
+from diffusion.terminal.progress import counted, progress
+
+if TYPE_CHECKING:
+    from diffusion.sampling.drawing import Drawing
+
+
+class Output(ABC):
+    """A file or folder that a drawing fills.
+
+    Args:
+        drawing: its pipeline, place and options are known already; its numbers, labels and rows when it is written.
+        typed: names of the settings that a person wrote.
+
+    Raises:
+        ConfigError: it cannot be drawn, or written there.
+    """
+
+    # The file in the run's folder where no other is named.
+    name = "pred.gif"
+
+    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
+        self.drawing, self.options, self.steering = drawing, drawing.options, drawing.steering
+        self.out, self.pipeline = drawing.out, drawing.pipeline
+
+    @abstractmethod
+    def write(self) -> None:
+        """Draws and writes."""
+
+    @property
+    def only_one(self) -> bool:
+        """Whether it is made of a single sample."""
+        return False
+
+    @property
+    def frames(self) -> int:
+        """How many states of each sample it shows."""
+        return self.options.frames if self.out.suffix.lower() in ANIMATIONS else 1
+
+    def in_memory(self, n: int) -> int:
+        """How many images are in memory at once where there are n samples."""
+        return n * min(self.frames, len(self.pipeline.times))
+
+    def save(self, states: list[Tensor], rows: int | None, labels: Tensor | None = None) -> None:
+        """Writes states of samples, (n, *S) each, the samples last."""
+        media.save(self.out, states[-1], states, rows, fps=self.options.fps, hold=self.options.hold, labels=labels)
+
+
+def kind_of(options: Options, steering: Steering) -> type[Output]:
+    """The kind of output that these settings ask for."""
+    if steering.invert:
+        return Inversion
+    if steering.interpolate is not None:
+        return Morph
+    if options.show == "condition":
+        return BesideConditions
+    if options.show == "both":
+        return BothProcesses
+    return File if options.out is None or Path(options.out).suffix else Folder
+
+
+class File(Output):
+    """An animation, a grid or arrays of samples."""
+
+    def write(self) -> None:
+        drawing, numbers = self.drawing, range(self.drawing.n)
+        labels = self.pipeline.labels(torch.arange(drawing.n), drawing.label)
+        self.save(list(drawing.states(numbers, self.frames)), drawing.rows, labels)
+
+
+class Folder(Output):
+    """One file a sample, written a batch at a time, so that an interrupted command can continue."""
+
+    def in_memory(self, n: int) -> int:
+        return min(n, self.options.batch_size * len(self.drawing.places))
+
+    def write(self) -> None:
+        drawing, settings = self.drawing, self.drawing.record()
+        media.check_claim(self.out, settings)
+        numbers = media.missing(self.out, drawing.n)
+        # Other processes need seconds to start, so they get many batches at once.
+        share = self.options.batch_size * len(drawing.places) * (1 if len(drawing.places) == 1 else 32)
+        with progress(len(numbers), "sample", "writing") as advance:
+            for begin in range(0, len(numbers), share):
+                batch = numbers[begin : begin + share]
+                samples = drawing.states(batch)[-1]
+                if begin == 0:  # a folder only for what was drawn
+                    media.claim(self.out, settings)
+                media.save_folder(self.out, samples, batch)
+                advance(len(batch))
+        if len(numbers) < drawing.n:
+            print(f"{drawing.n - len(numbers)} of {counted(drawing.n, 'sample')} were there already", file=sys.stderr)
+
+
+class BothProcesses(Output):
+    """Real data becoming noise above samples coming out of it."""
+
+    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
+        super().__init__(drawing, typed)
+        processes.check_out(self.out, self.options.show)
+
+    @property
+    def frames(self) -> int:
+        return self.options.frames
+
+    def in_memory(self, n: int) -> int:
+        return 2 * super().in_memory(n)
+
+    def write(self) -> None:
+        above, below = self._noised(), self.drawing.states(range(self.drawing.n), self.frames)
+        processes.save(self.out, above, below, self.drawing.rows, self.options.fps, self.options.hold)
+
+    def _noised(self) -> Tensor:
+        """Test data, noised to the times of the states that are drawn: (frames, n, *S)."""
+        test, pipeline, n = self.drawing.test_data(), self.pipeline, self.drawing.n
+        if n > len(test):
+            raise ConfigError(f"n={n}: show=both draws as many real samples, and the test split has {len(test)}")
+        index = torch.arange(n)
+        times = pipeline.times[pipeline.shown(self.frames)]
+        x0 = encoded(pipeline.codec, test.get(index))
+        states = trajectory(pipeline.denoiser.schedule, x0, times, Noise(self.options.seed, index, EVALUATION))
+        return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
+
+
+class BesideConditions(Output):
+    """Samples below the images that they were conditioned on, and above the true ones where these are known."""
+
+    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
+        super().__init__(drawing, typed)
+        processes.check_out(self.out, self.options.show)
+        if self.pipeline.condition is None:
+            raise ConfigError(
+                "show=condition: this model is not conditioned on images: train with dataset.condition=lowres"
+            )
+
+    def in_memory(self, n: int) -> int:
+        return 3 * super().in_memory(n)
+
+    def write(self) -> None:
+        drawing, n = self.drawing, self.drawing.n
+        conditions = self.pipeline.conditions(torch.arange(n), self.options.seed, drawing.label)
+        tables = [with_conditions(conditions, state, drawing.truth) for state in drawing.states(range(n), self.frames)]
+        self.save(tables, len(tables[-1]) // n)
+
+
+class _Between(Output):
+    """What leads from images to their noise by a deterministic sampler."""
+
+    setting: str
+    suffixes: tuple[str, ...]
+    idle: tuple[str, ...]
+
+    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
+        super().__init__(drawing, typed)
+        check_deterministic(self.pipeline, self.setting)
+        if self.out.suffix.lower() not in self.suffixes:
+            raise ConfigError(f"out={self.out}: {self.setting} writes {' or '.join(self.suffixes)}")
+        refuse(typed, self.idle, self.setting)
+
+    def read(self, path: str, setting: str) -> Tensor:
+        """The image that a setting names, (1, *shape)."""
+        return read_image(path, setting, self.pipeline.shape, self.steering.resize)[None]
+
+    def noise_of(self, image: Tensor) -> Tensor:
+        """The state at the first time from which an image (1, *shape) is drawn, (1, *S)."""
+        return inverted(self.pipeline, image.to(self.drawing.places[0]), self.drawing.label)
+
+
+class Inversion(_Between):
+    """The noise from which an image is drawn, and how far what is drawn from it is from the image."""
+
+    name = "noise.npz"
+    setting, suffixes, idle = "invert=true", (".npz",), ("show", "n", "rows", "seed")
+
+    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
+        super().__init__(drawing, typed)
+        self.path = str(self.steering.init)
+        self.image = self.read(self.path, "init")
+
+    @property
+    def only_one(self) -> bool:
+        return True
+
+    def write(self) -> None:
+        noise = self.noise_of(self.image)
+        check_finite(noise)
+        index = torch.arange(1, device=noise.device)
+        *_, last = self.pipeline.states(index, 0, self.drawing.label, noise)
+        error = (self.pipeline.decoded(last.x_t).cpu() - self.image).square().mean().sqrt().item()
+        with atomic(self.out) as file:
+            np.savez(file, noise.cpu().numpy())
+        print(
+            f"the image drawn from this noise differs from {self.path} by {127.5 * error:.2g} of 255 levels (root mean "
+            f"square)",
+            file=sys.stderr,
+        )
+
+
+class Morph(_Between):
+    """An animation of the samples between two ends: seeds, or images by their noise."""
+
+    name = "morph.gif"
+    setting, suffixes, idle = "interpolate=", ANIMATIONS, ("show", "seed")
+
+    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
+        super().__init__(drawing, typed)
+        options = self.options
+        if options.frames < 2:
+            raise ConfigError(f"frames={options.frames}: interpolate= draws at least 2, one for each end")
+        paths = self.steering.interpolated_images()
+        if paths and options.n not in (None, 1):
+            raise ConfigError(f"n={options.n}: interpolate={paths[0]} is one image; leave n= out")
+        self.images = {path: self.read(path, "interpolate") for path in paths}
+
+    @property
+    def only_one(self) -> bool:
+        return bool(self.images)
+
+    def in_memory(self, n: int) -> int:
+        return n * self.frames
+
+    def write(self) -> None:
+        samples = self._samples()
+        check_finite(samples)
+        self.save(list(samples), self.drawing.rows)
+
+    def _samples(self) -> Tensor:
+        """The samples between one end and the other, (frames, n, *S)."""
+        assert self.steering.interpolate is not None
+        options, drawing = self.options, self.drawing
+        begin, end = (
+            self.noise_of(self.images[end]).cpu()
+            if isinstance(end, str)
+            else self.pipeline.start(torch.arange(drawing.n), end)
+            for end in self.steering.interpolate
+        )
+        batches = math.ceil(options.frames * drawing.n / options.batch_size)
+        with progress(batches * len(self.pipeline.times), "step", "sampling") as advance:
+            return morphed(
+                *(self.pipeline, begin, end, options.frames, drawing.label, options.batch_size, drawing.places[0]),
+                after_step=lambda: advance(1),
+            )
+
+
+def with_conditions(cond: Condition, samples: Tensor, truth: Tensor | None) -> Tensor:
+    """Three rows of images in one batch: the conditions, the samples, and the true images if they are known."""
+    rows = [as_picture(cond["image"], samples.shape[1:]), samples]
+    if truth is not None:
+        rows.append(truth[torch.arange(len(samples)) % len(truth)])
+    return torch.cat(rows)
