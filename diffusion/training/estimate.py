@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion.noise import TRAINING, Noise
 from diffusion.terminal.progress import counted, duration, images_validated, times_left
 from diffusion.training.limits import Limit
-from diffusion.training.module import DiffusionModule
+from diffusion.training.module import DiffusionModule, is_fused
 from diffusion.training.run import Run
 from diffusion.training.static import StaticStep, eager_because
 
@@ -47,7 +47,7 @@ def _batch_of_a_copy(module: DiffusionModule, batch: Mapping[str, Tensor], train
     denoiser = copy.deepcopy(module.denoiser).to(device).train()
     objective = copy.deepcopy(module.objective).to(device).train()
     captured = not eager_because(module.capture, trainer, module.objective)
-    optimizer = module.optimizer(denoiser.network, fused=captured)
+    optimizer = module.optimizer(denoiser.network, is_fused(trainer, device))
     autocast = trainer.precision_plugin.forward_context
     if captured:
         step = StaticStep(denoiser, objective, optimizer, [], batch, 1, float("inf"), module.seed, autocast)

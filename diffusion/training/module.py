@@ -39,6 +39,12 @@ def level_names() -> list[str]:
     return [f"log_snr_{low}_to_{high}" for low, high in pairwise(edges)]
 
 
+def is_fused(trainer: pl.Trainer, device: torch.device) -> bool:
+    """Whether the optimizer updates all weights in one kernel."""
+    # For float16 a fused optimizer unscales the gradient itself, after our clipping.
+    return trainer.precision != "16-mixed" and device.type in ("cpu", "cuda")
+
+
 def _bound(gradient_clip_val: float | None) -> float:
     return float("inf") if gradient_clip_val is None else gradient_clip_val
 
@@ -191,9 +197,7 @@ class DiffusionModule(pl.LightningModule):
             self.logger.log_metrics(totals | means, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # For float16 a fused optimizer unscales the gradient itself, after our clipping.
-        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda")
-        optimizer = self.optimizer(self.denoiser.network, fused)
+        optimizer = self.optimizer(self.denoiser.network, is_fused(self.trainer, self.device))
         self._peak_lrs = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 

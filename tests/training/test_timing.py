@@ -55,6 +55,7 @@ def test_a_short_run_is_measured_on_a_tenth_of_its_batches(
         seed=0,
     )
     trainer: Any = SimpleNamespace(
+        precision="32-true",
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
         precision_plugin=SimpleNamespace(forward_context=nullcontext),
     )
