@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import hints
 from choices import CONFIGS, choices_of, folder_of, groups_of, having, is_own_name, is_there, keys_of, would_fit
+from data.places import expanded
 from diffusion.build import Unfit, nearest
 from diffusion.settings.training import OURS
 from diffusion.terminal import helppage, streams
@@ -236,11 +237,11 @@ def plain_path(argument: str) -> str:
     """
     name, mark, path = argument.partition("=")
     if name in PATHS and path.startswith("["):
-        home = re.sub(r"(?<=[\[,])\s*(~[^,\]]*)", lambda found: quoted(str(Path(found[1]).expanduser())), path)
+        home = re.sub(r"(?<=[\[,])\s*(~[^,\]]*)", lambda found: quoted(str(expanded(found[1]))), path)
         return f"{name}={home}"
     if not mark or name not in PATHS or not path or path[0] in "[\"'" or "${" in path:
         return argument
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = str(expanded(path)) if path.startswith("~") else path
     if re.fullmatch(r"[\w./:@%+,*-]*", path, re.ASCII):
         return f"{name}={path}"
     return f"{name}={quoted(path)}"
@@ -285,10 +286,10 @@ def _check_form(arguments: list[str], config_name: str) -> None:
 def _cut_at_spaces(arguments: list[str], i: int) -> str | None:
     """`dataset.path=My photos` as it was meant, if argument i is a word of such a path that is there."""
     begin = max((k for k in range(i) if "=" in arguments[k]), default=i)
-    end = next((k for k in range(i, len(arguments)) if "=" in arguments[k]), len(arguments))
+    end = next((k for k in range(i, len(arguments)) if re.match("-|.*=", arguments[k])), len(arguments))
     whole = " ".join(arguments[begin:end])
     name, _, path = whole.partition("=")
-    return f"{name}={pasted(path)}" if name in PATHS and path and is_there(Path(path).expanduser()) else None
+    return f"{name}={pasted(path)}" if name in PATHS and path and is_there(expanded(path)) else None
 
 
 def _meant(word: str, config_name: str) -> str | None:

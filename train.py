@@ -56,7 +56,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         if config[name] not in (None, "auto"):
             place(str(config[name]), dataset)
 
-    if config.resume in (None, "auto"):
+    if config.resume in (None, "auto") and config.init_from is None:  # a run that is tuned keeps its data
         check_source(config.dataset.get("source"))
 
     # Only now what imports torch, which takes seconds.

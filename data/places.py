@@ -15,14 +15,19 @@ def check_source(source: Any) -> None:
         source: `dataset.source` of a configuration.
     """
     if isinstance(source, Mapping) and source.get("_target_") == "data.folder.Folder":
-        check_path(expanded(source.get("path")))
+        path = source.get("path")
+        if isinstance(path, str | None):  # other kinds are refused with all settings of a wrong kind
+            check_path(expanded(path))
 
 
 def expanded(path: Any) -> Path:
     """What `dataset.path` names, with `~` expanded; raises ValueError if it is empty or no text."""
     if not isinstance(path, (str, Path)) or not str(path):
         raise ValueError("dataset=folder needs dataset.path=<folder of images, or a .zip of one>")
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # there is no such user, and so no such folder
+        return Path(path)
 
 
 def check_path(path: Path) -> None:
@@ -42,7 +47,7 @@ def check_path(path: Path) -> None:
         raise NotADirectoryError(f"{path} is {what} by dataset.path=")
     if path.is_symlink() and not path.exists():
         raise FileNotFoundError(f"{path} is a symbolic link that leads to nothing: mend it, or give its target")
-    if not path.exists():
+    if not path.is_dir() and not path.is_file():
         near = _nearest(path)
         hint = f" (did you mean {near}?)" if near else ""
         raise FileNotFoundError(f"{path}: no such folder{hint}; give a folder of images by dataset.path=")

@@ -2,7 +2,6 @@
 
 import pickletools
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -57,10 +56,13 @@ def stated_step(path: Path) -> int | None:
     """The step that a checkpoint names among its first values, without its tensors; None where it cannot be seen."""
     if not path.is_file():
         return None
-    with suppress(OSError, RuntimeError, EOFError, LookupError, ValueError, zipfile.BadZipFile, zlib.error):
+    with suppress(OSError, RuntimeError, EOFError, LookupError, ValueError, zipfile.BadZipFile):
         with zipfile.ZipFile(path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith("data.pkl")), "")
-            head = archive.open(name).read(_HEAD)
+            pickled = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
+            if not pickled or pickled[0].compress_type != zipfile.ZIP_STORED:
+                return None
+            with archive.open(pickled[0]) as file:
+                head = file.read(_HEAD)
         found = False
         for opcode, value, _ in pickletools.genops(head):
             if found and "PUT" not in opcode.name:

@@ -122,25 +122,32 @@ def newest_good(folder: Path) -> Checkpoint:
     Raises:
         CheckpointError: the run has none that can be read.
     """
+    newest: Checkpoint | None = None
     refusals: list[str] = []
-    for path in sorted((folder / "checkpoints").glob("*.ckpt"), key=_progress, reverse=True):
+    paths = sorted((folder / "checkpoints").glob("*.ckpt"))
+    # One whose step cannot be seen is read, and named if it is damaged.
+    stated = {path: math.inf if (step := stated_step(path)) is None else step for path in paths}
+    for path in sorted(paths, key=lambda path: _progress(path, stated[path]), reverse=True):
+        if newest is not None and _progress(newest.path, newest.step) >= _progress(path, stated[path]):
+            break
         try:
-            newest = read(path)
+            found = read(path)
         except CheckpointError as error:
             refusals.append(str(error))
             continue
-        for refusal in refusals:
-            if os.environ.get("LOCAL_RANK", "0") == "0":  # said once, not by each process of a run
-                problem(f"warning: {refusal}; using {newest.path} instead")
-        return newest
-    raise CheckpointError("; ".join(refusals) or f"{folder} holds no checkpoint in checkpoints/")
+        if newest is None or _progress(path, found.step) > _progress(newest.path, newest.step):
+            newest = found
+    if newest is None:
+        raise CheckpointError("; ".join(refusals) or f"{folder} holds no checkpoint in checkpoints/")
+    for refusal in refusals:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # said once, not by each process of a run
+            problem(f"warning: {refusal}; using {newest.path} instead")
+    return newest
 
 
-def _progress(path: Path) -> tuple[float, bool]:
-    """Sorts a run's checkpoints by step, last.ckpt before others of its step; one whose step cannot be seen is
-    furthest, so that it is read, and named if it is damaged."""
-    step = stated_step(path)
-    return math.inf if step is None else step, path.name == "last.ckpt"
+def _progress(path: Path, step: float) -> tuple[float, bool]:
+    """Orders a run's checkpoints: by step, last.ckpt after others of its step."""
+    return step, path.name == "last.ckpt"
 
 
 def find(spec: str, dataset: str | None = None, root: Path = ROOT) -> Checkpoint:

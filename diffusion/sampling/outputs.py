@@ -248,7 +248,7 @@ class Morph(_Between):
 
     def write(self) -> None:
         samples = self._samples()
-        check_finite(samples)
+        check_finite(samples.flatten(0, 1))
         self.save(list(samples), self.drawing.rows)
 
     def _samples(self) -> Tensor:

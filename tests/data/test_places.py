@@ -25,3 +25,14 @@ def test_a_path_with_spaces_that_lost_its_quotation_marks_is_put_together(
     (tmp_path / "my dear photos").mkdir()
     outcome = call(train, tmp_path, "dataset=folder", "dataset.path=my", "dear", "photos", *rest)
     assert_refused(outcome, "a path with spaces needs quotation marks: dataset.path='my dear photos'")
+
+
+def test_a_home_that_nobody_has_is_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert_refused(
+        call(train, tmp_path, "dataset=folder", "dataset.path=~nobody_has/x"), "~nobody_has/x: no such folder"
+    )
+
+
+def test_a_tuned_run_keeps_the_path_of_its_data(tmp_path: Path) -> None:
+    arguments = ("experiment=few_step", "init_from=nowhere", "dataset=folder")
+    assert_refused(call(train, tmp_path, *arguments), "there is no checkpoint nowhere")

@@ -315,9 +315,14 @@ def test_a_set_smaller_than_the_features_are_many_is_refused_before_anything_slo
 
 def test_a_split_that_is_too_small_is_said_to_be_with_one_that_is_not(splits: Splits) -> None:
     few = Splits(splits.train, splits.val, Images(splits.test.get(torch.arange(15))))
-    size = len(splits.train)
-    with pytest.raises(ValueError, match=f"split test has no more images; split=train has {size}$"):
+    size = len(splits.train) // 2
+    with pytest.raises(ValueError, match=f"split test has no more images; split=train allows {size}$"):
         Judge(few, "test", 500, DIGITS, ["random"], Cache(None))
+    # Half of the training images are compared with the other half: too few here for the 84 features.
+    few = Splits(Images(splits.train.get(torch.arange(180))), few.val, few.test)
+    for split in ("test", "train"):
+        with pytest.raises(ValueError, match="at least 95 are needed$"):
+            Judge(few, split, 500, DIGITS, ["random"], Cache(None))
 
 
 def test_samples_are_read_as_they_were_written(tmp_path: Path) -> None:

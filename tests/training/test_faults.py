@@ -16,6 +16,7 @@ from support import kills as kills
 from support.processes import TINY, TRAIN, Run, checkpoint, error_line, logged_steps, run_folder, train
 
 from diffusion.build import ConfigError
+from diffusion.runs.archive import stated_step
 from diffusion.runs.checkpoints import find, newest_good, read
 from diffusion.runs.models import build_model
 from diffusion.runs.places import CheckpointError
@@ -150,6 +151,14 @@ def test_newest_good_checkpoint_is_used(damage: str, run: Path, capsys: pytest.C
         newest_good(run)
     assert all(name in str(error.value) for name in ("best.ckpt cannot", "last.ckpt "))
     assert "\n" not in str(error.value)
+
+
+def test_a_checkpoint_that_does_not_begin_with_its_step_counts_by_it(run: Path) -> None:
+    folder = run / "checkpoints"
+    stored = torch.load(folder / "best.ckpt", weights_only=True)
+    torch.save({key: stored[key] for key in sorted(stored)}, folder / "sorted.ckpt")
+    assert stated_step(folder / "sorted.ckpt") is None
+    assert newest_good(run).path.name == "last.ckpt"
 
 
 def test_a_torn_checkpoint_is_passed_over_by_resume(run: Path, tmp_path: Path) -> None:
