@@ -45,10 +45,11 @@ SAMPLERS = ("ddim", "euler_ancestral", "heun", "dpmpp_2m", "unipc")
 STEPS = (2, 3, 5, 10, 20, 50)
 
 
-def test_data(checkpoint: Checkpoint) -> Examples:
-    """Those of the model's data set."""
+def real_data(checkpoint: Checkpoint) -> Examples:
+    """The test data of the model's data set; its training data if it is a small folder, which holds out a few."""
     source: Source = build(checkpoint.config["dataset"]["source"])
-    return source.load().test
+    splits = source.load()
+    return splits.test if len(splits.test) >= 100 else splits.train
 
 
 def loaded(spec: str, **changes: Any) -> tuple[Pipeline, Examples]:
@@ -57,7 +58,7 @@ def loaded(spec: str, **changes: Any) -> tuple[Pipeline, Examples]:
     pipeline = Pipeline.from_checkpoint(checkpoint, **changes)
     if pipeline.num_classes:
         pipeline = Pipeline.from_checkpoint(checkpoint, steering=Steering(guidance=GUIDANCE), **changes)
-    return pipeline, test_data(checkpoint)
+    return pipeline, real_data(checkpoint)
 
 
 def real_images(test: Examples, labels: list[int] | None, n: int) -> Tensor:
@@ -141,7 +142,7 @@ def steps(spec: str, out: str) -> None:
 
 def _example(checkpoint: Checkpoint, number: int) -> tuple[Tensor, int | None]:
     """A test image (C, H, W), and its label if the model knows classes."""
-    data, index = test_data(checkpoint), torch.tensor([number])
+    data, index = real_data(checkpoint), torch.tensor([number])
     classes = checkpoint.config["network"].get("num_classes")
     return data.get(index)[0], int(data.labels[number]) if classes else None
 
