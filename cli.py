@@ -16,7 +16,7 @@ from data.places import expanded
 from diffusion.build import Unfit, nearest
 from diffusion.settings.training import OURS
 from diffusion.terminal import helppage, streams
-from diffusion.terminal.commands import pasted, quoted
+from diffusion.terminal.commands import quoted
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -272,7 +272,7 @@ def _check_form(arguments: list[str], config_name: str) -> None:
             fail(f"cannot read {argument!r}: write {name}={value.rstrip(',;')}, without the {value[-1]} at its end")
         if mark and (name or "x")[-1] not in ": ":
             continue
-        if not mark and (whole := _cut_at_spaces(arguments, i)):
+        if not mark and (whole := hints.cut_at_spaces(arguments, i, PATHS)):
             fail(f"cannot read {argument!r}: a path with spaces needs quotation marks: {whole}")
         name = re.split(r"[:\s]", argument)[0]
         if not mark and name and name in settings_of(config_name):
@@ -281,15 +281,6 @@ def _check_form(arguments: list[str], config_name: str) -> None:
             fail(f"cannot read {argument!r}: write {name}={value}")
         elif not mark and (meant := _meant(argument, config_name)):
             fail(f"cannot read {argument!r}: write {meant}")
-
-
-def _cut_at_spaces(arguments: list[str], i: int) -> str | None:
-    """`dataset.path=My photos` as it was meant, if argument i is a word of such a path that is there."""
-    begin = max((k for k in range(i) if "=" in arguments[k]), default=i)
-    end = next((k for k in range(i, len(arguments)) if re.match("-|.*=", arguments[k])), len(arguments))
-    whole = " ".join(arguments[begin:end])
-    name, _, path = whole.partition("=")
-    return f"{name}={pasted(path)}" if name in PATHS and path and is_there(expanded(path)) else None
 
 
 def _meant(word: str, config_name: str) -> str | None:

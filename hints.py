@@ -1,7 +1,11 @@
 """Where a setting belongs that was typed at the wrong script, under another project's name, or in another form."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Sequence
+
+from choices import is_there
+from data.places import expanded
+from diffusion.terminal.commands import pasted
 
 # Names of other projects (Lightning, diffusers, EDM, lucidrains) and of other versions of a word -> the setting here.
 TRAIN_WORDS = {
@@ -224,6 +228,20 @@ def home(name: str, script: str, settings_of: Callable[[str], Iterable[str]]) ->
         if words.get(name) in set(settings_of(other)):
             return f"write {words[name]}=... with {_scripts([other])}"
     return None
+
+
+def cut_at_spaces(arguments: Sequence[str], i: int, paths: Container[str]) -> str | None:
+    """`dataset.path=My photos` as it was meant, if argument i is a word of such a path that is there.
+
+    Args:
+        arguments: all that were typed.
+        i: the number of one without `=`.
+        paths: names of the settings that are paths.
+    """
+    begin = max((k for k in range(i) if "=" in arguments[k]), default=i)
+    end = next((k for k in range(i, len(arguments)) if re.match("-|.*=", arguments[k])), len(arguments))
+    name, _, path = " ".join(arguments[begin:end]).partition("=")
+    return f"{name}={pasted(path)}" if name in paths and path and is_there(expanded(path)) else None
 
 
 def _scripts(names: Iterable[str]) -> str:
