@@ -65,7 +65,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.machine import memory
     from diffusion.runs.lock import locked
     from diffusion.runs.resume import goes_on
-    from diffusion.training import estimate, limits
+    from diffusion.training import estimate
     from diffusion.training.closing import ending, finish, less_memory
     from diffusion.training.logger import validation_loss
     from diffusion.training.run import Run, claim_folder
@@ -78,18 +78,9 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     if checkpoint is not None and first:
         held.enter_context(locked(checkpoint.folder))
     held.enter_context(memory.shortage(less_memory(parts)))
-    trainer = make_trainer(parts)
-    if cli.sweeping() and trainer.world_size > 1:
-        raise ValueError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
+    trainer = make_trainer(parts, of_sweep=cli.sweeping())
     run = Run.begun(parts, checkpoint, trainer.strategy.root_device, cli.typed())
-    if parts.settings.compile and first:
-        print("compiling the network: the first step takes a minute or so")
-    budget = parts.settings.budget_minutes is not None and checkpoint is None
-    limit, step_s = (
-        estimate.budgeted(run, trainer, began) if budget else (limits.limit_of(parts, run.data.train_size), None)
-    )
-    limits.check_limit(limit, parts)
-    limits.check_validation(parts, run.data.val_size, run.data.eval_batch_size, trainer.world_size)
+    limit, step_s = estimate.limit_of_run(run, trainer, began, resumed=checkpoint is not None)
     if checkpoint is not None and not goes_on(checkpoint, parts, limit.max_steps):
         return checkpoint.folder, validation_loss(checkpoint.folder, checkpoint.step)
 

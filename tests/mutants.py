@@ -8,6 +8,7 @@ copy of the project, and runs the module's tests there. A survivor that docs/mut
 makes it exit with 1. Docstrings, messages, annotations, imports and default settings are left alone.
 """
 
+import argparse
 import ast
 import contextlib
 import difflib
@@ -206,7 +207,7 @@ def survives(mutant: Mutant) -> bool:
         return process.exitcode == 0
 
 
-def main(count: int = 60, seed: int = 0) -> int:
+def main(count: int, seed: int) -> int:
     """Draws and runs the mutants; the number of survivors that are not explained."""
     os.environ["OMP_NUM_THREADS"] = "1"
     SERVER.set_forkserver_preload(["torch", "torchdiffeq", "pytest"])
@@ -236,4 +237,8 @@ def main(count: int = 60, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:])) > 0)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("count", type=int, nargs="?", default=60, help="how many are drawn")
+    parser.add_argument("seed", type=int, nargs="?", default=0, help="of the draw")
+    given = parser.parse_args()
+    sys.exit(main(given.count, given.seed) > 0)

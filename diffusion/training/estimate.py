@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffusion.noise import TRAINING, Noise
 from diffusion.terminal.progress import counted, duration, images_validated, times_left
-from diffusion.training.limits import Limit
+from diffusion.training.limits import Limit, check_limit, check_validation, limit_of
 from diffusion.training.module import DiffusionModule, is_fused
 from diffusion.training.run import Run
 from diffusion.training.static import StaticStep, eager_because
@@ -94,6 +94,26 @@ def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
     """One device's share of the first training batch."""
     batch = next(iter(run.data.train_dataloader()))
     return {name: value[: max(len(value) // trainer.world_size, 1)] for name, value in batch.items()}
+
+
+def limit_of_run(run: Run, trainer: pl.Trainer, begun: float, resumed: bool) -> tuple[Limit, float | None]:
+    """The limit that a run's settings give it, and a step's seconds if they were measured for that; see `budgeted`.
+
+    A run that is resumed has the limit that its budget gave it when it was begun.
+
+    Raises:
+        ConfigError: there is no limit, or validation has too few data.
+    """
+    parts, data, seconds = run.parts, run.data, None
+    if parts.settings.compile and trainer.is_global_zero:
+        print("compiling the network: the first step takes a minute or so")
+    if parts.settings.budget_minutes is not None and not resumed:
+        limit, seconds = budgeted(run, trainer, begun)
+    else:
+        limit = limit_of(parts, data.train_size)
+    check_limit(limit, parts)
+    check_validation(parts, data.val_size, data.eval_batch_size, trainer.world_size)
+    return limit, seconds
 
 
 def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> tuple[Limit, float]:

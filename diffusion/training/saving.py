@@ -141,7 +141,7 @@ class Checkpoints(AfterStep):
     because batch systems repeat them. Each says what the run is doing and which checkpoint there is.
 
     Args:
-        folder: the run's, on rank 0; None on the others until they are told.
+        folder: the run's, on rank 0; None on the others until rank 0 has said.
         config: the run's whole configuration, which every checkpoint carries.
         every: optimizer steps between saves. None saves after a hundred times what a save takes, at least half a minute
             and at most ten: under 1 % of the time.

@@ -37,10 +37,14 @@ def _wanted(devices: int | str | list[int]) -> int | str | list[int]:
     return devices if devices != "auto" or torch.cuda.is_available() else 1
 
 
-def make_trainer(parts: Parts) -> pl.Trainer:
+def make_trainer(parts: Parts, of_sweep: bool = False) -> pl.Trainer:
     """Lightning's trainer with the options of the configuration's `trainer` and what this project relies on.
 
     It has no limit, no logger and no callbacks: `Run.fit` gives it these when they are known.
+
+    Args:
+        parts: of the run.
+        of_sweep: whether the run is one of a sweep, which has one device at a time.
 
     Raises:
         ConfigError: an option that Lightning does not have, or refuses.
@@ -79,6 +83,8 @@ def make_trainer(parts: Parts) -> pl.Trainer:
     ) as error:
         given = ", ".join(f"trainer.{name}={value}" for name, value in parts.trainer.items() if value is not None)
         raise ConfigError(f"Lightning refuses one of {given}: {' '.join(str(error).split())}") from error
+    if of_sweep and trainer.world_size > 1:
+        raise ConfigError(f"a sweep trains on one device at a time, not on {trainer.world_size}: add devices=1")
     if settings.batch_size % trainer.world_size:
         raise ConfigError(
             f"batch_size={settings.batch_size} is shared by {trainer.world_size} devices, so it must be a multiple of "

@@ -3,7 +3,7 @@
     python docs/pictures/cascade.py BASE PLAIN AUGMENTED docs/images/cascade.png
 
 BASE is a run of experiment=cascade_base, AUGMENTED one of experiment=cascade_sr, PLAIN one of the same with
-dataset.condition=lowres. The rows: what the base draws; what the next stage is told; what PLAIN makes of that, and
+dataset.condition=lowres. The rows: what the base draws; what conditions the next stage; what PLAIN makes of that, and
 AUGMENTED at conditioning_noise 0, 0.1 and 0.3; and real test images.
 """
 

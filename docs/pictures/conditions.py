@@ -1,4 +1,4 @@
-"""The first picture of docs/conditions.md: what models were told of test images, what they made of it, and the images.
+"""The first picture of docs/conditions.md: what models were given of test images, what they made of it, and the images.
 
     python docs/pictures/conditions.py docs/images/conditions.png lightning_logs/fashion/version_3 [...]
 
@@ -29,8 +29,8 @@ def block(spec: str, n: int) -> media.Pixels:
     test, index = source.load().test, torch.arange(n)
     if not pipeline.condition_on(test, index):
         sys.exit(f"{checkpoint.path} is not conditioned on images: train with dataset.condition=lowres, say")
-    told = as_picture(pipeline.conditions(index)["image"], pipeline.shape)
-    return media.picture(torch.cat((told, pipeline.sample(n, seed=0), test.get(index))), rows=3)
+    conditioned = as_picture(pipeline.conditions(index)["image"], pipeline.shape)
+    return media.picture(torch.cat((conditioned, pipeline.sample(n, seed=0), test.get(index))), rows=3)
 
 
 def main(out: str, *specs: str, n: int = 12) -> None:

@@ -29,5 +29,5 @@ def write(folder: Path, count: int = 300) -> None:
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit(__doc__)
+        sys.exit(f"usage:{__doc__}")
     write(Path(sys.argv[1]))

@@ -125,4 +125,6 @@ def main(page: str, out: str, settings: str = "") -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(f"usage:{__doc__}")
     main(*sys.argv[1:])

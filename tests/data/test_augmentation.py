@@ -1,4 +1,4 @@
-"""Augmentation that the network is told of: the vector states the transformation, and samples are drawn with none."""
+"""Augmentation that conditions the network: the vector states the transformation, and samples are drawn with none."""
 
 import math
 from pathlib import Path
@@ -81,29 +81,29 @@ def test_the_vector_states_the_affine_map(changes: dict[str, float]) -> None:
 
 def test_mirrored_images_are_exact_and_stated() -> None:
     x = X.expand(400, -1, -1, -1)
-    found, told = Augmentation(1.0)(x, 0, torch.arange(400))
+    found, vectors = Augmentation(1.0)(x, 0, torch.arange(400))
     # With each transformation certain, only the coins of the mirrorings are left to chance.
     for column in (0, 1):
-        assert set(told[:, column].tolist()) == {0, 1}
-        assert abs(told[:, column].mean() - 0.5) < 4 * (0.25 / 400) ** 0.5
-    only = told.clone()
+        assert set(vectors[:, column].tolist()) == {0, 1}
+        assert abs(vectors[:, column].mean() - 0.5) < 4 * (0.25 / 400) ** 0.5
+    only = vectors.clone()
     only[:, 2:] = 0
-    mirrored = torch.where(told[:, 0, None, None, None] == 1, x.flip(3), x)
-    mirrored = torch.where(told[:, 1, None, None, None] == 1, mirrored.flip(2), mirrored)
-    torch.testing.assert_close(found, warped(mirrored, told))
+    mirrored = torch.where(vectors[:, 0, None, None, None] == 1, x.flip(3), x)
+    mirrored = torch.where(vectors[:, 1, None, None, None] == 1, mirrored.flip(2), mirrored)
+    torch.testing.assert_close(found, warped(mirrored, vectors))
 
 
 def test_each_transformation_has_the_probability_and_untouched_images_stay_to_the_bit() -> None:
     n, p = 3000, 0.12
-    told = Augmentation(p).vectors(3, torch.arange(n))
+    vectors = Augmentation(p).vectors(3, torch.arange(n))
     done = torch.stack(
-        (told[:, 0] * 2, told[:, 1] * 2, *(told[:, k] != 0 for k in (2, 4, 5, 7))), dim=1
+        (vectors[:, 0] * 2, vectors[:, 1] * 2, *(vectors[:, k] != 0 for k in (2, 4, 5, 7))), dim=1
     ).float()  # a mirroring happens in half of its cases
     assert ((done.mean(0) - p).abs() < 5 * (2 * p / n) ** 0.5).all()
-    assert (told[:, 2:][told[:, 2:] != 0].abs() < 6).all()
+    assert (vectors[:, 2:][vectors[:, 2:] != 0].abs() < 6).all()
     x = torch.rand(64, 1, 8, 8) * 2 - 1
-    found, told = Augmentation(p)(x, 3, torch.arange(64))
-    still = (told == 0).all(1)
+    found, vectors = Augmentation(p)(x, 3, torch.arange(64))
+    still = (vectors == 0).all(1)
     assert 10 < still.sum() < 60
     assert torch.equal(found[still], x[still])
     assert (found[~still] != x[~still]).flatten(1).any(1).all()
@@ -112,11 +112,11 @@ def test_each_transformation_has_the_probability_and_untouched_images_stay_to_th
 
 def test_what_is_done_depends_on_seed_and_serial_alone() -> None:
     made, x = Augmentation(0.5), X.expand(6, -1, -1, -1)
-    found, told = made(x, 1, torch.arange(6))
+    found, vectors = made(x, 1, torch.arange(6))
     part = torch.tensor([4, 1])
     again, said = made(x[part], 1, part)
-    assert torch.equal(again, found[part]) and torch.equal(said, told[part])
-    assert not torch.equal(made.vectors(2, torch.arange(6)), told)
+    assert torch.equal(again, found[part]) and torch.equal(said, vectors[part])
+    assert not torch.equal(made.vectors(2, torch.arange(6)), vectors)
 
 
 def test_training_batches_are_augmented_and_others_are_not() -> None:
@@ -145,7 +145,7 @@ def test_an_image_condition_is_made_of_the_image_that_is_trained() -> None:
     lambda: UNet((1, 8, 8), widths=(8, 8), blocks=1, attention=(), augmentation=LENGTH),
     lambda: DiT((1, 8, 8), patch=4, width=8, depth=1, heads=1, augmentation=LENGTH),
 ], ids=["unet", "dit"])  # fmt: skip
-def test_a_network_that_is_told_nothing_answers_as_for_the_zero_vector(network: object) -> None:
+def test_a_network_without_an_augmentation_vector_answers_as_for_the_zero_vector(network: object) -> None:
     torch.manual_seed(0)
     made = network()  # type: ignore[operator]
     for parameter in made.parameters():
@@ -156,13 +156,15 @@ def test_a_network_that_is_told_nothing_answers_as_for_the_zero_vector(network: 
     assert (made(x, c_noise, {"augmentation": torch.ones(2, LENGTH)}) - nothing).abs().max() > 1e-3
 
 
-def test_a_run_is_told_and_what_it_draws_is_told_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_conditioned_on_its_augmentation_and_what_it_draws_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     outcome = call(train, tmp_path, *TINY, "dataset.augment=0.5", "preview_every=0", "lr=0.05",
                    "learning_rate.warmup_images=0")  # fmt: skip
     assert outcome.code == 0, outcome.err
     monkeypatch.chdir(tmp_path)
-    told = load_model(find("last")).network.embed_augmentation
-    assert isinstance(told, torch.nn.Linear)
+    embedding = load_model(find("last")).network.embed_augmentation
+    assert isinstance(embedding, torch.nn.Linear)
     asked: list[bool] = []
     forward = UNet.forward
 
@@ -195,12 +197,12 @@ def test_a_run_begins_with_the_weights_of_one_without_augmentation_and_the_rever
         outcome = call(train, tmp_path, *TINY, *quick, *more)
         assert outcome.code == 0, outcome.err
     monkeypatch.chdir(tmp_path)
-    bare, told, again = (load_model(find(k)).state_dict() for k in "012")
-    assert told.keys() - bare.keys() == {"network.embed_augmentation.weight"}
-    assert told["network.embed_augmentation.weight"].abs().max() < 1e-6
+    bare, tuned, again = (load_model(find(k)).state_dict() for k in "012")
+    assert tuned.keys() - bare.keys() == {"network.embed_augmentation.weight"}
+    assert tuned["network.embed_augmentation.weight"].abs().max() < 1e-6
     assert again.keys() == bare.keys()
     for name, value in bare.items():
-        torch.testing.assert_close(told[name], value, rtol=0, atol=1e-6)
+        torch.testing.assert_close(tuned[name], value, rtol=0, atol=1e-6)
         torch.testing.assert_close(again[name], value, rtol=0, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What a model is told of an image: how it is made, that it is heard, and that the exact conditional comes out."""
+"""What a model is given of an image: how it is made, that it is used, and that the exact conditional comes out."""
 
 from typing import Any
 
@@ -34,11 +34,11 @@ def image(condition: ImageCondition, x: Tensor, serials: Tensor | None = None) -
 def test_the_last_channel_says_where_something_is_known_and_the_rest_is_zero_where_not(
     condition: ImageCondition,
 ) -> None:
-    told = image(condition, images())
-    assert told.shape == (6, condition.channels((3, 8, 8)), 8, 8)
-    known = told[:, -1:]
+    conditioned = image(condition, images())
+    assert conditioned.shape == (6, condition.channels((3, 8, 8)), 8, 8)
+    known = conditioned[:, -1:]
     assert ((known == 0) | (known == 1)).all()
-    assert (told[:, :-1] * (1 - known) == 0).all()
+    assert (conditioned[:, :-1] * (1 - known) == 0).all()
     assert (known == 1).all() or isinstance(condition, Masked)
 
 
@@ -73,8 +73,8 @@ def test_edges_are_dark_lines_where_black_meets_white() -> None:
 
 def test_a_hole_is_a_rectangle_of_its_serial_alone_and_a_mask_makes_the_same() -> None:
     condition, x = Masked(0.25, 0.5), images(200, side=16)
-    told = image(condition, x)
-    hole = 1 - told[:, 3]
+    conditioned = image(condition, x)
+    hole = 1 - conditioned[:, 3]
     for rows in (hole.amax(2), hole.amax(1)):
         sides = rows.sum(1)
         assert set(sides.tolist()) == {4, 5, 6, 7, 8}
@@ -82,11 +82,11 @@ def test_a_hole_is_a_rectangle_of_its_serial_alone_and_a_mask_makes_the_same() -
         assert (inside.amax(1) == sides).all()
         assert (rows.mean(0) > 0.02).all()  # anywhere
     assert torch.equal(hole, hole.amax(2)[:, :, None] * hole.amax(1)[:, None])
-    assert torch.equal(told[:, :3], x * (1 - hole)[:, None])
+    assert torch.equal(conditioned[:, :3], x * (1 - hole)[:, None])
     part = torch.tensor([150, 3])
-    assert torch.equal(image(condition, x[part], part), told[part])
-    assert torch.equal(condition.of_picture(x[7], (3, 16, 16), hole[7][None])["image"][0], told[7])
-    assert not torch.equal(condition(x, 1, torch.arange(200))["image"], told)
+    assert torch.equal(image(condition, x[part], part), conditioned[part])
+    assert torch.equal(condition.of_picture(x[7], (3, 16, 16), hole[7][None])["image"][0], conditioned[7])
+    assert not torch.equal(condition(x, 1, torch.arange(200))["image"], conditioned)
 
 
 def test_a_blur_keeps_what_is_even_and_has_its_width() -> None:
@@ -103,17 +103,17 @@ def test_a_blur_keeps_what_is_even_and_has_its_width() -> None:
 
 def test_augmentation_adds_noise_of_the_level_that_it_tells_and_is_each_samples_own() -> None:
     condition, serials = LowRes(2, noise=0.4), torch.arange(4000)
-    told = condition.augmented(torch.zeros(4000, 1, 4, 4), 0, serials)
-    level = told["level"]
+    conditioned = condition.augmented(torch.zeros(4000, 1, 4, 4), 0, serials)
+    level = conditioned["level"]
     assert level.min() >= 0
     assert level.max() <= 0.4
     assert abs(level.mean() - 0.2) < 4 * 0.4 / 12**0.5 / 4000**0.5
-    corners = told["image"][:, 0, [0, 0, 3, 3], [0, 3, 0, 3]]  # which the small image's pixels are
+    corners = conditioned["image"][:, 0, [0, 0, 3, 3], [0, 3, 0, 3]]  # which the small image's pixels are
     unit = corners / level[:, None]
     assert abs(unit.square().mean() - 1) < 4 * (2 / unit.numel()) ** 0.5
     assert abs((unit[:, 0] * unit[:, 1]).mean()) < 4 / 4000**0.5
     part = torch.tensor([3999, 12])
-    assert torch.equal(condition.augmented(torch.zeros(2, 1, 4, 4), 0, part)["image"], told["image"][part])
+    assert torch.equal(condition.augmented(torch.zeros(2, 1, 4, 4), 0, part)["image"], conditioned["image"][part])
     # What a trained model is shown has none of it.
     clean = condition(images(), 0, serials[:6])
     assert (clean["level"] == 0).all()
@@ -155,18 +155,20 @@ def test_downsampled_data_are_means_of_squares(factor: int) -> None:
 def test_an_image_and_its_level_change_the_answer_and_nothing_said_is_the_network_without(patch: int) -> None:
     torch.manual_seed(0)
     options: dict[str, Any] = {"widths": (8, 16), "blocks": 1, "attention": (), "patch": patch}
-    told = UNet((3, 8, 8), **options, condition_channels=2, condition_level=True)
+    conditioned = UNet((3, 8, 8), **options, condition_channels=2, condition_level=True)
     bare = UNet((3, 8, 8), **options)
-    for parameter in told.parameters():
+    for parameter in conditioned.parameters():
         nn.init.normal_(parameter, std=0.2)
-    rest = {name: value for name, value in told.state_dict().items() if not name.startswith("embed_condition_level")}
+    rest = {
+        name: value for name, value in conditioned.state_dict().items() if not name.startswith("embed_condition_level")
+    }
     rest["conv_in.weight"] = rest["conv_in.weight"][:, : 3 * patch**2]
     bare.load_state_dict(rest)
     x, c_noise = images(2), torch.full((2,), 7.0)
     cond = {"image": image(Grey(), images(2)), "level": torch.tensor([0.0, 0.3])}
 
     def ask(cond: Condition) -> Tensor:
-        return told(x, c_noise, cond)
+        return conditioned(x, c_noise, cond)
 
     changed = cond | {"image": cond["image"].flip(2)}
     assert ((ask(cond) - ask(changed)).flatten(1).norm(dim=1) > 1e-2).all()
@@ -176,7 +178,7 @@ def test_an_image_and_its_level_change_the_answer_and_nothing_said_is_the_networ
     assert (nothing["image"] == 0).all()
     grey = cond | {"image": torch.stack((0 * x[:, 0], 0 * x[:, 0] + 1), dim=1)}  # middle grey is something
     assert ((ask(grey) - ask(nothing)).flatten(1).norm(dim=1) > 1e-2).all()
-    told.embed_condition_level = None
+    conditioned.embed_condition_level = None
     torch.testing.assert_close(ask(nothing), bare(x, c_noise, {}))
 
 
@@ -248,7 +250,7 @@ def test_the_exact_denoiser_given_a_small_image_gives_the_conditional_mean_and_c
 
 @pytest.mark.parametrize("level", [0.0, 0.4])
 def test_an_exact_cascade_draws_the_datas_own_distribution_with_and_without_conditioning_noise(level: float) -> None:
-    """The second stage is told its noise, so noise costs it what the small image says, and nothing else."""
+    """The second stage knows its noise, so noise costs it what the small image says, and nothing else."""
     first = stage(True)
     cascade = joined([first, stage(False, condition=LowRes(2, noise=1.0))], ["base", "sr"], level)
     x = cascade.sample(N, batch_size=N).flatten(1).double()
@@ -260,7 +262,7 @@ def test_an_exact_cascade_draws_the_datas_own_distribution_with_and_without_cond
 
 
 class Copies(Denoiser):
-    """Thinks that the data are what it is told."""
+    """Answers that the data are the image that it is given."""
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         return Prediction(cond["image"][:, :1] + 0 * x_t)

@@ -39,8 +39,8 @@ def test_resizing_makes_of_a_picture_what_a_folder_makes_of_it(tmp_path: Path, s
     Image.fromarray(levels).save(tmp_path / "a.png")
     (x,) = Folder(tmp_path, 4, holdout=0.0).load().train.get(torch.tensor([0]))
     assert torch.equal(read_picture(str(tmp_path / "a.png"), "init", SHAPE, resize=True), x)
-    told = rows(Steering(condition=str(tmp_path / "a.png"), resize=True), 0, LowRes(2), SHAPE)
-    torch.testing.assert_close(told["image"], LowRes(2).of_picture(x, SHAPE)["image"])
+    conditioned = rows(Steering(condition=str(tmp_path / "a.png"), resize=True), 0, LowRes(2), SHAPE)
+    torch.testing.assert_close(conditioned["image"], LowRes(2).of_picture(x, SHAPE)["image"])
 
 
 def test_a_picture_of_another_size_is_refused_with_resize_as_the_way_out(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_every_kind_of_still_image_is_read_everywhere(tmp_path: Path, suffix: st
     assert abs(read_samples(tmp_path, SHAPE, 1)[0].float().mean() - 200) < 4
     for what in ("init", "mask", "condition"):
         assert abs(read_picture(str(path), what, SHAPE).mean() * 127.5 + 127.5 - 200) < 4
-    told = rows(Steering(condition=str(tmp_path)), 0, Edges(), SHAPE)
-    assert told["image"].shape[0] == 1
+    conditioned = rows(Steering(condition=str(tmp_path)), 0, Edges(), SHAPE)
+    assert conditioned["image"].shape[0] == 1
 
 
 def test_hidden_files_and_those_of_the_system_are_passed_over_everywhere(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ def _preview(module: DiffusionModule, config: dict[str, Any], batch: dict[str, T
     condition = config["dataset"].get("condition")
     condition = None if condition is None else build(condition)
     module.trainer.datamodule = SimpleNamespace(splits=splits, condition=condition)  # type: ignore[attr-defined]
-    told = None if condition is None else torch.arange(2)
-    pipeline = preview_pipeline(module, tuple(config["dataset"]["shape"]), bool(config["clip"]), 3, told)
+    conditioned = None if condition is None else torch.arange(2)
+    pipeline = preview_pipeline(module, tuple(config["dataset"]["shape"]), bool(config["clip"]), 3, conditioned)
     for state in pipeline.states(batch["serial"]):
         assert pipeline.decoded(state.x_t, state.t).shape[1:] == tuple(config["dataset"]["shape"])
 

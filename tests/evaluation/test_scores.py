@@ -163,8 +163,8 @@ def test_the_real_halves_are_disjoint_the_same_each_time_and_as_many(splits: Spl
 
 
 def test_a_sorted_split_is_judged_by_all_of_it() -> None:
-    judged, told = table.judging_and_conditioning(3000, 300)
-    for rows in (judged, told):
+    judged, conditioning = table.judging_and_conditioning(3000, 300)
+    for rows in (judged, conditioning):
         assert torch.bincount(rows // 1000, minlength=3).min() > 60
     assert torch.equal(judged, table.judging_and_conditioning(3000, 300)[0])
 
@@ -256,9 +256,9 @@ def test_points_are_scored_in_their_own_plane(tmp_path: Path) -> None:
     assert (distance.name, test.name) == ("sliced_wasserstein_n300", "two_sample_accuracy_n300")
     assert distance.real is not None
     assert distance.samples.value < 2 * distance.real.value
-    moved, told = judge(clouds[3][:300] + 2).rows
+    moved, conditioning = judge(clouds[3][:300] + 2).rows
     assert moved.samples.value == pytest.approx(2, rel=0.15)  # |(2, 2)| / sqrt 2
-    assert told.samples.low > 0.8
+    assert conditioning.samples.low > 0.8
     with pytest.raises(ValueError, match="not finite"):
         judge(clouds[3][:300] / 0)
     with pytest.raises(ValueError, match="as many are needed"):

@@ -70,7 +70,7 @@ def test_the_posterior_of_a_mixture_is_bayes_rule_in_any_dimension(schedule: Sch
 
 
 class Exact(NetworkDenoiser):
-    """A network of one kind that knows a mixture, and is told the time to the last digit."""
+    """A network of one kind that knows a mixture, and is given the time to the last digit."""
 
     def __init__(self, mixture: GaussianMixtureDenoiser, name: str) -> None:
         super().__init__(nn.Linear(1, 1).double(), mixture.schedule, PRECONDITIONERS[name])

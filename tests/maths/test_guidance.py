@@ -91,12 +91,12 @@ def test_the_exact_classifier_at_scale_one_gives_the_exact_conditional_denoiser(
 def test_classifier_free_guidance_has_the_score_of_the_tilted_density(
     scale: float, mixture: GaussianMixtureDenoiser, times: Tensor
 ) -> None:
-    guided, told = ClassifierFreeGuidance(ByLabel(mixture), scale), component(mixture, 1)
+    guided, conditioned = ClassifierFreeGuidance(ByLabel(mixture), scale), component(mixture, 1)
     by_energy = EnergyGuidance(mixture, exact(mixture, 1), scale)
     for t in times:
         alpha, sigma = mixture.schedule(t)
         x_t = points(mixture.schedule, t).requires_grad_()
-        tilted = (1 - scale) * mixture.log_prob(x_t, t) + scale * told.log_prob(x_t, t)
+        tilted = (1 - scale) * mixture.log_prob(x_t, t) + scale * conditioned.log_prob(x_t, t)
         (score,) = torch.autograd.grad(tilted.sum(), x_t)
         answer = guided(x_t, t, label(1))
         torch.testing.assert_close((alpha * answer - x_t) / sigma**2, score, rtol=1e-6, atol=1e-6)
@@ -149,10 +149,10 @@ def test_an_interval_needs_a_level_of_the_sampler_and_its_ends_count(mixture: Ga
 def test_rescaling_gives_each_sample_the_conditional_answers_deviation(mixture: GaussianMixtureDenoiser) -> None:
     model, t = ByLabel(mixture), torch.tensor(0.3, dtype=torch.float64)
     x_t = points(mixture.schedule, t)
-    plain, told = ClassifierFreeGuidance(model, 4.0)(x_t, t, label(0)), model(x_t, t, label(0))
+    plain, conditioned = ClassifierFreeGuidance(model, 4.0)(x_t, t, label(0)), model(x_t, t, label(0))
     full = ClassifierFreeGuidance(model, 4.0, rescale=1.0)(x_t, t, label(0))
-    torch.testing.assert_close(full.std(1), told.std(1))
-    torch.testing.assert_close(full / plain, (told.std(1) / plain.std(1))[:, None].expand(-1, 2))
+    torch.testing.assert_close(full.std(1), conditioned.std(1))
+    torch.testing.assert_close(full / plain, (conditioned.std(1) / plain.std(1))[:, None].expand(-1, 2))
     half = ClassifierFreeGuidance(model, 4.0, rescale=0.5)(x_t, t, label(0))
     torch.testing.assert_close(half, (full + plain) / 2)
 
@@ -211,11 +211,11 @@ def test_a_learned_variance_stays_the_conditional_models() -> None:
     x_t = points(model.schedule, t)
     guided = ClippedDenoiser(ClassifierFreeGuidance(model, 3.0), -9.0, 9.0)
     mean, log_var, x0 = guided.transition(x_t, t, s, label(1))
-    _, expected, told = model.transition(x_t, t, s, label(1))
-    untold = model(x_t, t, label(-1))
+    _, expected, conditioned = model.transition(x_t, t, s, label(1))
+    unconditioned = model(x_t, t, label(-1))
     torch.testing.assert_close(log_var, expected, rtol=1e-9, atol=1e-9)
     assert (log_var - model.transition(x_t, t, s, label(-1))[1]).abs().max() > 1e-4
-    torch.testing.assert_close(x0, (untold + 3 * (told - untold)).clamp(-9, 9))
+    torch.testing.assert_close(x0, (unconditioned + 3 * (conditioned - unconditioned)).clamp(-9, 9))
     torch.testing.assert_close(mean, posterior(model.schedule, x_t, x0, t, s)[0])
 
 

@@ -35,17 +35,17 @@ def inpainting(gaussian: GaussianMixtureDenoiser) -> Inpainting:
     return Inpainting(gaussian, torch.tensor([KNOWN, 0.0], dtype=torch.float64), MASK)
 
 
-class _Told(GaussianMixtureDenoiser):
-    """What it is told, whatever it sees."""
+class _Given(GaussianMixtureDenoiser):
+    """What it is given, whatever it sees."""
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         return Prediction(cond["embedding"])
 
 
 def test_what_surrounds_the_known_part_is_drawn_for_the_condition(gaussian: GaussianMixtureDenoiser) -> None:
-    told = _Told(gaussian.schedule, gaussian.means, torch.eye(2, dtype=torch.float64)[None])
+    conditioned = _Given(gaussian.schedule, gaussian.means, torch.eye(2, dtype=torch.float64)[None])
     embedding = torch.tensor([[5.0, 6.0], [7.0, 8.0]], dtype=torch.float64)
-    found = inpainting(told)(torch.zeros_like(embedding), torch.tensor(0.5), {"embedding": embedding})
+    found = inpainting(conditioned)(torch.zeros_like(embedding), torch.tensor(0.5), {"embedding": embedding})
     assert found.tolist() == [[KNOWN, 6], [KNOWN, 8]]
 
 

@@ -246,7 +246,7 @@ class Told(nn.Module):
 
 
 @pytest.fixture
-def told(data: Tensor) -> Tensor:
+def conditioned(data: Tensor) -> Tensor:
     """An image beside each of the data as conditions are: values, here six, and a channel of ones."""
     generator = torch.Generator().manual_seed(6)
     values = data @ torch.randn(D, D, generator=generator, dtype=torch.float64) + torch.randn(
@@ -256,11 +256,11 @@ def told(data: Tensor) -> Tensor:
     return torch.stack((values, torch.ones_like(values)), dim=1).view(-1, 2, 2, 3)
 
 
-def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, told: Tensor) -> None:
+def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, conditioned: Tensor) -> None:
     schedule, label = VPSchedule(), torch.zeros(len(data), dtype=torch.int64)
     denoiser = ResidualDenoiser(Told(), schedule, [1, 2, 3], clusters=1, components=D).double()
-    denoiser.prepare(data.view(-1, 1, 2, 3), {"label": label, "image": told})
-    c = told[:, 0].flatten(1)
+    denoiser.prepare(data.view(-1, 1, 2, 3), {"label": label, "image": conditioned})
+    c = conditioned[:, 0].flatten(1)
     joint = torch.cat((data, c), dim=1).T.cov(correction=0)
     xx, xc, cc = joint[:D, :D], joint[:D, D:], joint[D:, D:]
     for level in (schedule.t_min, 0.2, 0.7, 1.0):
@@ -272,34 +272,38 @@ def test_it_is_exact_where_image_and_data_are_gaussian_together(data: Tensor, to
         seen = torch.cat((torch.cat((noised, alpha * xc), 1), torch.cat((alpha * xc.T, cc), 1)))
         off = torch.cat((x_t - alpha * data.mean(0), c[:5] - c.mean(0)), dim=1)
         exact = data.mean(0) + off @ torch.linalg.solve(seen, torch.cat((alpha * xx, xc), 1).T)
-        found = denoiser(x_t.view(5, 1, 2, 3), t, {"image": told[:5]})
+        found = denoiser(x_t.view(5, 1, 2, 3), t, {"image": conditioned[:5]})
         torch.testing.assert_close(found.flatten(1), exact, rtol=1e-5, atol=1e-5)
         # What the image says lowers the error, most where x_t says little, and that is what targets are scaled by.
         ratio = denoiser.prior.error(alpha, sigma) / residual(schedule, data).prior.error(alpha, sigma)
         assert ratio < (0.5 if level > 0.5 else 1.001)
         x0, eps, batch_t = data[:500].view(-1, 1, 2, 3), torch.ones(500, 1, 2, 3).double(), t.expand(500)
-        prediction = denoiser.predict(alpha * x0 + sigma * eps, batch_t, {"image": told[:500]})
+        prediction = denoiser.predict(alpha * x0 + sigma * eps, batch_t, {"image": conditioned[:500]})
         target, c_out = denoiser.target(x0, eps, batch_t, prediction)
         torch.testing.assert_close(prediction.x0 + expand(c_out, x0) * target, x0, rtol=1e-9, atol=1e-9)
 
 
-def test_a_network_that_is_told_images_sees_the_data_themselves_at_unit_variance(data: Tensor, told: Tensor) -> None:
+def test_a_network_that_is_given_images_sees_the_data_themselves_at_unit_variance(
+    data: Tensor, conditioned: Tensor
+) -> None:
     denoiser, seen = ResidualDenoiser(Told(), VPSchedule(), [1, 2, 3]).double(), []
-    denoiser.prepare(data.view(-1, 1, 2, 3), {"label": torch.zeros(len(data), dtype=torch.int64), "image": told})
+    denoiser.prepare(data.view(-1, 1, 2, 3), {"label": torch.zeros(len(data), dtype=torch.int64), "image": conditioned})
     denoiser.network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     t = torch.tensor(VPSchedule().t_min, dtype=torch.float64)
-    denoiser(data.view(-1, 1, 2, 3), t, {"image": told})
+    denoiser(data.view(-1, 1, 2, 3), t, {"image": conditioned})
     whitened = ((data - data.mean(0)) / (data - data.mean(0)).square().mean().sqrt()).view(-1, 1, 2, 3)
     for channel in (seen[0][:, :1], seen[0][:, 1:]):  # there P is nearly x0
         torch.testing.assert_close(channel, whitened, rtol=0, atol=0.05)
 
 
-def test_what_is_told_of_few_data_is_not_believed(data: Tensor, told: Tensor) -> None:
+def test_what_images_say_of_few_data_is_not_believed(data: Tensor, conditioned: Tensor) -> None:
     denoiser = ResidualDenoiser(Told(), VPSchedule(), [1, 2, 3]).double()
-    denoiser.prepare(data[:3].view(-1, 1, 2, 3), {"label": torch.zeros(3, dtype=torch.int64), "image": told[:3]})
+    denoiser.prepare(data[:3].view(-1, 1, 2, 3), {"label": torch.zeros(3, dtype=torch.int64), "image": conditioned[:3]})
     assert denoiser.guess is not None
-    torch.testing.assert_close(denoiser.guess(told[5:6].flatten(1))[0], data[:3].mean(0))  # no component is known
-    assert denoiser(data[:9].view(-1, 1, 2, 3), torch.tensor(0.5).double(), {"image": told[:9]}).isfinite().all()
+    torch.testing.assert_close(
+        denoiser.guess(conditioned[5:6].flatten(1))[0], data[:3].mean(0)
+    )  # no component is known
+    assert denoiser(data[:9].view(-1, 1, 2, 3), torch.tensor(0.5).double(), {"image": conditioned[:9]}).isfinite().all()
 
 
 def test_a_component_that_hardly_varied_is_hardly_believed(data: Tensor) -> None:

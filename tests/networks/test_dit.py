@@ -1,4 +1,4 @@
-"""The transformer on patches: the paper's size, what it is before training, exact formulas, and what it is told."""
+"""The transformer on patches: the paper's size, what it is before training, exact formulas, and its conditions."""
 
 import math
 from typing import Any
@@ -51,8 +51,8 @@ def test_at_the_beginning_only_the_gates_of_a_block_get_a_gradient() -> None:
 
 
 def test_every_parameter_of_a_trained_one_gets_a_gradient() -> None:
-    told = {"num_classes": 2, "embedding": 3, "condition_channels": 2, "condition_level": True}
-    network = perturbed(DiT((1, 8, 8), **TINY, **told))
+    conditions = {"num_classes": 2, "embedding": 3, "condition_channels": 2, "condition_level": True}
+    network = perturbed(DiT((1, 8, 8), **TINY, **conditions))
     cond = {"label": torch.tensor([0, 1]), "embedding": draw(2, 3), "image": draw(2, 2, 8, 8), "level": draw(2).abs()}
     network(draw(2, 1, 8, 8), C_NOISE, cond).square().sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
@@ -90,7 +90,7 @@ def test_an_image_whose_tokens_pass_unchanged_comes_back(patch: int) -> None:
     torch.testing.assert_close(network(x, C_NOISE, {}), x)
 
 
-def test_tokens_are_told_apart_by_their_place_alone() -> None:
+def test_tokens_differ_by_their_place_alone() -> None:
     network = perturbed(DiT((1, 8, 8), **TINY)).double()
     x = draw(2, 1, 8, 8).double()
 
@@ -113,7 +113,7 @@ def test_a_place_is_the_sinusoids_of_its_row_and_column() -> None:
     assert "places" not in DiT((1, 8, 8), **TINY).state_dict()
 
 
-def test_what_it_is_told_changes_the_output_and_a_label_of_none_is_a_vector_of_zero() -> None:
+def test_each_condition_changes_the_output_and_a_label_of_none_is_a_vector_of_zero() -> None:
     network = perturbed(DiT((1, 8, 8), num_classes=2, **TINY)).double()
     x = draw(1, 1, 8, 8).double()
 

@@ -65,9 +65,9 @@ def test_padding_changes_nothing_where_the_size_divides(name: str) -> None:
 
 
 def test_images_that_condition_a_network_are_padded_with_its_input() -> None:
-    told = {"condition_channels": 2, "condition_level": True, "out_channels": 2, "pad": True}
-    network = perturbed(UNet((1, 6, 9), **SMALL, head_channels=8, **told))
-    larger = perturbed(UNet((1, 8, 12), **SMALL, head_channels=8, **told))
+    conditions = {"condition_channels": 2, "condition_level": True, "out_channels": 2, "pad": True}
+    network = perturbed(UNet((1, 6, 9), **SMALL, head_channels=8, **conditions))
+    larger = perturbed(UNet((1, 8, 12), **SMALL, head_channels=8, **conditions))
     larger.load_state_dict(network.state_dict())
     cond = {"image": draw(2, 2, 6, 9), "level": torch.tensor([0.1, 0.4])}
     around = margins((6, 9), 4)

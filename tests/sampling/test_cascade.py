@@ -38,7 +38,7 @@ CASCADE = (*SMALL, "network.attention=[1]", "lr=0.01", "learning_rate.warmup_ima
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Tiny runs: a cascade's stages, a model of masked images, one that is told nothing; pictures to give them."""
+    """Tiny runs: a cascade's stages, a model of masked images, one that is unconditional; pictures to give them."""
     folder = tmp_path_factory.mktemp("runs")
     for arguments in (
         ("experiment=cascade_base", *CASCADE, "preview_every=0"),
@@ -71,7 +71,7 @@ def draw(folder: Path, *arguments: str) -> np.ndarray:
         return np.array(file["arr_0"])
 
 
-def test_the_condition_sizes_the_network_and_previews_show_what_the_model_was_told(folder: Path) -> None:
+def test_the_condition_sizes_the_network_and_previews_show_what_the_model_was_given(folder: Path) -> None:
     config = read(folder / SR / "checkpoints/last.ckpt").config
     assert (config["network"]["condition_channels"], config["network"]["condition_level"]) == (2, True)
     events = EventAccumulator(str(folder / SR)).Reload()
@@ -98,7 +98,7 @@ def test_what_is_given_decides_and_twice_the_same_is_the_same(folder: Path) -> N
     assert (guided != plain).any()
 
 
-def test_a_model_that_was_given_nothing_is_told_test_images_and_shows_them(folder: Path) -> None:
+def test_a_model_without_images_is_given_test_images_and_shows_them(folder: Path) -> None:
     outcome = call(sample, folder, f"ckpt={SR}", "steps=4", "n=3", "show=condition", "out=rows.png")
     assert outcome.code == 0
     assert "conditioned on images made from test data" in outcome.err
@@ -106,10 +106,10 @@ def test_a_model_that_was_given_nothing_is_told_test_images_and_shows_them(folde
         assert abs(picture.width - picture.height) < 3  # three rows of three
         table = np.asarray(picture)
     truth = Digits().load().test.get(torch.arange(3))
-    told = LowRes(2)(truth, 0, torch.arange(3))["image"][:, :1]
+    conditioned = LowRes(2)(truth, 0, torch.arange(3))["image"][:, :1]
     cell = 96  # pixels
     step = (table.shape[0] - cell) // 2
-    for row, images in ((0, told), (2, truth)):
+    for row, images in ((0, conditioned), (2, truth)):
         for k in range(3):
             shown = table[row * step : row * step + cell : 12, k * step : k * step + cell : 12]
             expected = (images[k, 0] * 127.5 + 127.5).round().numpy()
@@ -189,20 +189,20 @@ def test_what_does_not_go_together_is_one_line(folder: Path, arguments: str, sai
 
 
 def test_weights_of_a_model_that_counts_on_other_images_are_refused(folder: Path) -> None:
-    told = ("dataset.condition=lowres", "denoiser=residual", f"init_from={MASKED}", "preview_every=0")
+    conditioned = ("dataset.condition=lowres", "denoiser=residual", f"init_from={MASKED}", "preview_every=0")
     before = sorted(folder.glob("lightning_logs/*/*"))
-    assert_refused(call(train, folder, *TINY, *told), "is of no use for others: that run's dataset.condition is")
+    assert_refused(call(train, folder, *TINY, *conditioned), "is of no use for others: that run's dataset.condition is")
     assert sorted(folder.glob("lightning_logs/*/*")) == before
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_each_example_that_a_denoiser_prepares_by_is_told_its_own_image(flip: bool) -> None:
+def test_each_example_that_a_denoiser_prepares_by_has_its_own_image(flip: bool) -> None:
     module = DataModule(Digits(), batch_size=8, seed=0, flip=flip, condition=LowRes(2, noise=1e-6))
     module.setup()
-    x, told = training_data(None, module, torch.device("cpu"), 0, most=10_000)
-    assert len(x) == (2 if flip else 1) * module.train_size == len(told["label"])
-    torch.testing.assert_close(told["image"], LowRes(2)(x, 0, torch.arange(len(x)))["image"], rtol=0, atol=1e-4)
-    assert len(told["level"].unique()) > 1000  # as in training
+    x, conditioned = training_data(None, module, torch.device("cpu"), 0, most=10_000)
+    assert len(x) == (2 if flip else 1) * module.train_size == len(conditioned["label"])
+    torch.testing.assert_close(conditioned["image"], LowRes(2)(x, 0, torch.arange(len(x)))["image"], rtol=0, atol=1e-4)
+    assert len(conditioned["level"].unique()) > 1000  # as in training
 
 
 @pytest.mark.parametrize(
@@ -229,13 +229,13 @@ def test_training_refuses_conditions_that_cannot_be(tmp_path: Path, arguments: s
     assert not (tmp_path / "lightning_logs").exists()
 
 
-def test_an_image_that_a_model_is_told_comes_with_its_own_class(folder: Path) -> None:
-    test, told = Digits().load().test, torch.tensor([5, 2, 9, 100])
+def test_an_image_that_a_model_is_given_comes_with_its_own_class(folder: Path) -> None:
+    test, conditioned = Digits().load().test, torch.tensor([5, 2, 9, 100])
     pipeline = Pipeline.load(str(folder / CLASSES))
-    _, labels = draw_samples(pipeline, test, told, 0, ["cpu"], 3)
+    _, labels = draw_samples(pipeline, test, conditioned, 0, ["cpu"], 3)
     assert labels is not None
-    assert torch.equal(labels, test.labels[told])
-    cond, rows = pipeline.conditions(torch.arange(6)), told[[0, 1, 2, 3, 0, 1]]
+    assert torch.equal(labels, test.labels[conditioned])
+    cond, rows = pipeline.conditions(torch.arange(6)), conditioned[[0, 1, 2, 3, 0, 1]]
     assert pipeline.condition is not None
     assert torch.equal(cond["label"], test.labels[rows])
     assert torch.equal(cond["image"], of_images(pipeline.condition, test, rows)["image"])
@@ -246,7 +246,7 @@ def test_an_image_that_a_model_is_told_comes_with_its_own_class(folder: Path) ->
             assert file["arr_1"].tolist() == expected
 
 
-def test_a_split_that_holds_no_others_is_said_to_be_told_again(folder: Path) -> None:
+def test_a_split_that_holds_no_others_is_said_to_be_given_again(folder: Path) -> None:
     base = ("extractors=random", "steps=2", "cache=null", "out=again")
     noted = call(evaluate, folder, f"ckpt={SR}", "n=100", *base)
     said = "20 of the 100 images that the model was conditioned on are those that it is judged by"
@@ -254,7 +254,7 @@ def test_a_split_that_holds_no_others_is_said_to_be_told_again(folder: Path) -> 
     for quiet in ((f"ckpt={SR}", "n=100", "split=train"), (f"ckpt={PLAIN}", "n=100")):
         outcome = call(evaluate, folder, *quiet, *base)
         assert outcome.code == 0, outcome.err
-        assert "was told" not in outcome.out
+        assert "was conditioned on" not in outcome.out
 
 
 @pytest.mark.parametrize("conditions", [("dataset.condition=lowres",), ()])

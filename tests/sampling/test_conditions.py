@@ -31,8 +31,8 @@ def networks(**options: int) -> list[tuple[nn.Module, Tensor]]:
 
 
 def test_a_label_and_a_vector_change_the_answer_and_nothing_said_is_the_network_without() -> None:
-    told = networks(num_classes=4, embedding=5)
-    for (network, x), (bare, _) in zip(told, networks(), strict=True):
+    conditioned = networks(num_classes=4, embedding=5)
+    for (network, x), (bare, _) in zip(conditioned, networks(), strict=True):
         rest = {key: value for key, value in network.state_dict().items() if not key.startswith("embed_")}
         bare.load_state_dict(rest)
         c_noise, vector = torch.full((3,), 7.0), torch.randn(3, 5)
@@ -102,12 +102,12 @@ def test_dropping_trains_the_network_without_labels_too() -> None:
     noise = Noise(0, serials, TRAINING)
     model = conditional()
     with torch.no_grad():
-        told = plain(model, batch, noise)["loss"]
+        conditioned = plain(model, batch, noise)["loss"]
         some = ConditionDropout(plain, 0.3)(model, batch, noise)["loss"]
         none = plain(model, batch | {"label": torch.full((400,), NO_LABEL)}, noise)["loss"]
     gone = noise.uniform(draw=2) < 0.3
-    torch.testing.assert_close(some, torch.where(gone, none, told))
-    assert (some != told).sum() == gone.sum()
+    torch.testing.assert_close(some, torch.where(gone, none, conditioned))
+    assert (some != conditioned).sum() == gone.sum()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.1])
@@ -116,7 +116,7 @@ def test_a_share_that_cannot_be_is_refused(share: float) -> None:
         ConditionDropout(Seen(), share)
 
 
-def test_a_network_that_is_told_nothing_cannot_have_anything_dropped() -> None:
+def test_an_unconditional_network_cannot_have_anything_dropped() -> None:
     model = NetworkDenoiser(networks()[0][0], LinearSchedule(), EpsPreconditioner())
     with pytest.raises(
         ValueError, match="condition dropout of 0.1: this network has no condition that could be withheld"
@@ -138,6 +138,8 @@ def test_all_that_a_model_takes_of_an_example_belongs_to_it() -> None:
     examples.embeddings = torch.arange(8.0).reshape(4, 2)
     for num_classes, embedding, taken in ((4, 2, {"label", "embedding"}), (4, 0, {"label"}), (0, 0, set())):
         model: Any = SimpleNamespace(num_classes=num_classes, embedding=embedding)
-        told = of_examples(model, None, examples, rows)
-        assert set(told) == taken
-        assert all(told[name].tolist() == {"label": [1, 3], "embedding": [[4, 5], [0, 1]]}[name] for name in taken)
+        conditioned = of_examples(model, None, examples, rows)
+        assert set(conditioned) == taken
+        assert all(
+            conditioned[name].tolist() == {"label": [1, 3], "embedding": [[4, 5], [0, 1]]}[name] for name in taken
+        )

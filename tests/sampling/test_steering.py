@@ -20,7 +20,7 @@ from diffusion.schedules import LinearSchedule, VarianceExplodingSchedule
 from diffusion.settings.sampling import Steering
 
 PLAIN, GUIDABLE, CLASSIFIER = (f"lightning_logs/digits/version_{k}" for k in range(3))
-TOLD = "told.ckpt"
+ALWAYS = "always.ckpt"
 CLASSES = ("network.num_classes=10", "lr=0.03", "learning_rate.warmup_images=0")
 ENCODER = ("network=encoder", "network.widths=[8,16]", "network.blocks=1", "denoiser=classifier")
 
@@ -37,10 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         outcome = call(train, folder, *arguments)
         assert outcome.code == 0, outcome.err
-    # The one that knows its classes, and says that it was always told them.
+    # The one that knows its classes, and says that it always had them.
     checkpoint = contents(folder / GUIDABLE / "checkpoints" / "last.ckpt")
     checkpoint["config"]["condition_dropout"] = 0.0
-    torch.save(checkpoint, folder / TOLD)
+    torch.save(checkpoint, folder / ALWAYS)
     generator = np.random.default_rng(0)
     Image.fromarray(generator.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "photo.png")
     mask = np.zeros((8, 8), np.uint8)
@@ -119,7 +119,7 @@ def test_a_late_start_stays_near_its_image(folder: Path) -> None:
     assert far[0] < far[1] < far[2]
 
 
-def test_a_partial_run_ends_where_it_is_told(folder: Path) -> None:
+def test_a_partial_run_ends_where_it_is_asked_to(folder: Path) -> None:
     pipeline = Pipeline.load(str(folder / PLAIN), steering=Steering(t_end=0.5), steps=5)
     assert pipeline.times[[0, -1]].tolist() == [1, 0.5]
     ddim = {"_target_": "diffusion.samplers.DDIMSampler"}
@@ -158,7 +158,7 @@ def test_a_folder_remembers_how_it_was_steered(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("typed", "said"),
     [
         ({"guidance_interval": [1.0, 3.0]}, "guidance_interval belongs to guidance"),
         ({"guidance": 2.0, "guidance_interval": [3.0]}, "guidance_interval must be two levels"),
@@ -173,9 +173,9 @@ def test_a_folder_remembers_how_it_was_steered(folder: Path) -> None:
         ({"resample": 0}, "resample must be at least 1"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused_at_once(told: dict[str, Any], said: str) -> None:
+def test_options_that_do_not_go_together_are_refused_at_once(typed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)):
-        Steering(**told)
+        Steering(**typed)
 
 
 @pytest.mark.parametrize(
@@ -187,14 +187,14 @@ def test_options_that_do_not_go_together_are_refused_at_once(told: dict[str, Any
         ),
         (f"ckpt={PLAIN} label=2", "label=2: this model is unconditional"),
         (f"ckpt={PLAIN} label=all", "label=all: this model has no classes"),
-        (f"ckpt={TOLD} guidance=2", "this model never trained without its label or image"),
+        (f"ckpt={ALWAYS} guidance=2", "this model never trained without its label or image"),
         (f"ckpt={GUIDABLE} label=10", "label must be a whole number from 0 to 9, got 10"),
         (f"ckpt={GUIDABLE} label=cat", "label must be a whole number, a list of them, or all, got 'cat'"),
         (f"ckpt={GUIDABLE} label=all n=9", "label=all draws one row for each of 10 classes"),
         (f"ckpt={GUIDABLE} guidance=2 guidance_interval=[3,1]", "guidance_interval must be two rising levels"),
         (f"ckpt={GUIDABLE} guidance_rescale=2 guidance=2", "guidance_rescale must lie in [0, 1]"),
         (f"ckpt={GUIDABLE} classifier={CLASSIFIER}", "this model knows its classes"),
-        (f"ckpt={PLAIN} classifier={TOLD}", "is a denoiser, not a classifier: train one with"),
+        (f"ckpt={PLAIN} classifier={ALWAYS}", "is a denoiser, not a classifier: train one with"),
         (f"ckpt={CLASSIFIER}", "is a classifier, not a denoiser: train one with"),
         (
             f"ckpt={PLAIN} init=photo.png mask=wide.png",

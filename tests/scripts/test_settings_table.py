@@ -249,9 +249,9 @@ def effect_of(script: str, arguments: list[str], folder: Path, watch: Watch) -> 
     watch.seen.clear()
     outcome = call(SCRIPTS[script], folder, *arguments)
     assert outcome.code == 0, f"{' '.join(arguments)}: {outcome.err}"
-    told = [] if script == "train" else outcome.out.splitlines()
+    lines = [] if script == "train" else outcome.out.splitlines()
     talks = outcome.out.count("\n") > 1, bool(outcome.err)
-    return [*watch.seen, *written(folder), *told, talks]
+    return [*watch.seen, *written(folder), *lines, talks]
 
 
 def marked(cells: list[tuple[str, str, str]]) -> list[Any]:

@@ -36,7 +36,7 @@ def test_what_happens_every_few_steps_and_at_the_last_is_counted(every: int, las
 
 
 class Clock:
-    """Time that only passes when it is told so."""
+    """Time that only passes when it is asked to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0

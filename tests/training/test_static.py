@@ -279,9 +279,9 @@ def test_data_on_the_device_are_the_batches_that_the_loader_serves() -> None:
 
 
 def test_data_that_do_not_fit_or_have_an_image_condition_stay_where_they_are() -> None:
-    plain, told = (data_module(Parts(resolved(*TINY, *more))) for more in ((), ("dataset/condition=lowres",)))
+    plain, conditioned = (data_module(Parts(resolved(*TINY, *more))) for more in ((), ("dataset/condition=lowres",)))
     assert plain.served_on(torch.device("cpu"), free=1000) is None
-    assert told.served_on(torch.device("cpu"), free=10**9) is None
+    assert conditioned.served_on(torch.device("cpu"), free=10**9) is None
     assert "x" in next(iter(plain.train_dataloader()))
 
 
