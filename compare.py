@@ -32,15 +32,30 @@ def described(group: str, name: str) -> dict[str, Any]:
 
 def choice_of(group: str, part: Mapping[str, Any]) -> str | None:
     """The choice whose class a described part has, of several that with the fewest other values; None without one."""
+    from diffusion.build import canonical
+
     if "." in group or group not in cli.groups_of("train"):
         return None
+    part = canonical(part)
     wanted = str(part["_target_"]).rpartition(".")[2]
     found = {}
     for name in cli.choices_of(group):
-        content = described(group, name)
+        content = canonical(described(group, name))
         if str(content.pop("_target_", "")).rpartition(".")[2] == wanted:
-            found[name] = sum(key in part and part[key] != value for key, value in content.items())
+            found[name] = differences(content, part)
     return min(found, key=lambda name: found[name]) if found else None
+
+
+def differences(content: Mapping[str, Any], part: Mapping[str, Any]) -> int:
+    """How many values of a choice a described part has otherwise, those inside its parts too; what follows from other
+    settings is no value of the choice."""
+    count = 0
+    for key, value in content.items():
+        if isinstance(value, Mapping) and isinstance(part.get(key), Mapping):
+            count += differences(value, part[key])
+        elif key in part and not (isinstance(value, str) and "${" in value):
+            count += part[key] != value
+    return count
 
 
 def main(config: "DictConfig") -> None:

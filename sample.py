@@ -34,8 +34,9 @@ def main(config: "DictConfig") -> None:
 
     plain: Any = OmegaConf.to_container(config, resolve=True)
     options, steering, method = settings.read(plain, cli.typed())
-    for spec in options.checkpoints():
+    for spec in (*options.checkpoints(), *steering.checkpoints()):
         place(spec)
+    steering.check_files()
 
     # Only now what imports torch, which takes seconds.
     from diffusion.sampling.drawing import Drawing

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from diffusion.build import ConfigError
 from diffusion.denoisers import TrainableDenoiser
-from diffusion.evaluation.record import headline
+from diffusion.evaluation.record import headline, scores_of
 from diffusion.exchange import diffusers, onnx, weights
 from diffusion.exchange.page import export_page
 from diffusion.exchange.runtime import find_runtime
@@ -28,7 +28,7 @@ def write_page(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path
     """A page that draws from the model by the processor of whoever opens it."""
     runtime = find_runtime(options.runtime)
     drawable = drawable_of(checkpoint, options.weights)
-    facts = facts_of(checkpoint, drawable, headline(checkpoint.folder, checkpoint.step, options.weights))
+    facts = facts_of(checkpoint, drawable, headline(scores_of(checkpoint, options.weights)))
     for line in export_page(out, drawable, facts, options.half, runtime):
         print(line, file=sys.stderr)
     return [out]
@@ -40,7 +40,11 @@ def write_onnx(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path
     onnx.check_exportable(denoiser)
     parts = Parts(checkpoint.config)
     _, times = sampler_and_times(parts, denoiser)
-    facts = {"dataset": parts.config["dataset"].get("name"), "step": checkpoint.step, "weights": options.weights}
+    facts = {
+        "dataset": parts.config["dataset"].get("name"),
+        "step": checkpoint.step,
+        "weights": checkpoint.name_of(options.weights),
+    }
     return onnx.write_onnx(out, denoiser, codec, parts.shape, times, facts)
 
 
@@ -55,7 +59,8 @@ def write_folder(options: Options, checkpoint: Checkpoint, out: Path) -> list[Pa
     card = {}
     if options.push is not None:
         hub.check_push(options.push)
-        card = hub.card_of(checkpoint, options.push, str(options.weights))
+        scores = scores_of(checkpoint, options.weights)
+        card = hub.card_of(checkpoint, options.push, options.weights, scores)
     print(export_folder(checkpoint, options.weights, out, card), file=sys.stderr)
     if options.push is not None:
         if options.dry_run:
@@ -80,7 +85,7 @@ def export_weights(checkpoint: Checkpoint, chosen: str | float, out: Path) -> st
     averaged = chosen != "raw" and bool(checkpoint.part("ema."))
     state = model.state_dict(prefix="ema." if averaged else "denoiser.")
     state |= {name: value for name, value in checkpoint.state.items() if name.startswith("objective.")}
-    held = str(chosen) if averaged else "raw"
+    held = checkpoint.name_of(chosen)
     weights.save(out, checkpoint.config, state, checkpoint.step, held)
     return f"{out} holds the weights {held} of step {checkpoint.step} and the configuration of the run"
 
@@ -108,15 +113,15 @@ def export_folder(
         )
     denoiser: TrainableDenoiser = load_model(checkpoint, weights=chosen)
     diffusers.save(out, *diffusers.exported(config, denoiser.network), card or {})
-    lines = [f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"]
-    if config["clip"]:
-        lines.append("DDIMPipeline draws what sampler=ddim draws, with use_clipped_model_output=True")
     if denoiser.num_classes:
-        lines.append(
-            f"pipelines pass on no classes: call unet(x, t, class_labels=...) with labels from 0 to "
-            f"{denoiser.num_classes - 1}"
+        return (
+            f"pipelines pass on no classes: call the UNet2DModel of {out} with class_labels= from 0 to "
+            f"{denoiser.num_classes - 1}; its DDPMScheduler draws what sampler=ddpm draws"
         )
-    return "; ".join(lines)
+    text = f"DDPMPipeline.from_pretrained({str(out)!r}) draws what sampler=ddpm draws"
+    if config["clip"] and denoiser.variance != "learned":  # DDIMPipeline takes no learned variance
+        text += "; DDIMPipeline draws what sampler=ddim draws, with use_clipped_model_output=True"
+    return text
 
 
 def check_file(out: Path) -> None:

@@ -65,13 +65,15 @@ class Extrapolation(Guidance):
 
     def check_times(self, times: Tensor) -> None:
         super().check_times(times)
+        if self.acts(times[times > 0]).any():
+            return
         levels = torch.exp(-self.schedule.log_snr(times[times > 0]) / 2)
-        lowest, highest = levels.min().item(), levels.max().item()
-        if self.low > highest or self.high < lowest:
-            raise ValueError(
-                f"guidance_interval=[{self.low:g},{self.high:g}] has no noise level of the sampler, whose levels "
-                f"sigma / alpha go from {highest:.3g} to {lowest:.3g}"
-            )
+        near = [levels[levels < self.low].max().item()] if (levels < self.low).any() else []
+        near += [levels[levels > self.high].min().item()] if (levels > self.high).any() else []
+        raise ValueError(
+            f"guidance_interval=[{self.low:g},{self.high:g}] has no noise level of the sampler: the nearest sigma / "
+            f"alpha {'are' if len(near) > 1 else 'is'} {' and '.join(f'{level:.3g}' for level in near)}"
+        )
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         weight = torch.where(self.acts(t), torch.full_like(float64(t), self.scale), 1.0)

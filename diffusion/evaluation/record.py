@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from diffusion.build import ConfigError
+from diffusion.evaluation.results import record_of
 from diffusion.media.atomic import atomic, check_regular
+from diffusion.runs.checkpoints import Checkpoint
+
+# name -> samples, real, noisy -> value, low, high
+Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def marked(name: str, split: str) -> str:
@@ -42,15 +48,39 @@ def write_likelihood(folder: Path, split: str, kind: str, record: Mapping[str, A
     _write(folder, split, before | {"likelihood": before.get("likelihood", {}) | {kind: dict(record)}})
 
 
-def headline(folder: Path, step: int, weights: str | float, split: str = "test") -> str | None:
-    """The first score of samples of these weights at this step, with its name; None if there is none."""
-    record = _read(folder, split)
-    if (record.get("step"), str(record.get("weights"))) != (step, str(weights)):
-        return None
-    for name, row in record.get("scores", {}).items():
-        value = row.get("samples", {}).get("value")
-        if value is not None:
-            return f"{name} {value:.4g}"
+def scores_of(checkpoint: Checkpoint, weights: str | float, split: str = "test") -> Scores:
+    """What was found last of samples of these weights at a checkpoint's step; empty if that was of anything else.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = record_path(checkpoint.folder, split)
+    check_regular(path)
+    if not path.exists():
+        return {}
+    try:
+        record = record_of(path)
+        if (record.get("step"), str(record.get("weights"))) != (checkpoint.step, str(weights)):
+            return {}
+        if checkpoint.alone and Path(str(record.get("checkpoint"))).name != checkpoint.path.name:
+            return {}  # of another model in the same folder
+        return {
+            str(name): {column: _numbers(cell) for column, cell in row.items() if isinstance(cell, Mapping)}
+            for name, row in record.get("scores", {}).items()
+        }
+    except (ValueError, AttributeError, ArithmeticError) as error:
+        raise ConfigError(f"{path} is damaged: score the run again, or remove that file") from error
+
+
+def _numbers(cell: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in cell.items() if isinstance(value, int | float)}
+
+
+def headline(scores: Scores) -> str | None:
+    """The first score of samples, with its name; None if there is none."""
+    for name, row in scores.items():
+        if "value" in row.get("samples", {}):
+            return f"{name} {row['samples']['value']:.4g}"
     return None
 
 

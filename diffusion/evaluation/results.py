@@ -64,7 +64,7 @@ def folders(specs: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: there is none in one of these.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by what it is, however it is named
     for spec in specs:
         folder = Path(spec)
         if spec == "last" or spec.isdecimal():
@@ -82,8 +82,9 @@ def folders(specs: Sequence[str]) -> list[Path]:
             inside = sorted(runs | others, key=lambda path: (path.parent, len(path.name), path.name))
         if not inside:
             raise ValueError(f"runs={spec}: there are no runs and no scores in this folder")
-        found |= dict.fromkeys(inside)
-    return list(found)
+        for each in inside:
+            found.setdefault(each.resolve(), each)
+    return list(found.values())
 
 
 def is_run(folder: Path) -> bool:
@@ -117,7 +118,7 @@ def results_of(file: Path, name_of: _NameOf) -> Iterator[Result]:
             method = {"weights": found.get("weights")}
             values = {f"{kind} in {found['unit']}": _number(found["value"])}
             yield _result(file, found, method, judged, values, name_of)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{file} is damaged ({type(error).__name__}: {error}): score its run again") from error
 
 
@@ -267,6 +268,8 @@ def _known(values: Mapping[str, Any], name: str, kind: Any) -> Any:
     value = values.get(name)
     if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
         raise TypeError(f"{name} is {value!r:.40}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise TypeError(f"{name} is larger than any number that was written there")
     return value
 
 

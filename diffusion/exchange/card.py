@@ -1,5 +1,6 @@
 """A model card: what a model is, how it was made and how good it is, as the README.md of its folder on the Hub."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,40 +9,57 @@ library_name: diffusers
 pipeline_tag: unconditional-image-generation
 tags:
 - diffusion
-- {dataset}
+- {tag}
 ---
 
 # {name}
 
-A diffusion model of {dataset} {shape}, {weights} weights of step {step}, trained with lightning-diffusion.
+A diffusion model of {dataset} {shape}, {origin}.
 
 ```python
-from diffusers import DDPMPipeline
-
-pipeline = DDPMPipeline.from_pretrained("{name}")
-images = pipeline(batch_size=4, num_inference_steps=pipeline.scheduler.config.num_train_timesteps).images
+{code}
 ```
 """
+_PIPELINE = """from diffusers import DDPMPipeline
+
+pipeline = DDPMPipeline.from_pretrained("{name}")
+images = pipeline(batch_size=4, num_inference_steps=pipeline.scheduler.config.num_train_timesteps).images"""
+# Pipelines pass on no classes.
+_BY_CLASS = """import torch
+from diffusers import DDPMScheduler, UNet2DModel
+
+unet = UNet2DModel.from_pretrained("{name}", subfolder="unet")
+scheduler = DDPMScheduler.from_pretrained("{name}", subfolder="scheduler")
+scheduler.set_timesteps(scheduler.config.num_train_timesteps)
+labels = torch.arange({classes})
+images = torch.randn({classes}, {sizes})
+for t in scheduler.timesteps:
+    with torch.no_grad():
+        answer = unet(images, t, class_labels=labels).sample
+    images = scheduler.step(answer, t, images).prev_sample  # in the end in [-1, 1]"""
 _PARTS = ("network", "schedule", "denoiser", "objective", "optimizer", "ema", "learning_rate")
 _VALUES = ("batch_size", "lr", "seed", "condition_dropout")
 
 
-def card(
-    name: str, config: Mapping[str, Any], step: int, weights: str, scores: Mapping[str, Any], picture: str | None
-) -> str:
+def card(name: str, config: Mapping[str, Any], origin: str, scores: Mapping[str, Any], picture: str | None) -> str:
     """Markdown.
 
     Args:
         name: of the model on the Hub, user/model.
         config: of its run.
-        step: that it was trained for.
-        weights: which of the run's.
+        origin: of its weights, as the end of a sentence.
         scores: name -> samples, real -> value, low, high, as in metrics.json; empty if nobody scored it.
         picture: file in the folder that shows samples, if there is one.
     """
     dataset = config["dataset"]
     shape = "x".join(map(str, dataset["shape"]))
-    text = _HEAD.format(name=name, dataset=dataset["name"], shape=shape, weights=weights, step=step)
+    classes = config["network"].get("num_classes") or config["network"].get("num_class_embeds")
+    code = (_BY_CLASS if classes else _PIPELINE).format(
+        name=name, classes=classes, sizes=", ".join(map(str, dataset["shape"]))
+    )
+    # YAML would read a bare 2024, or on, as no text.
+    tag = json.dumps(str(dataset["name"]))
+    text = _HEAD.format(name=name, dataset=dataset["name"], tag=tag, shape=shape, origin=origin, code=code)
     if picture is not None:
         text += f"\n![samples]({picture})\n"
     rows = [(part, f"`{part_in_words(config[part])}`") for part in _PARTS if config.get(part) is not None]

@@ -72,7 +72,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, strict.LARGEST):
             raise ConfigError(f"{path} is refused: it is no .safetensors file, or is cut off")
-        header = strict.mapping(file.read(length), f"the header of {path}")
+        header = strict.mapping(_text(file.read(length), path), f"the header of {path}")
         metadata = header.pop(_METADATA, {})
         if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
             raise ConfigError(f"{path} is refused: its metadata are no texts")
@@ -87,6 +87,13 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def _text(header: bytes, path: Path) -> str:
+    try:
+        return header.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is refused: its header is no UTF-8") from error
+
+
 def _entries(path: Path, header: dict[str, Any]) -> dict[str, tuple[torch.dtype, list[int], int, int]]:
     """Of each tensor its type, its shape, where it begins and where it ends."""
     found = {}
@@ -96,6 +103,8 @@ def _entries(path: Path, header: dict[str, Any]) -> dict[str, tuple[torch.dtype,
             raise wrong
         dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2 or not isinstance(dtype, str):
+            raise wrong
+        if math.prod(max(n, 1) for n in shape) >= 2**62:  # of no numbers, a zero among its sizes, or torch overflows
             raise wrong
         if dtype not in DTYPES:
             raise ConfigError(f"{path} is refused: {name!r:.100} has the type {dtype!r:.20}, not {', '.join(DTYPES)}")

@@ -87,13 +87,14 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "use_flow_sigmas": (False, None),
     "predict_epsilon": (True, None),
     "timestep_values": (None,),
+    "timestep_type": ("discrete", None),  # what the network is given for t
 }
 # Settings of the samplers of diffusers alone.
 _OF_SAMPLERS = {
     *("steps_offset", "set_alpha_to_one", "skip_prk_steps", "solver_order", "solver_type", "algorithm_type"),
     *("lower_order_final", "euler_at_final", "final_sigmas_type", "lambda_min_clipped", "interpolation_type"),
     *("use_karras_sigmas", "use_exponential_sigmas", "use_lu_lambdas", "predict_x0", "disable_corrector", "solver_p"),
-    *("dynamic_thresholding_ratio", "sample_max_value", "timestep_type", "sigma_min", "sigma_max", "flow_shift"),
+    *("dynamic_thresholding_ratio", "sample_max_value", "sigma_min", "sigma_max", "flow_shift"),
     *(
         "use_dynamic_shifting",
         "time_shift_type",

@@ -1,6 +1,7 @@
 """A model as one `.safetensors` file: one set of its weights, and the configuration of its run as metadata."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ def save(path: Path, config: Mapping[str, Any], state: Mapping[str, Tensor], ste
     safetensors.save(path, state, metadata)
 
 
-def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Configuration, state and step of a model, as a checkpoint has them.
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int, str | None]:
+    """Configuration, state and step of a model, as a checkpoint has them, and what its weights are, see `save`.
 
     Raises:
         ConfigError: it is no such file, or one of another program.
@@ -44,4 +45,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     step = metadata.get("step", "")
     if not step.isdecimal() or len(step) > 18:
         raise ConfigError(f"{path} is refused: the step in its metadata is {step!r:.40}")
-    return strict.mapping(metadata["config"], f"the configuration in {path}"), state, int(step)
+    held = metadata.get("weights", "ema")
+    if not re.fullmatch(r"ema|raw|\d[\d.e-]{0,30}", held):
+        raise ConfigError(f"{path} is refused: the weights in its metadata are {held!r:.40}")
+    return strict.mapping(metadata["config"], f"the configuration in {path}"), state, int(step), held

@@ -1,5 +1,6 @@
 """Consistency tuning: turns a denoiser into a model of the end of its ODE, which draws in one call or a few."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +15,8 @@ from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, expand, float64
 
 WEIGHTINGS = ("gap", "edm")
+# The smallest share of a level by which two levels may differ: states that are nearer are the same numbers in float32.
+NEAREST = 1e-6
 
 
 class ConsistencyObjective(Objective):
@@ -38,7 +41,7 @@ class ConsistencyObjective(Objective):
             as EDM weighs denoisers and as in their code for ImageNet.
         sigma_data: the data's standard deviation, of weighting "edm" alone.
         q: the factor by which the gap shrinks from stage to stage, above 1; the authors' code has 2 with 8 stages and 4
-            with 4.
+            with 4. `q^stages` is at most a million.
         n_max: widens the gap at low noise, up to (1 + n_max / 2) fold; the paper's k.
         stages: number of stages.
         images_per_stage: training images of each stage but the last, which lasts to the end of training.
@@ -69,6 +72,11 @@ class ConsistencyObjective(Objective):
             raise ValueError(f"n_max must be at least 0, got {n_max:g}")
         if min(stages, images_per_stage) < 1:
             raise ValueError(f"stages and images_per_stage must be at least 1, got {stages} and {images_per_stage}")
+        if stages * math.log(q) > -math.log(NEAREST):
+            raise ValueError(
+                f"stages={stages} and q={q:g}: in the last stage the two levels would differ by less than a millionth "
+                f"of themselves, which single precision does not tell apart: use fewer stages, or a smaller q"
+            )
         self.times, self.weighting, self.sigma_data = times, weighting, sigma_data
         self.q, self.n_max, self.stages, self.images_per_stage = q, n_max, stages, images_per_stage
 

@@ -36,6 +36,7 @@ class Checkpoint:
         config: the run's resolved configuration.
         state: the weights and buffers of the run's Lightning module by their names.
         data: identities of the examples by split, see `data.changes`; None in checkpoints that do not have them yet.
+        held: what the one set of weights of a `.safetensors` file is, "ema", "raw" or the width of an average.
     """
 
     path: Path
@@ -43,6 +44,12 @@ class Checkpoint:
     config: dict[str, Any]
     state: dict[str, Tensor]
     data: dict[str, Tensor] | None
+    held: str | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether its folder belongs to no run and no model folder, so that files there may be of other models."""
+        return not self.path.is_dir() and self.path.parent.name != "checkpoints"
 
     @property
     def folder(self) -> Path:
@@ -51,6 +58,12 @@ class Checkpoint:
         if self.path.is_dir():
             return self.path
         return self.path.parent.parent if self.path.parent.name == "checkpoints" else self.path.parent
+
+    def name_of(self, weights: str | float) -> str:
+        """What the weights are that one gets by this name: a model without averages has raw ones alone."""
+        if self.held is not None:
+            return self.held
+        return str(weights) if weights != "raw" and self.part("ema.") else "raw"
 
     def without_state(self) -> "Checkpoint":
         """The same without the weights, which take memory."""
@@ -64,8 +77,8 @@ class Checkpoint:
 def read(path: Path) -> Checkpoint:
     """The checkpoint in a file, on the CPU; raises CheckpointError as `contents` does."""
     if is_exchanged(path):
-        config, state, step = exchanged.read(path)
-        return Checkpoint(path, step, config, state, None)
+        config, state, step, held = exchanged.read(path)
+        return Checkpoint(path, step, config, state, None, held)
     found = contents(path)
     return Checkpoint(path, found["global_step"], found["config"], found["state_dict"], found.get("DataModule"))
 

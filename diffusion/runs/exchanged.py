@@ -13,18 +13,19 @@ from diffusion.exchange.folders import is_folder
 from diffusion.runs.validation import check_model
 
 
-def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Configuration, state and step, as a checkpoint has them, with one set of weights.
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int, str | None]:
+    """Configuration, state and step, as a checkpoint has them, with one set of weights; and what these are, if it is
+    known.
 
     Raises:
         ConfigError: it is no model that this project has, or not what its settings describe.
     """
-    config, state, step = (*diffusers.load(path), 0) if path.is_dir() else weights.load(path)
+    config, state, step, held = (*diffusers.load(path), 0, None) if path.is_dir() else weights.load(path)
     try:
         check_model(config, state)
     except ConfigError as error:
         raise ConfigError(f"{path} is refused: {error}") from error
-    return config, state, step
+    return config, state, step, held
 
 
 def of_folder(config: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:

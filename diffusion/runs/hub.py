@@ -3,9 +3,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from diffusion.build import ConfigError
-from diffusion.exchange import strict
 from diffusion.exchange.card import card
 from diffusion.runs.checkpoints import Checkpoint
 
@@ -26,23 +26,25 @@ def check_push(name: str) -> None:
         raise ConfigError(f"push={name} is no name that the Hub takes: {error}") from error
 
 
-def card_of(checkpoint: Checkpoint, name: str, weights: str) -> dict[str, bytes]:
-    """The files of a model card: a README.md, made of the run's configuration and of the scores of these weights at
-    this step if they were evaluated, and the newest picture that was drawn from it.
+def card_of(
+    checkpoint: Checkpoint, name: str, weights: str | float, scores: Mapping[str, Mapping[str, Any]]
+) -> dict[str, bytes]:
+    """The files of a model card: a README.md, made of the run's configuration and scores, and the newest picture in the
+    samples of its folder, unless files of other models may lie there.
 
-    Raises:
-        ConfigError: the file of scores is damaged.
+    Args:
+        checkpoint: of the model.
+        name: of the model on the Hub.
+        weights: which of the run's.
+        scores: of them; empty if there are none.
     """
-    record = checkpoint.folder / "metrics.json"
-    found = strict.read(record) if record.exists() else {}
-    scores = found.get("scores", {})
-    if not isinstance(scores, Mapping) or not all(isinstance(row, Mapping) for row in scores.values()):
-        raise ConfigError(f"{record} is damaged: score the run again, or remove that file")
-    if (found.get("step"), str(found.get("weights"))) != (checkpoint.step, weights):
-        scores = {}
-    pictures = [file for file in (checkpoint.folder / "samples").glob("*.png") if file.is_file()]
+    samples = [] if checkpoint.alone else (checkpoint.folder / "samples").glob("*.png")
+    pictures = [file for file in samples if file.is_file()]
     newest = max(pictures, key=lambda file: file.stat().st_mtime_ns, default=None)
-    text = card(name, checkpoint.config, checkpoint.step, weights, scores, PICTURE if pictures else None)
+    origin = "taken over from a folder of diffusers"
+    if "objective" in checkpoint.config:
+        origin = f"{checkpoint.name_of(weights)} weights of step {checkpoint.step}, trained with lightning-diffusion"
+    text = card(name, checkpoint.config, origin, scores, None if newest is None else PICTURE)
     return {"README.md": text.encode()} | ({} if newest is None else {PICTURE: newest.read_bytes()})
 
 

@@ -33,10 +33,11 @@ def drawable_of(checkpoint: Checkpoint, weights: str | float = "ema") -> Drawabl
 def facts_of(checkpoint: Checkpoint, drawable: Drawable, score: str | None) -> dict[str, str]:
     """What a page says of its model: where it comes from, its data, its score if there is one."""
     data, shape = checkpoint.config["dataset"].get("name", "unknown data"), drawable.shape
+    name = (checkpoint.path if checkpoint.alone else checkpoint.folder).name
     million = sum(value.numel() for value in drawable.denoiser.parameters()) / 1e6
     return {
         "dataset": data,
-        "model": f"Model: {checkpoint.folder.name}, step {checkpoint.step}, {million:.2f} M parameters",
+        "model": f"Model: {name}, step {checkpoint.step}, {million:.2f} M parameters",
         "data": f"Data: {data}, {' x '.join(map(str, shape)) if len(shape) > 1 else 'points in the plane'}",
         "score": "Score: none yet" if score is None else f"Score: {score}",
     }

@@ -65,6 +65,8 @@ class Drawing:
         options.refuse_idle(typed, self.out, self.pipeline.shape)
         self.output = kind(self, typed)
         n, given = 1 if self.output.only_one else options.n, self.pipeline.given
+        if self.output.only_one and options.label == "all":
+            raise ConfigError("label=all is a row for each class, and here is one image: give the label of its class")
         if steering.condition is not None and isinstance(given, Rows) and n is None:
             n = len(given) if len(given) > 1 else None  # one for each that was given
         self._check_memory(n or 1)
@@ -81,16 +83,18 @@ class Drawing:
         models = ", ".join(f"{stage.path} at step {stage.step}" for stage in self.stages)
         # The grid does not decide how often an adaptive sampler calls the denoiser.
         steps = counted(len(self.pipeline.times) - 1, "step") if self.pipeline.sampler.calls else "adaptive steps"
+        seed = f"seed {self.options.seed}, " if self.output.seeded else ""
         return (
-            f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, seed {self.options.seed}, "
+            f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, {seed}"
             f"{sampler_settings(self.pipeline.sampler)['sampler']}, {steps}"
         )
 
     def following(self) -> str:
         """What to do next, in one line."""
-        seed, ckpt = self.options.seed + 1, self.options.ckpt
+        ckpt = self.options.ckpt
         spec = f"[{','.join(map(str, ckpt))}]" if isinstance(ckpt, list) else str(ckpt)
-        return f"next: seed={seed} draws others; python evaluate.py ckpt={shlex.quote(spec)} scores the model"
+        others = f"seed={self.options.seed + 1} draws others; " if self.output.seeded else ""
+        return f"next: {others}python evaluate.py ckpt={shlex.quote(spec)} scores the model"
 
     def record(self) -> dict[str, Any]:
         """What decides the samples, as a folder of them keeps it."""
@@ -139,7 +143,8 @@ class Drawing:
     def _check_memory(self, n: int) -> None:
         """Raises ConfigError, one line, if so many samples do not fit into memory."""
         options, shape = self.options, self.pipeline.shape
-        memory.check_samples(f"n={n}", self.output.in_memory(n), shape)
+        asked = f"n={n}" if self.output.in_memory(n) == n else f"n={n} frames={options.frames}"
+        memory.check_samples(asked, self.output.in_memory(n), shape)
         memory.check(f"n={n}", 32 * n)  # the samples' numbers
         memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)
 
@@ -166,6 +171,8 @@ def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int
                 f"label=all draws one row for each of {classes} classes: n={n} must be a multiple of {classes}"
             )
         label, rows = [k * classes // n for k in range(n)], rows or classes
+    if isinstance(label, list) and len(label) > n:
+        raise ConfigError(f"label={label} is more labels than n={n} has samples: leave some out, or raise n=")
     if rows is not None and rows > n:
         raise ConfigError(f"rows={rows} is more than n={n}")
     assert not isinstance(label, str)

@@ -45,6 +45,8 @@ class Output(ABC):
 
     # The file in the run's folder where no other is named.
     name = "pred.gif"
+    # Whether `seed` decides what is drawn.
+    seeded = True
 
     def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
         self.drawing, self.options, self.steering = drawing, drawing.options, drawing.steering
@@ -173,6 +175,7 @@ class BesideConditions(Output):
 class _Between(Output):
     """What leads from images to their noise by a deterministic sampler."""
 
+    seeded = False
     setting: str
     suffixes: tuple[str, ...]
     idle: tuple[str, ...]
@@ -197,7 +200,7 @@ class Inversion(_Between):
     """The noise from which an image is drawn, and how far what is drawn from it is from the image."""
 
     name = "noise.npz"
-    setting, suffixes, idle = "invert=true", (".npz",), ("show", "n", "rows", "seed")
+    setting, suffixes, idle = "invert=true", (".npz",), (*("show", "n", "rows", "seed", "devices", "batch_size"),)
 
     def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
         super().__init__(drawing, typed)
@@ -227,16 +230,13 @@ class Morph(_Between):
     """An animation of the samples between two ends: seeds, or images by their noise."""
 
     name = "morph.gif"
-    setting, suffixes, idle = "interpolate=", ANIMATIONS, ("show", "seed")
+    setting, suffixes, idle = "interpolate=", ANIMATIONS, ("show", "seed", "devices")
 
     def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
         super().__init__(drawing, typed)
-        options = self.options
-        if options.frames < 2:
-            raise ConfigError(f"frames={options.frames}: interpolate= draws at least 2, one for each end")
         paths = self.steering.interpolated_images()
-        if paths and options.n not in (None, 1):
-            raise ConfigError(f"n={options.n}: interpolate={paths[0]} is one image; leave n= out")
+        if paths and self.options.n not in (None, 1):
+            raise ConfigError(f"n={self.options.n}: interpolate={paths[0]} is one image; leave n= out")
         self.images = {path: self.read(path, "interpolate") for path in paths}
 
     @property

@@ -76,22 +76,24 @@ def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: flo
     return sampler, times
 
 
-def sampler_and_times(
-    parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: float = 0.0
-) -> tuple[Sampler, Tensor]:
-    """The same as `method_of`, with a warning if the sampler is far off at these times.
+def sampler_and_times(parts: Parts, denoiser: Denoiser, steering: Steering | None = None) -> tuple[Sampler, Tensor]:
+    """The same as `method_of` for what was asked for, with a warning if the sampler is far off at these times.
 
     Raises:
         Unfit: sampler, grid, steps and denoiser do not go together.
         ConfigError: a value of the sampler's or the grid's own is none that it can have.
     """
+    steering = steering or Steering()
     sampler, _ = parts.sampler, parts.grid  # built here, since no other choice mends a value that is wrong by itself
 
     def attempt(config: dict[str, Any]) -> tuple[Sampler, Tensor]:
-        return method_of(Parts(config), denoiser, t_start, t_end)
+        found = method_of(Parts(config), denoiser, steering.t_start, steering.t_end)
+        if steering.needs_path and found[0].stochastic:
+            raise ConfigError("it draws noise on its way")
+        return found
 
     try:
-        sampler, times = method_of(parts, denoiser, t_start, t_end)
+        sampler, times = method_of(parts, denoiser, steering.t_start, steering.t_end)
     except ConfigError as error:
         raise Unfit(str(error), ("sampler", "grid"), parts.config, attempt) from error
     if parts.tunes and not sampler.flow_map:
@@ -229,7 +231,11 @@ class Pipeline:
             drawn = "latents" if codec is not None else "points"
             raise ConfigError(f"wrapper= scales pixels into [-1, 1], and this model draws {drawn}: leave it out")
         init = given.start(steering, parts.shape)
-        sampler, times = sampler_and_times(parts, denoiser, steering.t_start, steering.t_end)
+        sampler, times = sampler_and_times(parts, denoiser, steering)
+        if steering.resample > 1 and not (times[1:] > 0).any():
+            raise ConfigError(
+                f"resample={steering.resample} repeats each step but the last, and there is no other: add steps=20, say"
+            )
         rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)
         return cls(
             denoiser=clipped(denoiser, parts.config["clip"]) if codec is None else denoiser,

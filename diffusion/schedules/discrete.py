@@ -107,10 +107,11 @@ class ScaledSchedule(DiscreteSchedule):
         zero_terminal_snr: bool = False,
     ) -> None:
         _check_timesteps(timesteps)
+        most = max(1, timesteps / 1000)
         for name, beta in {"beta_start": beta_start, "beta_end": beta_end}.items():
-            if not 0 < beta < 1:
+            if not 0 < beta < most:
                 raise ValueError(
-                    f"{name} must lie strictly between 0 and 1 (it is the beta at 1000 timesteps), got {beta}"
+                    f"{name} must lie strictly between 0 and {most:g} (it is the beta at 1000 timesteps), got {beta}"
                 )
         betas = self._betas(timesteps, beta_start, beta_end) * (1000 / timesteps)
         # beta_end counts too: a table of one row holds beta_start alone, and would leave most of the data at t = 1.

@@ -75,6 +75,8 @@ def refuse_idle_training(config: Mapping[str, Any], typed: Mapping[str, Any]) ->
         refuse(typed, ("val_every",), "trainer.limit_val_batches=0, which leaves out validation")
     if network.get("attention") == []:
         refuse(typed, ("network.head_channels",), "network.attention=[]", "name levels with attention")
+    if config["objective"].get("weighting") == "gap":
+        refuse(typed, ("objective.sigma_data",), "objective.weighting=gap", "add objective.weighting=edm")
     if config.get("autoencoder") is not None:
         refuse(typed, ("dataset.clip",), "a model of latents, which have no bounds")
     if not {"wandb", "mlflow", "trackio"} & set(listed(config.get("logger"))):

@@ -74,8 +74,13 @@ class Steering:
                 raise ValueError(f"{name}= does nothing at guidance=1: add guidance=1.5, say")
             if getattr(self, name) is not None and self.classifier is not None:
                 raise ValueError(f"{name}={getattr(self, name)} and classifier={self.classifier}: give one of them")
-        if self.guidance_interval is not None and len(self.guidance_interval) != 2:
-            raise ValueError(f"guidance_interval must be two levels of sigma / alpha, got {self.guidance_interval}")
+        interval = self.guidance_interval
+        if interval is not None and (len(interval) != 2 or not 0 <= interval[0] < interval[1]):
+            raise ValueError(
+                f"guidance_interval must be two rising levels of sigma / alpha, like [0.3,5], got {interval}"
+            )
+        if not 0 <= self.guidance_rescale <= 1:
+            raise ValueError(f"guidance_rescale must lie in [0, 1], got {self.guidance_rescale}")
         if not 0 <= self.t_end < self.t_start <= 1:
             raise ValueError(
                 f"t_start and t_end need 0 <= t_end < t_start <= 1 (1 is noise, 0 is data), got "
@@ -98,6 +103,25 @@ class Steering:
             raise ValueError(f"resample must be at least 1 (1 is off), got {self.resample}")
         if self.resample > 1 and (self.mask is None or self.init is None):
             raise ValueError(f"resample={self.resample} belongs to inpainting: add init=photo.png mask=mask.png")
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether noise and sample have to determine each other, as they do for deterministic samplers."""
+        return self.invert or self.interpolate is not None
+
+    def checkpoints(self) -> list[str]:
+        """What was named beside the model."""
+        return [str(spec) for spec in (self.guide, self.classifier) if spec is not None]
+
+    def check_files(self) -> None:
+        """Raises ConfigError if an image, a folder of images or a file of vectors is not there."""
+        named = [("interpolate", path) for path in self.interpolated_images()]
+        named += [(name, path) for name in ("init", "mask", "condition") if (path := getattr(self, name)) is not None]
+        for name, path in named:
+            if not Path(path).exists():
+                raise ConfigError(f"{name}={path} cannot be read as an image: No such file or directory")
+        if self.embedding is not None and not Path(self.embedding).exists():
+            raise ConfigError(f"embedding={self.embedding} cannot be read as .npy: no regular file is there")
 
     def interpolated_images(self) -> list[str]:
         """The ends of `interpolate` that are images."""
@@ -241,4 +265,8 @@ def read(config: Mapping[str, Any], typed: Container[str] = ()) -> tuple[Options
         raise ConfigError(f"eta={plain['eta']} and sampler.eta={method['sampler']['eta']}: give one of them")
     steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})
     options: Options = construct(Options, plain)
+    if steering.interpolate is not None and options.frames < 2:
+        raise ConfigError(f"frames={options.frames}: interpolate= draws at least 2, one for each end")
+    if isinstance(options.clip, str) and options.clip != "dynamic":
+        raise ConfigError(f"clip must be true, false or dynamic, got {options.clip!r}")
     return options, steering, method

@@ -214,7 +214,8 @@ class DiffusionModule(pl.LightningModule):
         if self.diverged_at >= 0:
             stop = TrainingDiverged(
                 f"the gradient is not finite at step {self.diverged_at.item()}: training stopped and nothing was saved "
-                f"since; try a smaller lr or trainer.gradient_clip_val=1, and resume from the last checkpoint"
+                f"since; try a smaller lr or trainer.gradient_clip_val=1, from the last checkpoint if there is one, or "
+                f"from the beginning"
             )
             raise_on_first_rank(self.trainer, stop)
 

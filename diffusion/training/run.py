@@ -137,6 +137,12 @@ class Run:
             raise ConfigError(
                 f"init_from={checkpoint.path} is a model of {_space(theirs)}, and this run is to learn {_space(ours)}"
             )
+        theirs, ours = (_predicts(config) for config in (checkpoint.config, self.parts.config))
+        if theirs != ours:
+            raise ConfigError(
+                f"init_from={checkpoint.path} is a network that was trained as {theirs}, and this run trains it as "
+                f"{ours}, so its weights would mean something else: choose the same denoiser="
+            )
         theirs, ours = (config["dataset"].get("condition") for config in (checkpoint.config, self.parts.config))
         if self.module.denoiser.always_conditioned and canonical(theirs) != canonical(ours):
             raise ConfigError(
@@ -254,6 +260,13 @@ class Run:
             resumed_from,
             lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
         )
+
+
+def _predicts(config: Mapping[str, Any]) -> str:
+    """What a model's network predicts, by the names of its classes."""
+    denoiser = config["denoiser"]
+    named = [denoiser, denoiser.get("precond") or {}]
+    return " of ".join(part["_target_"].rpartition(".")[2] for part in reversed(named) if "_target_" in part)
 
 
 def _space(autoencoder: Mapping[str, Any] | None) -> str:

@@ -263,7 +263,7 @@ class Checkpoints(AfterStep):
         if not math.isfinite(loss):
             stop = TrainingDiverged(
                 f"the validation loss is not finite at step {trainer.global_step}: training stopped and nothing was "
-                f"saved since; try a smaller lr, and resume from the last checkpoint"
+                f"saved since; try a smaller lr, from the last checkpoint if there is one, or from the beginning"
             )
             raise_on_first_rank(trainer, stop)
         better = loss < self.best

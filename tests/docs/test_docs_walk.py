@@ -68,7 +68,7 @@ def brief(script: str, words: list[str]) -> list[str]:
     """A command's settings, and what makes it short."""
     names, words = {word.partition("=")[0] for word in words}, small(words)
     if script == "train":
-        words = [word for word in words if not word.startswith("budget_minutes=")]
+        words = [word for word in words if not word.startswith(("budget_minutes=", "trainer.max_steps=null"))]
         resumed = "resume" in names and "resume=auto" not in words
         more = ["trainer.max_steps=6"] if resumed else list(BRIEF)
         if "dataset.path" in names:  # which has few images as it is
@@ -124,6 +124,12 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / place).mkdir(parents=True)
         for k in range(count):
             Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / place / f"{k}.png")
+    if importlib.util.find_spec("datasets") is not None:
+        pictures = [str(file) for file in (folder / "photos").glob("*.png")]
+        kind = importlib.import_module("datasets")
+        kind.Dataset.from_dict({"image": pictures}).cast_column("image", kind.Image()).to_parquet(
+            folder / "cats" / "train.parquet"
+        )
     for name in ("photo.png", "other.png", "a.png", "small.png", "blurred.png"):
         Image.fromarray(chance.integers(0, 256, (8, 8), np.uint8)).save(folder / name)
     Image.fromarray(chance.integers(0, 256, (4, 4), np.uint8)).save(folder / "thumbnail.png")

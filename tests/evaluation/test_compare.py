@@ -12,8 +12,10 @@ import torch
 import yaml
 from support.scripts import Outcome, assert_refused, call
 
+import cli
 import compare
 import evaluate
+from diffusion.build import canonical
 from diffusion.evaluation import commands
 from diffusion.evaluation.comparison import latex, markdown
 from diffusion.evaluation.results import flat, saved
@@ -301,6 +303,13 @@ def test_a_choice_is_found_by_its_class_and_the_fewest_other_values() -> None:
     }
     for (group, cls, name, value), choice in found.items():
         assert compare.choice_of(group, {"_target_": f"x.{cls}", name: value}) == choice
+
+
+@pytest.mark.parametrize("group", ["denoiser", "objective", "schedule", "network", "grid", "optimizer"])
+def test_a_choice_is_found_by_what_a_run_keeps_of_it(group: str) -> None:
+    for name in cli.choices_of(group):
+        kept = canonical(compare.described(group, name))
+        assert "_target_" not in kept or compare.choice_of(group, kept) == name
 
 
 def test_settings_inside_parts_have_full_names() -> None:

@@ -13,12 +13,20 @@ from torch import Tensor, nn
 from diffusion.build import build
 from diffusion.denoisers import ClippedDenoiser
 from diffusion.exchange import diffusers as folders
-from diffusion.exchange import unet2d
+from diffusion.exchange import schedulers, unet2d
 from diffusion.noise import Noise
 from diffusion.runs.models import build_model
 from diffusion.samplers import DDIMSampler, DDPMSampler, TrailingGrid, prior
 
 diffusers = pytest.importorskip("diffusers")
+
+
+def test_betas_that_end_near_one_are_taken_over_for_any_number_of_steps() -> None:
+    noising = {"_class_name": "DDPMScheduler", "num_train_timesteps": 4000, "beta_end": 0.5}
+    ours = build(schedulers.process(noising)["schedule"])
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=4000, beta_end=0.5)
+    torch.testing.assert_close(ours.betas.float(), theirs.betas)
+
 
 SMALL: dict[str, Any] = {
     "block_out_channels": [8, 16],

@@ -106,6 +106,7 @@ def test_files_may_lie_side_by_side_as_in_the_first_public_models(tmp_path: Path
         ("scheduler_config", {"_class_name": "ScoreSdeVeScheduler"}, "ScoreSdeVeScheduler"),
         ("scheduler_config", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "FlowMatch"),
         ("scheduler_config", {"_class_name": ["DDPMScheduler"]}, "scheduler is"),
+        ("scheduler_config", {"timestep_type": "continuous"}, "timestep_type='continuous'"),
         ("scheduler_config", {"prediction_type": "flow_prediction"}, "prediction_type='flow_prediction'"),
         ("scheduler_config", {"beta_schedule": "laplace"}, "beta_schedule='laplace'"),
         ("scheduler_config", {"variance_type": "learned"}, "variance_type='learned'"),

@@ -91,7 +91,9 @@ def entry(shape: Any = (2,), begin: Any = 0, end: Any = 8, dtype: Any = "F32") -
         ({"__metadata__": {"a": 3}}, b"", None, "metadata"),
         (b'{"a": 1, "a": 1}', b"", None, "twice"),
         (b"[" * 100_000, b"", None, "JSON"),
-        (b"\xff\xfe", b"", None, "JSON"),
+        (b"\xff\xfe", b"", None, "UTF-8"),
+        ('{"a": 1}'.encode("utf-16"), b"", None, "UTF-8"),
+        ({"a": entry((0, 2**61, 2**61), 0, 0)}, b"", None, "does not say"),
         ([], b"", None, "JSON"),
     ],
 )

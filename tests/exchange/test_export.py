@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -161,7 +162,8 @@ def test_a_dry_run_writes_the_card_and_uploads_nothing(tmp_path: Path, monkeypat
     assert_refused(call(export, tmp_path, "ckpt=last", "out=other", "push=digits"), "push=digits must be user/model")
     long = f"push=me/{'a' * 100}"
     assert_refused(call(export, tmp_path, "ckpt=last", "out=other", long), "is no name that the Hub takes")
-    for content in ("{", "[]", '{"scores": []}', '{"scores": {"a": 3}}', "[" * 100_000):
+    known = '{"step": 2, "weights": "ema", "scores": '
+    for content in ("{", "[]", known + "[]}", known + '{"a": 3}}', "[" * 100_000):
         (tmp_path / "lightning_logs/digits/version_0/metrics.json").write_text(content)
         assert_refused(call(export, tmp_path, "ckpt=last", "out=other", "push=me/digits"), "metrics.json is ")
     assert_refused(call(export, tmp_path, "ckpt=last", "out=m.safetensors", "push=me/digits"), "push= has no effect")
@@ -177,9 +179,18 @@ def test_a_network_of_diffusers_is_trained_and_exported(tmp_path: Path) -> None:
     brief = [word for word in BRIEF if not word.startswith("network")]
     outcome = call(train, tmp_path, *network, *brief)
     assert outcome.code == 0, outcome.err
-    outcome = call(export, tmp_path, "ckpt=last", "out=folder")
-    assert outcome.code == 0 and "labels from 0 to 9" in outcome.err
+    outcome = call(export, tmp_path, "ckpt=last", "out=folder", "push=me/classes", "dry_run=true")
+    assert (
+        outcome.code == 0
+        and "class_labels= from 0 to 9" in outcome.err
+        and "draws what sampler=ddim" not in outcome.err
+    )
     assert drawn(tmp_path, tmp_path / "folder").shape[0] == 2
+    ((*_, code),) = blocks(str(tmp_path / "folder" / "README.md"))
+    pytest.importorskip("diffusers")
+    names: dict[str, Any] = {}
+    exec(compile(code.replace("me/classes", str(tmp_path / "folder")), "README.md", "exec"), names)
+    assert names["images"].shape == (10, 1, 8, 8) and names["images"].isfinite().all()
 
 
 @pytest.mark.slow

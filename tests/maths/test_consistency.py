@@ -292,6 +292,8 @@ def test_parameterizations_that_give_the_state_without_noise_are_tuned(schedule:
         ({"q": 1.0}, "q must be above 1"),
         ({"q": math.nan}, "q must be a finite number"),
         ({"n_max": -1.0}, "n_max must be at least 0"),
+        ({"q": 256.0}, "stages=8 and q=256: in the last stage the two levels would differ by less than a millionth"),
+        ({"stages": 20}, "stages=20 and q=2"),
         ({"stages": 0}, "stages and images_per_stage must be at least 1"),
         ({"images_per_stage": 0}, "stages and images_per_stage must be at least 1"),
         ({"sigma_data": 0.0}, "sigma_data must be positive"),

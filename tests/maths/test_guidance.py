@@ -27,7 +27,7 @@ from diffusion.likelihood import ode_log_density, variational_bound
 from diffusion.models import LabelLogProb, NoisyClassifier
 from diffusion.networks.mlp import MLP
 from diffusion.noise import Noise
-from diffusion.samplers import RePaintSampler, TrailingGrid, UniformGrid, prior
+from diffusion.samplers import AdaptiveSampler, RePaintSampler, TrailingGrid, UniformGrid, prior
 from diffusion.schedules import LinearSchedule, Schedule, VPSchedule
 
 SAMPLERS = cli.choices_of("sampler")
@@ -140,9 +140,12 @@ def test_an_interval_needs_a_level_of_the_sampler_and_its_ends_count(mixture: Ga
     low, high = levels.min().item(), levels.max().item()
     for interval in ([high, math.inf], [0.0, low]):
         ClassifierFreeGuidance(ByLabel(mixture), 2.0, interval).check_times(times)
-    for interval in ([1.01 * high, math.inf], [0.0, 0.99 * low]):
+    between = [levels.sort().values[1].item() * 1.01, levels.sort().values[2].item() * 0.99]
+    for interval in ([1.01 * high, math.inf], [0.0, 0.99 * low], between):
         with pytest.raises(ValueError, match="has no noise level of the sampler"):
             ClassifierFreeGuidance(ByLabel(mixture), 2.0, interval).check_times(times)
+    adaptive = AdaptiveSampler()  # which steps as it likes
+    adaptive.check(ClassifierFreeGuidance(ByLabel(mixture), 2.0, between), times)
 
 
 @pytest.mark.parametrize("schedule", ["linear"], indirect=True)

@@ -116,7 +116,7 @@ def test_dynamic_thresholding_brings_samples_back_into_the_range(folder: Path) -
         (f"ckpt={MODEL} guide={MODEL}/checkpoints/best.ckpt guidance=2", "is the model itself, which has no effect"),
         (
             f"ckpt={MODEL} guide={WORSE} guidance=2 guidance_interval=[1e8,1e9]",
-            "guidance_interval=[1e+08,1e+09] has no noise level of the sampler, whose levels sigma / alpha go from",
+            "guidance_interval=[1e+08,1e+09] has no noise level of the sampler: the nearest sigma / alpha is",
         ),
         (
             f"ckpt={MODEL} guide={WORSE} guidance=1e30 clip=false out=x.png",

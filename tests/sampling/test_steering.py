@@ -161,7 +161,7 @@ def test_a_folder_remembers_how_it_was_steered(folder: Path) -> None:
     ("typed", "said"),
     [
         ({"guidance_interval": [1.0, 3.0]}, "guidance_interval belongs to guidance"),
-        ({"guidance": 2.0, "guidance_interval": [3.0]}, "guidance_interval must be two levels"),
+        ({"guidance": 2.0, "guidance_interval": [3.0]}, "guidance_interval must be two rising levels"),
         ({"guidance_rescale": 1.0, "guidance": 2.0, "classifier": "last"}, "guidance_rescale belongs to guidance"),
         ({"guidance": math.nan}, "guidance must be a finite number"),
         ({"mask": "mask.png"}, "mask=mask.png needs the image that it belongs to"),
@@ -203,6 +203,12 @@ def test_options_that_do_not_go_together_are_refused_at_once(typed: dict[str, An
         (f"ckpt={PLAIN} init=photo.png mask=black.png", "mask=black.png is all black"),
         (f"ckpt={PLAIN} init=none.png t_start=0.5", "init=none.png cannot be read as an image"),
         (f"ckpt={PLAIN} resample=4", "resample=4 belongs to inpainting"),
+        (
+            f"ckpt={PLAIN} init=photo.png mask=mask.png resample=4 steps=1",
+            "resample=4 repeats each step but the last, and there is no other",
+        ),
+        (f"ckpt={GUIDABLE} label=[1,2,3] n=2", "label=[1, 2, 3] is more labels than n=2 has samples"),
+        (f"ckpt={GUIDABLE} guidance=2 steps=1 guidance_interval=[1,2]", "has no noise level of the sampler"),
         (f"ckpt={PLAIN} embedding=vectors.npy", "this model takes no vectors"),
     ],
 )

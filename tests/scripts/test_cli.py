@@ -288,6 +288,15 @@ EARLY = {
         ("ckpt=last devices=all", "devices must be auto, a number, or a list of GPU indices"),
         ("ckpt=last", "there is no run with a checkpoint"),
         ("ckpt=[nowhere,last]", "there is no checkpoint nowhere"),
+        ("ckpt=x.ckpt guide=77 guidance=2", "there is no run version_77"),
+        ("ckpt=x.ckpt guidance=2 guidance_interval=[nan,3]", "guidance_interval must be two rising levels"),
+        ("ckpt=x.ckpt guidance=2 guidance_rescale=nan", "guidance_rescale must lie in [0, 1]"),
+        ("ckpt=x.ckpt clip=dynamik", "clip must be true, false or dynamic"),
+        ("ckpt=x.ckpt interpolate=[1,2] frames=1", "frames=1: interpolate= draws at least 2"),
+        ("ckpt=x.ckpt init=nope.png t_start=0.5", "init=nope.png cannot be read as an image: No such file"),
+        ("ckpt=x.ckpt interpolate=[1,nope.png]", "interpolate=nope.png cannot be read as an image"),
+        ("ckpt=x.ckpt condition=nope", "condition=nope cannot be read as an image: No such file"),
+        ("ckpt=x.ckpt embedding=nope.npy", "embedding=nope.npy cannot be read as .npy"),
     ),
     "evaluate": (
         ("", "ckpt= is missing"),
@@ -302,6 +311,7 @@ EARLY = {
 
 @pytest.mark.parametrize("script", EARLY)
 def test_a_wrong_value_is_refused_before_torch_is_imported(script: str, tmp_path: Path) -> None:
+    (tmp_path / "x.ckpt").touch()
     # A module that is None in sys.modules cannot be imported.
     program = f"""
 import sys

@@ -20,7 +20,7 @@ def config(**changes: Any) -> dict[str, Any]:
         },
         "denoiser": {"_target_": "diffusion.denoisers.NetworkDenoiser", "precond": {"sigma_data": 0.5}},
         "network": {"num_classes": 0}, "schedule": {"timesteps": 50, "sigma_max": 9.0}, "optimizer": {"lr": 1e-3},
-        "ema": {"decay": 0.9}, "learning_rate": {"warmup_images": 5}, "trainer": {"max_steps": 7},
+        "objective": {}, "ema": {"decay": 0.9}, "learning_rate": {"warmup_images": 5}, "trainer": {"max_steps": 7},
     } | changes  # fmt: skip
 
 
@@ -37,6 +37,7 @@ AUTOENCODER = {"_target_": "diffusion.models.Autoencoder"}
         ({"clip": True}, {"denoiser": AUTOENCODER}, "clip= does nothing for an autoencoder, which has dataset.clip"),
         ({"clip": True}, {}, "clip=true brings pixels into"),
         ({"dataset.clip": True}, {"autoencoder": {}}, "dataset.clip= does nothing for a model of latents"),
+        ({"objective.sigma_data": 1}, {"objective": {"weighting": "gap"}}, "does nothing for objective.weighting=gap"),
         ({"val_every": 3}, {"trainer": {"limit_val_batches": 0}}, "does nothing for trainer.limit_val_batches=0"),
         ({"network.head_channels": 8}, {"network": {"attention": []}}, "does nothing for network.attention=[]"),
         ({"data_dir": "x"}, {}, "data_dir= does nothing for dataset=moons: leave it out"),

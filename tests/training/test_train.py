@@ -248,6 +248,7 @@ def test_a_resumed_run_takes_the_limit_that_was_typed(trained: tuple[Path, Outco
             "resume=last dataset=mnist",
             ["no run with a checkpoint in lightning_logs/mnist", "train.py dataset=mnist", "version_0"],
         ),
+        ("network.blocks=1 init_from=0 denoiser=v", ["trained as EpsPreconditioner of", "as VPreconditioner of"]),
         ("network.blocks=1 init_from=0 network.widths=[8,24]", ["do not fit this network", "size mismatch"]),
     ],
 )

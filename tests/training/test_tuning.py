@@ -106,6 +106,7 @@ def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path)
 def test_what_a_tuned_model_cannot_do_is_refused(
     script: Any, arguments: list[str], said: str, tuned: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "a.png").touch()
     assert_refused(call(script, tmp_path, f"ckpt={tuned}", *arguments), said)
 
 
