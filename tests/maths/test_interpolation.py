@@ -162,7 +162,7 @@ def test_an_inversion_writes_the_noise_and_says_how_near_it_leads_back(folder: P
         ("sampler=ddim init=a.png invert=true devices=2", "devices= does nothing for invert=true"),
         ("sampler=ddim init=a.png invert=true batch_size=3", "batch_size= does nothing for invert=true"),
         ("sampler=ddim interpolate=[1,2] devices=2", "devices= does nothing for interpolate="),
-        ("sampler=ddim interpolate=[1,2] frames=1000000000", "n=9 frames=1000000000 takes"),
+        ("sampler=ddim interpolate=[1,2] frames=1000000000", "frames=1000000000 takes"),
         ("sampler=ddim init=a.png invert=true label=all", "label=all is a row for each class, and here is one image"),
     ],
 )
