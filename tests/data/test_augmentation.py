@@ -189,6 +189,7 @@ def test_without_augmentation_the_network_is_the_one_that_it_was(
     assert not any("augmentation" in name for name in first)
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_the_weights_of_one_without_augmentation_and_the_reverse(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -118,6 +118,7 @@ def test_a_lengthened_decay_says_where_the_learning_rate_goes() -> None:
     assert rate_lift(warming, LearningRate(warmup_images=1000, decay="cosine"), 1e-3, 8, 200) is None
 
 
+@pytest.mark.slow
 def test_auto_takes_the_run_with_these_limits_else_one_that_is_not_too_far(tmp_path: Path) -> None:
     def auto(steps: int) -> str:
         outcome = call(train, tmp_path, *TINY, f"trainer.max_steps={steps}", "resume=auto")

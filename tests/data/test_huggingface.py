@@ -189,6 +189,7 @@ def test_a_name_on_the_hub_without_a_network_says_what_to_type_where_there_is_on
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_run_resumes_to_the_same_weights(tmp_path: Path) -> None:
     table(*NAMED).to_parquet(tmp_path / "cats.parquet")
     settings = (

@@ -34,8 +34,10 @@ def made(*overrides: str) -> tuple[DiffusionModule, dict[str, Any], dict[str, Te
     config = resolved(*overrides)
     if "blocks" in config["network"]:
         config["network"]["blocks"] = 1  # a second one of a level is like the first
-    if "widths" in config["network"]:  # devices do not depend on it, and weights take time to be drawn
-        config["network"]["widths"] = [8] * len(config["network"]["widths"])
+    if "widths" in config["network"]:  # devices do not depend on it, and a third level is like the second
+        config["network"]["widths"] = [8, 8]
+        if config["network"].get("attention"):
+            config["network"]["attention"] = [1]
     shape, codec = config["dataset"]["shape"], None
     if latent:
         codec = Codec(Autoencoder(AutoencoderNetwork(shape, widths=(8, 8))), clip=True)

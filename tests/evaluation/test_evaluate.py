@@ -82,6 +82,7 @@ def test_a_smaller_grid_has_a_looser_bound_of_its_own(folder: Path) -> None:
     assert coarse > fine
 
 
+@pytest.mark.slow
 def test_the_figure_does_not_depend_on_the_batch_but_on_seed_and_samples(folder: Path) -> None:
     for likelihood in ("vlb", "ode"):
         base = (f"ckpt={RUN}", f"likelihood={likelihood}", "n=6", "steps=4")
@@ -110,6 +111,7 @@ def test_the_history_of_the_bounds_terms_is_in_the_checkpoint(folder: Path) -> N
     assert (state["objective.losses"] != 0).sum().item() == 4 * 16 - (state["objective.counts"] - 10).clamp(min=0).sum()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -> None:
     tiny = (*TINY, "denoiser=learned", "objective=vlb", "objective.history=1", "schedule=cosine", "timesteps=4")
     for name, runs in (("whole", [8]), ("parts", [5, 8])):
@@ -127,6 +129,7 @@ def test_a_resumed_run_draws_its_steps_as_an_uninterrupted_one(tmp_path: Path) -
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.slow
 def test_samples_are_scored_whoever_drew_them_on_however_many_devices(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,10 +226,14 @@ def drawn_by_diffusers(monkeypatch: pytest.MonkeyPatch, pipeline: Any, noise: No
     [
         {},
         {"prediction": "X0", "clip": False},
-        {"prediction": "V", "variance": "beta_tilde"},
-        {"prediction": "V", "schedule": {"_target_": "diffusion.schedules.CosineSchedule", "timesteps": 50}},
+        pytest.param({"prediction": "V", "variance": "beta_tilde"}, marks=pytest.mark.slow, id="v"),
+        pytest.param(
+            {"prediction": "V", "schedule": {"_target_": "diffusion.schedules.CosineSchedule", "timesteps": 50}},
+            marks=pytest.mark.slow,
+            id="cosine",
+        ),
         {"variance": "learned"},
-        {"network": {"attention": []}},
+        pytest.param({"network": {"attention": []}}, marks=pytest.mark.slow, id="no attention"),
         {"network": {"attention": [0, 1], "blocks": 2, "widths": [16, 32, 32], "head_channels": 8}},
         {
             "prediction": "V",
@@ -239,9 +243,21 @@ def drawn_by_diffusers(monkeypatch: pytest.MonkeyPatch, pipeline: Any, noise: No
                 "zero_terminal_snr": True,
             },
         },
-        {"schedule": {"_target_": "diffusion.schedules.CosineSchedule", "timesteps": 50, "offset": 0.1}},
-        {"schedule": {"_target_": "diffusion.schedules.QuadraticSchedule", "timesteps": 50}},
-        {"schedule": {"_target_": "diffusion.schedules.SigmoidSchedule", "timesteps": 50}},
+        pytest.param(
+            {"schedule": {"_target_": "diffusion.schedules.CosineSchedule", "timesteps": 50, "offset": 0.1}},
+            marks=pytest.mark.slow,
+            id="offset",
+        ),
+        pytest.param(
+            {"schedule": {"_target_": "diffusion.schedules.QuadraticSchedule", "timesteps": 50}},
+            marks=pytest.mark.slow,
+            id="quadratic",
+        ),
+        pytest.param(
+            {"schedule": {"_target_": "diffusion.schedules.SigmoidSchedule", "timesteps": 50}},
+            marks=pytest.mark.slow,
+            id="sigmoid",
+        ),
     ],
     ids=str,
 )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.scripts import TINY, assert_refused, call
+from support.scripts import PREVIEWS, TINY, assert_refused, call
 
 import sample
 import train
@@ -33,7 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for arguments in (
         (*TINY, quick),
         (*TINY, *CLASSES, "condition_dropout=0.3", quick),
-        (*small, *ENCODER, "objective=classifier", "schedule=variance_exploding", "timesteps=null", "lr=0.01"),
+        (
+            *small,
+            *ENCODER,
+            "objective=classifier",
+            "schedule=variance_exploding",
+            "timesteps=null",
+            "lr=0.01",
+            PREVIEWS,
+        ),
     ):
         outcome = call(train, folder, *arguments)
         assert outcome.code == 0, outcome.err

@@ -89,7 +89,7 @@ def test_every_condition_trains(condition: str) -> None:
     assert loss_of_one_step(config).isfinite()
 
 
-@pytest.mark.parametrize("dataset", ["digits", "swissroll"])
+@pytest.mark.parametrize("dataset", [pytest.param("digits", marks=pytest.mark.slow), "swissroll"])
 @pytest.mark.parametrize("experiment", SDES)
 def test_every_sde_trains_on_any_dataset_and_its_sampler_goes_with_it(experiment: str, dataset: str) -> None:
     config = resolved(f"experiment={experiment}", f"dataset={dataset}")

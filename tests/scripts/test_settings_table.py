@@ -50,7 +50,7 @@ EFFECTS = [cell for cell in CELLS if cell not in REFUSED]
 # A few of each by default, none that traces a graph, and what once was a traceback.
 TRACING = [cell for cell in EFFECTS if cell[0] == "export" and cell[2] in ("page", "onnx")]
 QUICK = [cell for cell in EFFECTS if cell not in TRACING]
-BY_DEFAULT = [*REFUSED[::18], *QUICK[::120], *(("train", "init_from", kind) for kind in ("classifier", "autoencoder"))]
+BY_DEFAULT = [*REFUSED[::36], *QUICK[::200], *(("train", "init_from", kind) for kind in ("classifier", "autoencoder"))]
 
 
 def listed(script: str) -> set[str]:

@@ -50,9 +50,12 @@ def state(folder: Path, version: int, dataset: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "options",
     [
-        (*POINTS, "ema=exponential", "score_every=2"),
+        pytest.param((*POINTS, "ema=exponential", "score_every=2"), marks=pytest.mark.slow),
         (*POINTS, "ema=power", "denoiser=residual"),
-        (*POINTS, "denoiser.variance=learned", "objective=hybrid", "trainer.precision=bf16-mixed"),
+        pytest.param(
+            (*POINTS, "denoiser.variance=learned", "objective=hybrid", "trainer.precision=bf16-mixed"),
+            marks=pytest.mark.slow,
+        ),
         (*TINY, *LIMITS, "ema=none", "network.dropout=0.1", "network.num_classes=10", "condition_dropout=0.1"),
     ],
 )
@@ -75,6 +78,7 @@ def test_a_compiled_run_has_the_weights_of_one_that_is_not(tmp_path: Path, graph
         torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_and_one_by_budget_compile_one_graph_each(tmp_path: Path, graphs: list[fx.GraphModule]) -> None:
     assert call(train, tmp_path, *POINTS).code == 0
     graphs.clear()

@@ -49,6 +49,7 @@ def all_finite(contents: dict[str, Any]) -> bool:
     return all(bool(value.isfinite().all()) for value in contents["state_dict"].values())
 
 
+@pytest.mark.slow
 def test_second_ctrl_c_quits_unsaved(tmp_path: Path) -> None:
     run = Run(tmp_path, *SHORT, before=kills.ctrl_c_twice)
     assert run.wait() == 130

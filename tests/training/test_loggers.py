@@ -177,6 +177,7 @@ def curves(folder: Path) -> dict[tuple[int, str], float]:
     }
 
 
+@pytest.mark.slow
 def test_tensorboard_and_csv_have_the_whole_course_with_its_pictures_also_after_a_resume(tmp_path: Path) -> None:
     both = ("logger=[tensorboard,csv]", *SHORT)
     assert call(train, tmp_path, *TINY, *both).code == 0

@@ -152,6 +152,7 @@ def test_a_shortage_in_a_loaders_process_is_named(tmp_path: Path, monkeypatch: p
     assert_refused(outcome, "out of memory (MemoryError): lower batch_size=16;")
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_past_a_run_that_runs_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = DiffusionModule.training_step
     monkeypatch.setattr(DiffusionModule, "training_step", after(torch.OutOfMemoryError(CUDA), 1, step))

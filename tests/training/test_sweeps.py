@@ -81,6 +81,7 @@ def rows(outcome: Outcome) -> list[list[str]]:
     return sorted((line.split() for line in lines[start + 1 :] if "version_" in line[:60]), key=lambda row: row[2])
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_cut_off_goes_on_with_the_same_table(tmp_path: Path) -> None:
     short = [word for word in TINY if not word.startswith(("trainer.max_steps", "val_every"))]
     sweep = (*short, "-m", "resume=auto", "trainer.max_steps=1,2", "preview_every=0", "val_every=1")

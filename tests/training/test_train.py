@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support.scripts import TINY, Outcome, assert_refused, call, on_digits
+from support.scripts import PREVIEWS, TINY, Outcome, assert_refused, call, on_digits
 
 import train
 from diffusion.runs.checkpoints import Checkpoint, newest_good, read
@@ -33,7 +33,7 @@ def config_of(folder: Path, version: int, dataset: str = "digits") -> Any:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """A folder with one tiny run, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
-    return folder, run(folder, *TINY)
+    return folder, run(folder, *TINY, PREVIEWS)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +267,7 @@ def test_resume_auto_goes_on_with_this_very_run_or_begins_it(tmp_path: Path) -> 
     assert "version_1" in other
 
 
+@pytest.mark.slow
 def test_data_that_were_moved_are_found_by_a_resumed_run(tmp_path: Path) -> None:
     photos(tmp_path / "photos", {"": 6})
     settings = ("dataset=folder", "dataset.image_size=8", "network=unet", "network.attention=[]", *TINY[1:])
