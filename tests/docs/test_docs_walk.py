@@ -125,7 +125,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for k in range(count):
             Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / place / f"{k}.png")
     if importlib.util.find_spec("datasets") is not None:
-        pictures = [str(file) for file in (folder / "photos").glob("*.png")]
+        pictures = [Image.open(file).copy() for file in (folder / "photos").glob("*.png")]
         kind = importlib.import_module("datasets")
         kind.Dataset.from_dict({"image": pictures}).cast_column("image", kind.Image()).to_parquet(
             folder / "cats" / "train.parquet"
