@@ -51,7 +51,7 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
         held: keeps the lock on the run's folder until the run has ended.
     """
     began = time.monotonic()
-    settings.check(config)
+    settings.check(config, cli.typed())
     for name, dataset in (("resume", cli.typed().get("dataset")), ("init_from", None)):
         if config[name] not in (None, "auto"):
             place(str(config[name]), dataset)

@@ -167,19 +167,20 @@ def _check(cls: type, arguments: Mapping[str, Any], prefix: str) -> None:
         if name not in arguments:
             if parameter.default is parameter.empty:
                 raise ConfigError(f"{prefix}{name} is missing: set {prefix}{name}=...")
-        elif name in hints and not _fits(arguments[name], hints[name]):
-            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {arguments[name]!r}")
+        elif name in hints and not fits(arguments[name], hints[name]):
+            raise ConfigError(f"{prefix}{name} must be {described(hints[name])}, got {arguments[name]!r}")
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value, or one that was built, is of the kind that an annotation means."""
     origin = get_origin(hint)
     if hint is Any:
         return True
     if origin in (Union, types.UnionType):
-        return any(_fits(value, option) for option in get_args(hint))
+        return any(fits(value, option) for option in get_args(hint))
     if origin in (Sequence, list, tuple):
         item = get_args(hint)[0] if get_args(hint) else Any
-        return isinstance(value, list | tuple) and all(_fits(element, item) for element in value)
+        return isinstance(value, list | tuple) and all(fits(element, item) for element in value)
     if hint is float and isinstance(value, int) and abs(value) >= 2**63:  # torch has no such whole numbers
         return False
     if hint in (int, float):
@@ -192,11 +193,12 @@ def _fits(value: Any, hint: Any) -> bool:
     return isinstance(value, origin or hint)
 
 
-def _describe(hint: Any) -> str:
+def described(hint: Any) -> str:
+    """A kind in words."""
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(_describe(option) for option in get_args(hint))
+        return " or ".join(described(option) for option in get_args(hint))
     if origin in (Sequence, list, tuple):
-        return f"a list ([a,b,...]), each item {_describe(get_args(hint)[0])}"
+        return f"a list ([a,b,...]), each item {described(get_args(hint)[0])}"
     return names.get(hint, getattr(hint, "__name__", str(hint)))

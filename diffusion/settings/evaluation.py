@@ -8,6 +8,7 @@ from typing import Any
 from diffusion.build import construct
 from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
+from diffusion.settings.kinds import check_kinds
 
 
 @dataclass
@@ -125,6 +126,7 @@ def read(config: Mapping[str, Any], typed: Iterable[str]) -> tuple[Options, dict
         ConfigError: a value that cannot be, or changes nothing, or a missing one.
     """
     plain = dict(config)
+    check_kinds(plain, typed)
     dataset = plain.pop("dataset", None)
     method = {name: plain.pop(name, None) for name in ("sampler", "grid")}
     options: Options = construct(Options, plain)

@@ -1,7 +1,7 @@
 """Settings of sampling: how many samples, by which method and to which file; guidance, an image to begin from."""
 
 import math
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from diffusion.build import ConfigError, construct
 from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
+from diffusion.settings.kinds import check_kinds
 from diffusion.settings.outputs import ANIMATIONS, suffix_of
 
 # Measurements that an image can be restored from, see `diffusion.sampling.measurements`.
@@ -256,10 +257,11 @@ class Options:
             raise ValueError(f"label must be a whole number, a list of them, or all, got {self.label!r}")
 
 
-def read(config: Mapping[str, Any], typed: Container[str] = ()) -> tuple[Options, Steering, dict[str, Any]]:
+def read(config: Mapping[str, Any], typed: Collection[str] = ()) -> tuple[Options, Steering, dict[str, Any]]:
     """The checked values of a composed configuration, as a plain dict; with the sampler, the grid and the wrapper that
     were asked for, by these names, each None where there is none but the model's own."""
     plain = dict(config)
+    check_kinds(plain, typed)
     method = {name: plain.pop(name, None) for name in ("sampler", "grid", "wrapper")}
     if plain["eta"] is not None and "sampler.eta" in typed:
         raise ConfigError(f"eta={plain['eta']} and sampler.eta={method['sampler']['eta']}: give one of them")

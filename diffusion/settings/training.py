@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion.build import ConfigError, construct
 from diffusion.settings.devices import check_form
+from diffusion.settings.kinds import check_kinds
 from diffusion.settings.several import listed
 
 if TYPE_CHECKING:
@@ -190,8 +191,12 @@ def _is_duration(value: Any) -> bool:
     return isinstance(value, str) and DURATION.fullmatch(value) is not None
 
 
-def check(config: "DictConfig") -> Settings:
+def check(config: "DictConfig", typed: Iterable[str] = ()) -> Settings:
     """The plain values of a composed configuration.
+
+    Args:
+        config: as Hydra composed it.
+        typed: names of the settings that a person wrote; those of parts are looked at too.
 
     Raises:
         ConfigError: one of them, or one of `trainer`, cannot be; or the package of a logger lacks.
@@ -203,4 +208,6 @@ def check(config: "DictConfig") -> Settings:
     options: Any = OmegaConf.to_container(config.trainer, resolve=True)
     check_options(options)
     check_loggers(plain.loggers)
+    unresolved: Any = OmegaConf.to_container(config)
+    check_kinds(unresolved, typed)
     return plain
