@@ -51,7 +51,9 @@ def differences(content: Mapping[str, Any], part: Mapping[str, Any]) -> int:
     settings is no value of the choice."""
     count = 0
     for key, value in content.items():
-        if isinstance(value, Mapping) and isinstance(part.get(key), Mapping):
+        if key == "_target_":  # another class inside tells more than any value
+            count += 100 * (part.get(key) != value)
+        elif isinstance(value, Mapping) and isinstance(part.get(key), Mapping):
             count += differences(value, part[key])
         elif key in part and not (isinstance(value, str) and "${" in value):
             count += part[key] != value

@@ -58,9 +58,13 @@ def scores_of(checkpoint: Checkpoint, weights: str | float, split: str = "test")
     check_regular(path)
     if not path.exists():
         return {}
+    # Of a model that another program wrote nobody knows the data.
+    data = checkpoint.config["dataset"]["name"] if "objective" in checkpoint.config else None
     try:
         record = record_of(path)
         if (record.get("step"), str(record.get("weights"))) != (checkpoint.step, str(weights)):
+            return {}
+        if (data is not None and record.get("dataset", data) != data) or _of_cascade(record):
             return {}
         if checkpoint.alone and Path(str(record.get("checkpoint"))).name != checkpoint.path.name:
             return {}  # of another model in the same folder
@@ -70,6 +74,11 @@ def scores_of(checkpoint: Checkpoint, weights: str | float, split: str = "test")
         }
     except (ValueError, AttributeError, ArithmeticError) as error:
         raise ConfigError(f"{path} is damaged: score the run again, or remove that file") from error
+
+
+def _of_cascade(record: Mapping[str, Any]) -> bool:
+    """Whether scores are those of several models, of which the last one's folder has them."""
+    return "calls_per_sample" not in record and ", " in str(record.get("checkpoint"))
 
 
 def _numbers(cell: Mapping[str, Any]) -> dict[str, float]:

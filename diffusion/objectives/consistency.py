@@ -15,7 +15,8 @@ from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, expand, float64
 
 WEIGHTINGS = ("gap", "edm")
-# The smallest share of a level by which two levels may differ: states that are nearer are the same numbers in float32.
+# The smallest share of a level by which two levels may differ: nearer states differ by few roundings of float32, and the
+# loss is that of these.
 NEAREST = 1e-6
 
 
@@ -72,10 +73,10 @@ class ConsistencyObjective(Objective):
             raise ValueError(f"n_max must be at least 0, got {n_max:g}")
         if min(stages, images_per_stage) < 1:
             raise ValueError(f"stages and images_per_stage must be at least 1, got {stages} and {images_per_stage}")
-        if stages * math.log(q) > -math.log(NEAREST):
+        if stages * math.log(q) > -math.log(NEAREST) * (1 + 1e-12):  # a million itself may be rounded up
             raise ValueError(
                 f"stages={stages} and q={q:g}: in the last stage the two levels would differ by less than a millionth "
-                f"of themselves, which single precision does not tell apart: use fewer stages, or a smaller q"
+                f"of themselves, hardly more than single precision rounds: use fewer stages, or a smaller q"
             )
         self.times, self.weighting, self.sigma_data = times, weighting, sigma_data
         self.q, self.n_max, self.stages, self.images_per_stage = q, n_max, stages, images_per_stage

@@ -49,7 +49,8 @@ class Checkpoint:
     @property
     def alone(self) -> bool:
         """Whether its folder belongs to no run and no model folder, so that files there may be of other models."""
-        return not self.path.is_dir() and self.path.parent.name != "checkpoints"
+        of_run = self.path.parent.name == "checkpoints" and (self.folder / "config.yaml").is_file()
+        return not self.path.is_dir() and not of_run
 
     @property
     def folder(self) -> Path:

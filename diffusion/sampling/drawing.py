@@ -65,8 +65,8 @@ class Drawing:
         options.refuse_idle(typed, self.out, self.pipeline.shape)
         self.output = kind(self, typed)
         n, given = 1 if self.output.only_one else options.n, self.pipeline.given
-        if self.output.only_one and options.label == "all":
-            raise ConfigError("label=all is a row for each class, and here is one image: give the label of its class")
+        if self.output.only_one and (options.label == "all" or isinstance(options.label, list)):
+            raise ConfigError(f"label={options.label}: here is one image, so give the one label of its class")
         if steering.condition is not None and isinstance(given, Rows) and n is None:
             n = len(given) if len(given) > 1 else None  # one for each that was given
         self._check_memory(n or 1)
@@ -143,7 +143,7 @@ class Drawing:
     def _check_memory(self, n: int) -> None:
         """Raises ConfigError, one line, if so many samples do not fit into memory."""
         options, shape = self.options, self.pipeline.shape
-        asked = f"n={n}" if self.output.in_memory(n) == n else f"n={n} frames={options.frames}"
+        asked = f"n={n}" + (f" frames={options.frames}" if self.output.frames > 1 else "")
         memory.check_samples(asked, self.output.in_memory(n), shape)
         memory.check(f"n={n}", 32 * n)  # the samples' numbers
         memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)
@@ -164,7 +164,8 @@ def settled(n: int | None, options: Options, num_classes: int) -> tuple[int, int
     classes = num_classes if options.label == "all" else 1
     if classes == 0:
         raise ConfigError("label=all: this model has no classes; train one with experiment=fast_digits_cond, say")
-    n, label, rows = n or (8 * classes if options.label == "all" else 9), options.label, options.rows
+    label, rows = options.label, options.rows
+    n = n or (8 * classes if label == "all" else max(9, len(label) if isinstance(label, list) else 0))
     if label == "all":
         if n % classes:
             raise ConfigError(

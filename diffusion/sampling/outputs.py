@@ -186,6 +186,10 @@ class _Between(Output):
         if self.out.suffix.lower() not in self.suffixes:
             raise ConfigError(f"out={self.out}: {self.setting} writes {' or '.join(self.suffixes)}")
         refuse(typed, self.idle, self.setting)
+        if len(drawing.places) > 1:
+            raise ConfigError(
+                f"{self.setting} runs on one device, not on {len(drawing.places)}: leave devices= out, or name one"
+            )
 
     def read(self, path: str, setting: str) -> Tensor:
         """The image that a setting names, (1, *shape)."""
@@ -200,7 +204,7 @@ class Inversion(_Between):
     """The noise from which an image is drawn, and how far what is drawn from it is from the image."""
 
     name = "noise.npz"
-    setting, suffixes, idle = "invert=true", (".npz",), (*("show", "n", "rows", "seed", "devices", "batch_size"),)
+    setting, suffixes, idle = "invert=true", (".npz",), ("show", "n", "rows", "seed", "batch_size")
 
     def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
         super().__init__(drawing, typed)
@@ -230,7 +234,7 @@ class Morph(_Between):
     """An animation of the samples between two ends: seeds, or images by their noise."""
 
     name = "morph.gif"
-    setting, suffixes, idle = "interpolate=", ANIMATIONS, ("show", "seed", "devices")
+    setting, suffixes, idle = "interpolate=", ANIMATIONS, ("show", "seed")
 
     def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
         super().__init__(drawing, typed)

@@ -8,6 +8,7 @@ from typing import Any
 from diffusion.build import construct, nearest
 from diffusion.settings.evaluation import Options as Evaluation
 from diffusion.settings.idle import refuse
+from diffusion.settings.kinds import check_kinds
 from diffusion.settings.several import listed
 
 OWN = "own"  # the sampler that a run has chosen
@@ -101,6 +102,7 @@ def read(
         ConfigError: a value that cannot be, or changes nothing, or a missing one.
     """
     plain = dict(config)
+    check_kinds(plain, typed)
     grid = plain.pop("grid", None)
     options: Options = construct(Options, plain)
     options.refuse_idle(typed)

@@ -19,7 +19,7 @@ _NAMES = {"bool": bool, "int": int, "float": float, "str": str, "list": list, "t
 
 def check_kinds(config: Mapping[str, Any], typed: Iterable[str]) -> None:
     """Raises ConfigError if a setting that was typed is of a kind that its class does not take, is NaN, or is infinite
-    where the class's own value is not.
+    and no end of a range.
 
     Args:
         config: plain; what follows from other settings may stand there as it is written.
@@ -33,13 +33,14 @@ def check_kinds(config: Mapping[str, Any], typed: Iterable[str]) -> None:
         if not isinstance(part, Mapping) or not isinstance(part.get("_target_"), str) or last not in part:
             continue
         taken, value = parameters(part["_target_"]), part[last]
-        follows = isinstance(value, str) and "${" in value
+        follows = "${" in str(value)
         if last not in taken or follows or isinstance(value, Mapping):
             continue
         kind, default = taken[last]
         if not fits(value, kind):
             raise ConfigError(f"{name} must be {described(kind)}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value) and (math.isnan(value) or default != value):
+        open_end = default == value or "max" in last  # a range may have no upper end
+        if isinstance(value, float) and (math.isnan(value) or (math.isinf(value) and not open_end)):
             raise ConfigError(f"{name} must be a finite number, got {value}")
 
 

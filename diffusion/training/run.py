@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections.abc import Container, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pytorch_lightning.profilers import Profiler
 
 from data import changes
 from data.module import DataModule
-from diffusion.build import ConfigError, canonical
+from diffusion.build import ConfigError, Unfit, canonical
 from diffusion.evaluation.record import headlines
 from diffusion.machine import memory
 from diffusion.media.atomic import atomic, reason
@@ -139,9 +140,12 @@ class Run:
             )
         theirs, ours = (_predicts(config) for config in (checkpoint.config, self.parts.config))
         if theirs != ours:
-            raise ConfigError(
+            raise Unfit(
                 f"init_from={checkpoint.path} is a network that was trained as {theirs}, and this run trains it as "
-                f"{ours}, so its weights would mean something else: choose the same denoiser="
+                f"{ours}, so its weights would mean something else",
+                ("denoiser",),
+                self.parts.config,
+                partial(_check_predicts, theirs),
             )
         theirs, ours = (config["dataset"].get("condition") for config in (checkpoint.config, self.parts.config))
         if self.module.denoiser.always_conditioned and canonical(theirs) != canonical(ours):
@@ -260,6 +264,11 @@ class Run:
             resumed_from,
             lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
         )
+
+
+def _check_predicts(wanted: str, config: Mapping[str, Any]) -> None:
+    if _predicts(config) != wanted:
+        raise ConfigError(f"it predicts as {_predicts(config)}")
 
 
 def _predicts(config: Mapping[str, Any]) -> str:

@@ -298,6 +298,7 @@ def test_a_choice_is_found_by_its_class_and_the_fewest_other_values() -> None:
         ("sampler", "DDIMSampler", "eta", 0.0): "ddim",
         ("sampler", "DDIMSampler", "eta", 1.0): "euler_ancestral",
         ("network", "DiT", "width", 96): "dit_mini",
+        ("denoiser", "NetworkDenoiser", "variance", "beta_tilde"): "edm",
         ("sampler", "NobodysSampler", "eta", 0.0): None,
         ("learning_rate", "LearningRate", "decay", "none"): None,
     }
@@ -310,6 +311,9 @@ def test_a_choice_is_found_by_what_a_run_keeps_of_it(group: str) -> None:
     for name in cli.choices_of(group):
         kept = canonical(compare.described(group, name))
         assert "_target_" not in kept or compare.choice_of(group, kept) == name
+        if group == "denoiser" and "precond" in kept:  # its network's parameterization counts more than a value
+            of_eps = name in ("eps", "learned")
+            assert compare.choice_of(group, kept | {"variance": "learned"}) == ("learned" if of_eps else name)
 
 
 def test_settings_inside_parts_have_full_names() -> None:

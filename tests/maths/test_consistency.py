@@ -285,6 +285,11 @@ def test_parameterizations_that_give_the_state_without_noise_are_tuned(schedule:
         ConsistencyObjective(PAPER).check(network(schedule, precond))
 
 
+@pytest.mark.parametrize(("q", "stages"), [(2.0, 8), (4.0, 4), (256.0, 1), (10.0, 6), (100.0, 3), (1000.0, 2)])
+def test_gaps_down_to_a_millionth_are_taken(q: float, stages: int) -> None:
+    assert ConsistencyObjective(PAPER, q=q, stages=stages).q == q
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -159,11 +159,11 @@ def test_an_inversion_writes_the_noise_and_says_how_near_it_leads_back(folder: P
         ("sampler=ddim init=a.png invert=true out=x.png", "out=x.png: invert=true writes .npz"),
         ("sampler=ddim init=a.png invert=true t_start=0.5", "t_start=0.5 does not go with invert=true"),
         ("sampler=ddim init=a.png invert=true n=4", "n= does nothing for invert=true"),
-        ("sampler=ddim init=a.png invert=true devices=2", "devices= does nothing for invert=true"),
+        ("sampler=ddim init=a.png invert=true devices=2 accelerator=cpu", "invert=true runs on one device, not on 2"),
         ("sampler=ddim init=a.png invert=true batch_size=3", "batch_size= does nothing for invert=true"),
-        ("sampler=ddim interpolate=[1,2] devices=2", "devices= does nothing for interpolate="),
+        ("sampler=ddim interpolate=[1,2] devices=2 accelerator=cpu", "interpolate= runs on one device, not on 2"),
         ("sampler=ddim interpolate=[1,2] frames=1000000000", "frames=1000000000 takes"),
-        ("sampler=ddim init=a.png invert=true label=all", "label=all is a row for each class, and here is one image"),
+        ("sampler=ddim init=a.png invert=true label=all", "label=all: here is one image, so give the one label"),
     ],
 )
 def test_what_cannot_be_interpolated_gets_one_line_and_leaves_nothing(folder: Path, arguments: str, said: str) -> None:

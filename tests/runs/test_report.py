@@ -174,21 +174,32 @@ def test_a_run_leaves_its_page_and_an_evaluation_adds_its_scores(tmp_path: Path)
 
 def test_a_headline_is_of_the_weights_and_the_step_that_were_scored(tmp_path: Path) -> None:
     def found(path: str, step: int = 100, weights: str = "ema") -> str | None:
-        return headline(scores_of(Checkpoint(tmp_path / path, step, {}, {}, None), weights))
+        return headline(
+            scores_of(
+                Checkpoint(tmp_path / path, step, {"objective": {}, "dataset": {"name": "digits"}}, {}, None), weights
+            )
+        )
 
     record = {"step": 100, "weights": "ema", "scores": {"frechet_n9": {"samples": {"value": 2.0}, "noisy": None}}}
     write_scores(tmp_path, "test", record | {"checkpoint": "elsewhere/a.safetensors"})
     run = "checkpoints/last.ckpt"
+    assert found(run) is None  # a folder of that name, and no run
+    (tmp_path / "config.yaml").touch()
     assert found(run) == "frechet_n9 2"
     assert found(run, weights="raw") is None
     assert found(run, step=120) is None
     # Beside other models, a file's scores are those that name it.
     assert found("a.safetensors") == "frechet_n9 2"
     assert found("b.safetensors") is None
+    for other in ({"checkpoint": "base.safetensors, a.safetensors"}, {"dataset": "mnist"}):
+        write_scores(tmp_path, "test", record | {"checkpoint": "a.safetensors"} | other)
+        assert found("a.safetensors") is None
 
 
 @pytest.mark.parametrize("scores", [3, {"a": 1}, {"a": {"samples": {"value": 10**400}}}])
 def test_a_damaged_table_of_scores_is_named(tmp_path: Path, scores: object) -> None:
-    (tmp_path / "metrics.json").write_text(json.dumps({"step": 1, "weights": "ema", "scores": scores}))
+    (tmp_path / "metrics.json").write_text(
+        json.dumps({"step": 1, "weights": "ema", "checkpoint": "a.ckpt", "scores": scores})
+    )
     with pytest.raises(ConfigError, match=r"metrics.json is damaged: score the run again"):
-        scores_of(Checkpoint(tmp_path / "checkpoints" / "a.ckpt", 1, {}, {}, None), "ema")
+        scores_of(Checkpoint(tmp_path / "a.ckpt", 1, {}, {}, None), "ema")

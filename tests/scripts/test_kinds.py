@@ -69,6 +69,7 @@ def test_a_class_takes_what_its_source_says(target: str) -> None:
         ("part.rho", "x", "part.rho must be a number, got 'x'"),
         ("part.rho", "${lr}", ""),
         ("part.nobody", 1, ""),
+        ("part.log_snr_max", math.inf, ""),
         ("rho", math.nan, ""),
     ],
 )
