@@ -15,8 +15,7 @@ from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, expand, float64
 
 WEIGHTINGS = ("gap", "edm")
-# The smallest share of a level by which two levels may differ: nearer states differ by few roundings of float32, and the
-# loss is that of these.
+# The smallest share of a level by which two levels may differ: between nearer states a loss is made of float32's rounding.
 NEAREST = 1e-6
 
 

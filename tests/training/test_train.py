@@ -371,15 +371,8 @@ def photos(folder: Path, counts: dict[str, int]) -> None:
 )
 def test_classes_must_be_those_of_the_folder(counts: dict[str, int], said: str, tmp_path: Path) -> None:
     photos(tmp_path / "photos", counts)
-    arguments = (
-        "dataset=folder",
-        "dataset.path=photos",
-        "dataset.image_size=8",
-        "network=unet",
-        "network.attention=[]",
-        *TINY[1:],
-    )
-    outcome = call(train, tmp_path, *arguments, "network.num_classes=3")
+    arguments = ("dataset=folder", "dataset.path=photos", "dataset.image_size=8", "network=unet", *TINY[1:])
+    outcome = call(train, tmp_path, *arguments, "network.attention=[]", "network.num_classes=3")
     assert outcome.out.startswith("photos: ")  # what the folder holds
     assert_refused(outcome._replace(out=""), "network.num_classes=3", said)
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
