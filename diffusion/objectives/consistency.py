@@ -15,7 +15,7 @@ from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, expand, float64
 
 WEIGHTINGS = ("gap", "edm")
-# The smallest share of a level by which two levels may differ: between nearer states a loss is made of float32's rounding.
+# The smallest share of a level by which two levels may differ: nearer ones give a loss of float32's rounding alone.
 NEAREST = 1e-6
 
 
