@@ -16,9 +16,9 @@ from diffusion.media.files import check_writable
 from diffusion.runs import hub
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.codecs import drawing
-from diffusion.runs.parts import Parts, tunes
+from diffusion.runs.parts import tunes
 from diffusion.runs.trained import load_model
-from diffusion.sampling.drawable import drawable_of, facts_of
+from diffusion.sampling.drawable import drawable_of, facts_of, from_noise
 from diffusion.sampling.pipeline import sampler_and_times
 from diffusion.settings.exporting import Options
 from diffusion.trainable import Trainable
@@ -36,9 +36,9 @@ def write_page(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path
 
 def write_onnx(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path]:
     """The denoiser for programs that read ONNX, and the decoder of a model of latents."""
+    parts = from_noise("an ONNX file", checkpoint)
     denoiser, codec = drawing(checkpoint, options.weights)
     onnx.check_exportable(denoiser)
-    parts = Parts(checkpoint.config)
     _, times = sampler_and_times(parts, denoiser)
     facts = {
         "dataset": parts.config["dataset"].get("name"),

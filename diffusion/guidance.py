@@ -54,6 +54,8 @@ class Extrapolation(Guidance):
             raise ValueError(f"guidance_rescale must lie in [0, 1], got {rescale}")
         self.scale, self.low, self.high, self.rescale = scale, low, high, rescale
 
+    keeps_prior = True  # as an interval of low noise does
+
     @abstractmethod
     def answers(self, x_t: Tensor, t: Tensor, cond: Condition) -> tuple[Prediction, Tensor]:
         """The denoiser's prediction, and D_weak."""

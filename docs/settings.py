@@ -237,7 +237,7 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 or sys.argv[-1].startswith("-"):
         sys.exit(f"usage:{__doc__}")
     if len(sys.argv) == 2:
         Path(sys.argv[1]).write_text(page(), encoding="utf-8")

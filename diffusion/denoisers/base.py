@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion.forward import at_equal_log_snr, log_variances, posterior
+from diffusion.noise import Noise
 from diffusion.schedules import Schedule, expand
 
 Condition = dict[str, Tensor]
@@ -68,6 +69,7 @@ class Denoiser(nn.Module, ABC):
     condition_channels: int = 0  # of cond["image"]; 0 for a model without
     acts_in_step: bool = False  # whether it acts in `step` alone, so that a sampler that uses only D would ignore it
     of_pixels: bool = False  # whether it relies on data that are pixels in [-1, 1], not latents or points
+    has_prior: bool = False  # whether `draw_prior` is there, so that sampling can begin at any noise level
 
     def __init__(self, schedule: Schedule, variance: str = "beta") -> None:
         super().__init__()
@@ -85,6 +87,15 @@ class Denoiser(nn.Module, ABC):
 
     def check_times(self, times: Tensor) -> None:
         """Raises ValueError, with what to do, if the model cannot be evaluated at these times; most accept all."""
+
+    def draw_prior(self, noise: Noise, shape: tuple[int, ...], cond: Condition | None = None) -> Tensor:
+        """Data (B, *shape) that resemble the model's, drawn without its network.
+
+        Noised to a level at which they cannot be told from the model's own, they are where sampling may begin, which
+        leaves out the calls above it (Zheng et al. 2022, arXiv 2202.09671, "Truncated diffusion probabilistic models",
+        whose generator is learned). Only for a denoiser with `has_prior`.
+        """
+        raise ValueError(f"{type(self).__name__} has no distribution that resembles the data's")
 
     def transition(
         self, x_t: Tensor, t: Tensor, s: Tensor, cond: Condition | None = None
@@ -112,17 +123,27 @@ class Denoiser(nn.Module, ABC):
 
 
 class Wrapper(Denoiser, ABC):
-    """A denoiser around another: its schedule, variance, conditions and step are the inner one's.
+    """A denoiser around another: its schedule, variance, conditions, prior and step are the inner one's.
 
     Args:
         denoiser: the inner one.
     """
+
+    keeps_prior: bool = (
+        False  # True where at high noise it draws what the inner one draws, so that it may begin with its prior
+    )
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser.schedule, denoiser.variance)
         self.denoiser = denoiser
         self.num_classes, self.embedding = denoiser.num_classes, denoiser.embedding
         self.condition_channels, self.acts_in_step = denoiser.condition_channels, denoiser.acts_in_step
+        self.has_prior = self.keeps_prior and denoiser.has_prior
+
+    def draw_prior(self, noise: Noise, shape: tuple[int, ...], cond: Condition | None = None) -> Tensor:
+        if not self.has_prior:
+            return super().draw_prior(noise, shape, cond)
+        return self.denoiser.draw_prior(noise, shape, cond)
 
     def check_times(self, times: Tensor) -> None:
         self.denoiser.check_times(times)
@@ -139,6 +160,8 @@ class Conditioned(Wrapper):
         cond: its condition at every call, a row for each sample.
     """
 
+    keeps_prior = True
+
     def __init__(self, denoiser: Denoiser, cond: Condition) -> None:
         super().__init__(denoiser)
         self.cond = cond
@@ -146,12 +169,17 @@ class Conditioned(Wrapper):
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         return self.denoiser.predict(x_t, t, self.cond | cond)
 
+    def draw_prior(self, noise: Noise, shape: tuple[int, ...], cond: Condition | None = None) -> Tensor:
+        return super().draw_prior(noise, shape, self.cond | (cond or {}))
+
 
 class ClippedDenoiser(Wrapper):
     """D clamped to [low, high], the range of 8-bit images; samplers that use eps derive it from the clamped D.
 
     The outermost wrapper: guidance and masks go inside. Not for 2-D data, latents or training.
     """
+
+    keeps_prior = True
 
     def __init__(self, denoiser: Denoiser, low: float = -1.0, high: float = 1.0) -> None:
         if not low < high:
@@ -176,7 +204,7 @@ class DynamicThreshold(Wrapper):
         share: of a sample's values whose absolute value is at most s, in (0, 1]; 1 divides by the largest.
     """
 
-    of_pixels = True
+    of_pixels, keeps_prior = True, True
 
     def __init__(self, denoiser: Denoiser, share: float = 0.995) -> None:
         if not 0 < share <= 1:

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from diffusion.noise import EVALUATION, Noise
 
+# Draws of a sample's numbers, beside draw 0, the noise from which sampling begins.
+_CLUSTER, _INSIDE, _OUTSIDE = 1, 2, 3
+
 _LEVELS = torch.linspace(-8.0, 8.0, 33, dtype=torch.float64)  # ln(sigma / alpha), where errors are measured
 
 
@@ -214,6 +217,25 @@ class MixturePrior(nn.Module):
         below = place.long()
         return (torch.lerp(log_errors[below], log_errors[below + 1], place - below) / 2).exp()
 
+    def draw(self, noise: Noise, labels: Tensor | None = None) -> Tensor:
+        """Samples of the mixture, or of the labels' (B,), (B, d): a cluster, a point of its Gaussian in the span, and
+        outside of the span white noise of the remaining variance."""
+        k = self.basis.shape[1]
+        shares = self._log_weights(labels).exp().cumsum(-1)
+        u = noise.uniform((1,), draw=_CLUSTER).to(shares)
+        cluster = (u > shares / shares[..., -1:]).sum(1)
+        z = noise.normal((k,), draw=_INSIDE).to(self.mean)
+        # In all clusters, as `forward` computes: the axes of each sample's own would be k^2 numbers a sample.
+        each = self.means + torch.einsum("bil,ikl->bik", z[:, None] * self.variances.sqrt(), self.axes)
+        inside = each[torch.arange(len(z), device=z.device), cluster]
+        outside = self.rest.sqrt() * noise.normal(self.mean.shape, draw=_OUTSIDE).to(self.mean)
+        return self.mean + outside + (inside - outside @ self.basis) @ self.basis.T
+
+    def _log_weights(self, labels: Tensor | None) -> Tensor:
+        """Of the clusters, (K,), or of those of each label, (B, K)."""
+        rows = len(self.log_weights)
+        return self.log_weights[-1] if labels is None or rows == 1 else self.log_weights[labels % rows]
+
     def forward(self, x_t: Tensor, alpha: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         """`E[x0 | x_t, label]` for x_t (B, d), alpha and sigma (B or 1, 1) float64, and labels (B,), if any.
 
@@ -227,9 +249,7 @@ class MixturePrior(nn.Module):
         a, variances = alpha[:, :, None], self.variances.to(alpha)
         power = a**2 * variances + sigma[:, :, None] ** 2  # (B, K, k)
         residual = torch.einsum("bik,ikl->bil", z[:, None] - a.to(dtype) * self.means.to(dtype), axes)
-        rows = len(self.log_weights)
-        log_weights = self.log_weights[-1] if labels is None or rows == 1 else self.log_weights[labels % rows]
-        log_joint = log_weights - 0.5 * (residual**2 / power + power.log()).sum(-1)
+        log_joint = self._log_weights(labels) - 0.5 * (residual**2 / power + power.log()).sum(-1)
         inside = torch.einsum("bil,ikl->bik", (a * variances / power).to(dtype) * residual, axes) + self.means.to(dtype)
         inside = (log_joint.softmax(-1).to(dtype)[..., None] * inside).sum(1)
         gain = (alpha * self.rest / (alpha**2 * self.rest + sigma**2)).to(dtype)

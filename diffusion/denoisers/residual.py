@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from diffusion.denoisers.base import Condition, Prediction
 from diffusion.denoisers.fitted import LinearGuess, MixturePrior
 from diffusion.denoisers.network import RegressionDenoiser
+from diffusion.noise import Noise
 from diffusion.schedules import Schedule, beside, expand
 
 
@@ -38,6 +39,7 @@ class ResidualDenoiser(RegressionDenoiser):
 
     inputs = 2
     learns_from_data = True
+    has_prior = True
 
     def __init__(
         self,
@@ -78,6 +80,15 @@ class ResidualDenoiser(RegressionDenoiser):
             x = x - self.guess(image)
         self.prior.fit(x, label)
         fitted.to(device)
+
+    def draw_prior(self, noise: Noise, shape: tuple[int, ...], cond: Condition | None = None) -> Tensor:
+        """A sample of the mixture, of the labels' if there are labels, and around the guess from the image if there is
+        one."""
+        cond = cond or {}
+        x = self.prior.draw(noise, cond.get("label"))
+        if self.guess is not None:
+            x = x + self.guess(cond["image"].to(x).flatten(1))
+        return x.view(-1, *shape)
 
     def c_noise(self, t: Tensor) -> Tensor:
         """As EDM's."""

@@ -19,7 +19,7 @@ SCORES = "scores"  # a run's folder of results, each in a folder of its own, bes
 _MOST_BYTES = 2**24  # of a file of figures
 # What a run reports, where its data lie and how it is drawn from when nobody says more: no score depends on these.
 _REPORTING = ("log_every", "val_every", "preview_every", "score_every", "resume")
-_OWN_METHOD = ("sampler", "grid", "steps")
+_OWN_METHOD = ("sampler", "grid", "steps", "start_level")
 _PLACES = ("dataset.source.data_dir", "dataset.source.download")
 _NameOf = Callable[[str, Mapping[str, Any]], str | None]
 
@@ -132,7 +132,7 @@ _FACTS = (
 
 def _method(record: Mapping[str, Any]) -> dict[str, Any]:
     """How samples were drawn: the sampler and its settings, the grid or else the times, the weights."""
-    plain = ("weights", "conditioning_noise")
+    plain = ("weights", "conditioning_noise", "start_level")
     method = {name: record[name] for name in plain if name in record}
     if "sampler" in record:
         own = {name: value for name, value in record.items() if name not in (*plain, "sampler", "grid", "times")}

@@ -4,8 +4,10 @@ The loss compares the network's raw output F with the target that would make D e
 `||x0 - D||^2` is the weight `w c_out^2` on `||target - F||^2`, so the usual losses are all of this form.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from statistics import NormalDist
 
 import torch
 import torch.nn.functional as F
@@ -44,17 +46,30 @@ class LognormalTimes(Times):
     """`ln(sigma_t / alpha_t) ~ N(p_mean, p_std^2)` (Karras et al. 2022, arXiv 2206.00364, table 1).
 
     Levels outside the schedule's range become its ends; a discrete schedule takes the nearest step.
+
+    Args:
+        p_mean: mean of ln(sigma / alpha) over the training times.
+        p_std: and its standard deviation.
+        highest: the distribution is cut off above this level, where the sampling of the model begins; None is not.
     """
 
-    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2) -> None:
+    def __init__(self, p_mean: float = -1.2, p_std: float = 1.2, highest: float | None = None) -> None:
         check_finite(p_mean=p_mean)
         check_positive(p_std=p_std)
-        self.p_mean, self.p_std = p_mean, p_std
+        if highest is not None and not highest > 0:
+            raise ValueError(f"highest must be a level above 0, got {highest:g}")
+        self.p_mean, self.p_std, self.highest = p_mean, p_std, highest
+        self._share = 1.0 if highest is None else NormalDist(p_mean, p_std).cdf(math.log(highest))
+        if highest is not None and self._share < 1e-6:  # whose quantiles would be those of a tail
+            raise ValueError(
+                f"highest={highest:g} lies below nearly all levels of p_mean={p_mean:g}, p_std={p_std:g}: lower p_mean"
+            )
 
     def check(self, schedule: Schedule) -> None:
         _some_data_at_one(schedule)
 
     def __call__(self, schedule: Schedule, u: Tensor) -> Tensor:
+        u = self._share * u
         # MPS has no ndtri.
         quantile = torch.special.ndtri(u.cpu()).to(u) if u.device.type == "mps" else torch.special.ndtri(u)
         t = schedule.inverse(-2 * (self.p_mean + self.p_std * quantile))

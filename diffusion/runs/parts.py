@@ -1,5 +1,6 @@
 """The parts of a run, from its configuration."""
 
+import math
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -100,6 +101,17 @@ class Parts:
         """Whether the model is a consistency model, whose D is the end of its ODE and no posterior mean."""
         return tunes(self.config)
 
+    @property
+    def start_level(self) -> float:
+        """sigma / alpha at which sampling begins; inf is t = 1."""
+        return _level("start_level", self.config.get("start_level"))
+
+    @property
+    def trained_up_to(self) -> float:
+        """The highest level sigma / alpha in training; inf where that is t = 1."""
+        times = (self.config.get("objective") or {}).get("times") or {}  # models of other programs have none
+        return _level("objective.times.highest", times.get("highest"))
+
     @cached_property
     def optimizer(self) -> AdamW | Muon:
         return self._part("optimizer", AdamW, Muon)
@@ -138,3 +150,12 @@ class Parts:
         if not isinstance(part, classes):
             raise ConfigError(f"{name} names a {type(part).__name__}, which is no {name.rpartition('.')[2]}")
         return part
+
+
+def _level(name: str, value: Any) -> float:
+    """A level of sigma / alpha of a configuration; None is inf."""
+    if value is None:
+        return math.inf
+    if not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(f"{name} must be a level of sigma / alpha above 0, got {value!r}")
+    return float(value)

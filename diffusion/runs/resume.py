@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from diffusion.runs.checkpoints import Checkpoint, find, newest_good, read
 from diffusion.runs.parts import Parts
 from diffusion.runs.places import ROOT, CheckpointError, is_exchanged, runs
 from diffusion.settings.following import LIMITS
+from diffusion.settings.training import Settings
 from diffusion.terminal.commands import pasted
 
 # Settings that a resumed run may change: they do not decide what it computes.
@@ -198,8 +200,12 @@ def rate_lift(
 
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a configuration that decides what is computed, so that equal essences are one run."""
-    rest = _copy({name: value for name, value in config.items() if name not in ("resume", *CHANGEABLE)})
+    """The part of a configuration that decides what is computed, so that equal essences are one run.
+
+    A setting that an older version had not counts as its default.
+    """
+    whole = {f.name: f.default for f in fields(Settings) if f.default is not MISSING} | dict(config)
+    rest = _copy({name: value for name, value in whole.items() if name not in ("resume", *CHANGEABLE)})
     for part, names in (("trainer", CHANGEABLE), ("dataset", CHANGEABLE)):
         for name in names:
             rest.get(part, {}).pop(name.removeprefix(f"{part}."), None)

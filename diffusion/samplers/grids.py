@@ -138,15 +138,17 @@ class LogSNRGrid(Grid):
 
 
 class LevelsGrid(Grid):
-    """Few noise levels, for a model that needs few calls: from t_start on the chosen ones, or even steps in
-    `(sigma / alpha)^(1 / 7)` that stop short of t_min.
+    """Few noise levels, for a model that needs few calls: from t_start on the chosen ones, or even steps of
+    `sigma / (sigma + 5 alpha)` that stop short of t_min.
+
+    Two steps so meet at the level 1 from 2.5, and at 4.4 from 80, near the best that were measured (docs/few_steps.md).
 
     Args:
         levels: sigma / alpha at the times after the first, falling; there is one more step than levels. None is even
-            steps as in `KarrasGrid`, but the last of them goes to the end itself, so that two steps meet halfway.
+            steps, of which the last goes to the end itself.
     """
 
-    RHO = 7.0
+    HALF = 5.0  # the level at which that variable is 1 / 2
 
     def __init__(self, levels: list[float] | None = None) -> None:
         if any(not 0 < level < math.inf for level in levels or []):
@@ -159,9 +161,9 @@ class LevelsGrid(Grid):
         ends = _ends(schedule, high, low)
         steps = count - whole
         if self.levels is None:
-            first, last = (-ends / (2 * self.RHO)).exp()
-            ratios = torch.lerp(first, last, torch.arange(count, dtype=torch.float64) / steps) ** self.RHO
-            return schedule.inverse(-2 * ratios.log())
+            first, last = (-ends / 2).exp() / ((-ends / 2).exp() + self.HALF)
+            shares = torch.lerp(first, last, torch.arange(count, dtype=torch.float64) / steps)
+            return schedule.inverse(-2 * (self.HALF * shares / (1 - shares)).log())
         if len(self.levels) != steps - 1:
             raise ValueError(
                 f"steps={steps} takes one level fewer, {steps - 1}, got levels={self.levels}: set "

@@ -35,6 +35,8 @@ class CapturedDenoiser(Wrapper):
         denoiser: the inner one, frozen.
     """
 
+    keeps_prior = True
+
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser)
         self._graphs: dict[tuple[object, ...], _Graph] = {}

@@ -57,6 +57,7 @@ class Drawing:
             grid=method.get("grid"),
             wrapper=method.get("wrapper"),
             steps=options.steps,
+            start_level=options.start_level,
             clip=options.clip,
         )
         kind = kind_of(options, steering)

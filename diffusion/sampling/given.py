@@ -15,7 +15,7 @@ from diffusion.denoisers import Condition, Denoiser, Rescheduled, TrainableDenoi
 from diffusion.guidance import Autoguidance, ClassifierFreeGuidance, EnergyGuidance, Inpainting, MeasurementGuidance
 from diffusion.models import LabelLogProb, NoisyClassifier
 from diffusion.runs.checkpoints import Checkpoint, find
-from diffusion.runs.parts import tunes
+from diffusion.runs.parts import Parts, tunes
 from diffusion.runs.trained import load_model
 from diffusion.sampling.measurements import ROUNDING, Blur, Downsample, Grey, Known
 from diffusion.settings.sampling import Steering
@@ -196,6 +196,11 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
         raise ConfigError(
             f"guide={steering.guide}: of it and the model one is tuned by experiment=few_step, so their answers are "
             f"not of one kind: name a guide that is what the model is"
+        )
+    if Parts(theirs).trained_up_to < Parts(ours).trained_up_to:
+        raise ConfigError(
+            f"guide={steering.guide} is trained at levels of sigma / alpha up to {Parts(theirs).trained_up_to:g}, and "
+            f"the model at higher ones: name a guide that was tuned as the model was"
         )
     guide: TrainableDenoiser = load_model(found, weights=chosen)
     if _same(guide.state_dict(), denoiser.state_dict()):  # a copy, or best.ckpt of the step of last.ckpt

@@ -42,6 +42,8 @@ def check_deterministic(pipeline: Pipeline, name: str) -> None:
             f"{name} needs a deterministic sampler, such as sampler=ddim or dpmpp_2m, and {type(sampler).__name__} "
             f"draws noise on its way"
         )
+    if pipeline.init is None and pipeline.times[0] < 1:
+        raise ConfigError(f"{name} goes from noise to data, and sampling begins between them: add start_level=inf")
     try:
         sampler.check(pipeline.denoiser, _rising(pipeline))
     except ValueError as error:

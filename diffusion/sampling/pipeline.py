@@ -1,5 +1,6 @@
 """The one way in which samples are drawn: by a sampler on its grid of times, from a denoiser and its conditions."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from diffusion.samplers.trial import can_be_tried, far_off
 from diffusion.sampling import given
 from diffusion.sampling.captured import graphed
 from diffusion.sampling.conditions import Given, Rows, of_images
+from diffusion.sampling.starts import first_time
 from diffusion.settings.idle import refuse_clip
 from diffusion.settings.sampling import Steering
 
@@ -68,8 +70,9 @@ def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: flo
             "sampler=consistency is for models that experiment=few_step has tuned: the one call of another gives the "
             "mean of the data; python train.py experiment=few_step init_from=... tunes one"
         )
+    first = first_time(parts, denoiser, t_start)
     try:
-        times = between(grid, denoiser.schedule, steps, t_start, t_end)
+        times = between(grid, denoiser.schedule, steps, first, t_end)
         sampler.check(denoiser, times)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -90,6 +93,8 @@ def sampler_and_times(parts: Parts, denoiser: Denoiser, steering: Steering | Non
         found = method_of(Parts(config), denoiser, steering.t_start, steering.t_end)
         if steering.needs_path and found[0].stochastic:
             raise ConfigError("it draws noise on its way")
+        if parts.tunes and not found[0].flow_map:
+            raise ConfigError("it needs a posterior mean")
         return found
 
     try:
@@ -163,7 +168,8 @@ class Pipeline:
         times: at which the sampler calls the denoiser, falling from 1 to 0.
         shape: of one sample.
         num_classes: labels that the model knows, 0 for none.
-        init: data, or their latents, to begin from, noised to the first time; None begins from noise alone.
+        init: data, or their latents, to begin from, noised to the first time; None begins with noise at t = 1, and
+            below with data of the denoiser's prior, which it then needs.
         condition: how the model's image conditions are made; None for a model without.
         given: the condition of image k beside its label, for a model that needs one.
         label: the default label; see `labels`.
@@ -210,8 +216,8 @@ class Pipeline:
             checkpoint: see `diffusion.runs.checkpoints`.
             weights: "ema", "raw" or a width; see `diffusion.runs.trained.load_model`.
             steering: guidance, masks and starts.
-            changes: replace entries of the run's configuration: sampler, grid, steps, clip or the wrapper around the
-                denoiser; None keeps the run's own.
+            changes: replace entries of the run's configuration: sampler, grid, steps, clip, start_level or the wrapper
+                around the denoiser; None keeps the run's own.
         """
         steering = steering or Steering()
         parts = Parts(checkpoint.config | {key: value for key, value in changes.items() if value is not None})
@@ -225,6 +231,11 @@ class Pipeline:
             raise ConfigError(
                 f"measure={steering.measure} needs the mean of the data given x_t, which a model tuned for "
                 f"sampler=consistency does not give: restore with the model that it was tuned from"
+            )
+        if steering.needs_path and parts.trained_up_to < math.inf:
+            raise ConfigError(
+                "interpolate= and invert=true need the whole way between noise and data, and this model is trained at "
+                "low noise alone: use the model that it was tuned from"
             )
         denoiser = parts.wrapped(given.steered(model, steering, checkpoint, weights))
         if denoiser.of_pixels and (codec is not None or len(parts.shape) == 1):
@@ -299,11 +310,16 @@ class Pipeline:
         steps = int((self.times[1:] > 0).sum())
         return self.sampler.calls * steps + len(self.times) - 1 - steps if self.sampler.calls else None
 
-    def start(self, index: Tensor, seed: int = 0) -> Tensor:
-        """The states at the first time of the images with these numbers, (n, *S) on the index's device."""
+    def start(self, index: Tensor, seed: int = 0, cond: Condition | None = None) -> Tensor:
+        """The states at the first time of the images with these numbers, (n, *S) on the index's device: noise, below
+        t = 1 with what belongs under it, `init` or data of the denoiser's prior for the condition."""
         schedule, shape = self.denoiser.schedule, self.shape if self.codec is None else self.codec.latent_shape
-        x = prior(schedule, Noise(seed, index, self.stream), shape, self.times[0].item())
-        return x if self.init is None else x + schedule(self.times[0])[0].item() * self.init.to(x)
+        noise = Noise(seed, index, self.stream)
+        x = prior(schedule, noise, shape, self.times[0].item())
+        if self.init is None and self.times[0] == 1:
+            return x
+        data = self.denoiser.draw_prior(noise, shape, cond) if self.init is None else self.init
+        return x + schedule(self.times[0])[0].item() * data.to(x)
 
     @torch.no_grad()
     def states(
@@ -316,7 +332,7 @@ class Pipeline:
         """
         conditioned = Conditioned(self._called(index.device), self.conditions(index, seed, label))
         with torch.autocast(index.device.type, enabled=False):
-            x = self.start(index, seed) if x is None else x
+            x = self.start(index, seed, conditioned.cond) if x is None else x
             yield from self.sampler(conditioned, x, self.times, Noise(seed, index, self.stream))
 
     def _called(self, device: torch.device) -> Denoiser:

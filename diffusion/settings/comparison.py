@@ -75,7 +75,7 @@ class Options:
         """
         taken = ("split", "n", "extractors", "seed", "weights", "batch_size", "devices", "accelerator", "cache")
         values = {name: vars(self)[name] for name in (*taken, "data_dir")}
-        others = dict.fromkeys(("conditioning_noise", "samples", "likelihood", "tolerance", "probes"))
+        others = dict.fromkeys(("conditioning_noise", "start_level", "samples", "likelihood", "tolerance", "probes"))
         plain = {"ckpt": run, "out": out, "steps": steps, "download": True, "train_classifier": False}
         made: Evaluation = construct(Evaluation, values | others | plain)
         return made

@@ -9,6 +9,7 @@ from diffusion.build import construct
 from diffusion.settings.devices import check_form
 from diffusion.settings.idle import refuse
 from diffusion.settings.kinds import check_kinds
+from diffusion.settings.sampling import check_level
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Options:
     n: int | None
     extractors: str | list[str] | None
     steps: int | None
+    start_level: float | None
     tolerance: float | None
     probes: int | None
     seed: int
@@ -65,6 +67,7 @@ class Options:
         if self.samples and self.ckpt not in (None, ""):
             raise ValueError("ckpt= draws samples and samples= reads them: leave one out (samples= needs dataset=)")
         check_form(self.devices)
+        check_level(self.start_level)
         for name in ("out", "cache"):
             path = Path(vars(self)[name] or ".")
             blocking = next((place for place in (path, *path.parents) if place.is_file()), None)
@@ -85,7 +88,7 @@ class Options:
 
     def refuse_idle(self, typed: Iterable[str]) -> None:
         """Raises ConfigError, one line, if something was typed that would change nothing."""
-        drawing, scoring = ("sampler", "grid", "conditioning_noise"), ("devices", "extractors", "cache")
+        drawing, scoring = ("sampler", "grid", "start_level", "conditioning_noise"), ("devices", "extractors", "cache")
         what = "a table of scores"
         if self.train_classifier:
             read = ("train_classifier", "out", "data_dir", "download")

@@ -10,7 +10,7 @@ from diffusion.build import ConfigError
 from diffusion.settings.several import listed
 
 # How samples are drawn.
-DRAWING = ("sampler", "grid", "steps", "clip")
+DRAWING = ("sampler", "grid", "steps", "start_level", "clip")
 # Settings that are the defaults of others: where their values go.
 GO_TO = {
     "lr": ("optimizer.lr",),
@@ -71,6 +71,7 @@ def refuse_idle_training(config: Mapping[str, Any], typed: Mapping[str, Any]) ->
         refuse(typed, (*DRAWING, "dataset.clip"), "a classifier, which draws no samples")
     if kind == "Autoencoder":
         refuse(typed, ("clip",), "an autoencoder, which has dataset.clip", "set that")
+        refuse(typed, ("start_level",), "an autoencoder, which draws from noise")
     if config["trainer"].get("limit_val_batches") == 0:
         refuse(typed, ("val_every",), "trainer.limit_val_batches=0, which leaves out validation")
     if network.get("attention") == []:

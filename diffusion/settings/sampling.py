@@ -16,6 +16,12 @@ from diffusion.settings.outputs import ANIMATIONS, suffix_of
 MEASUREMENTS = ("blur", "downsample", "mask", "grey")
 
 
+def check_level(level: float | None) -> None:
+    """Raises ValueError for a value of `start_level` that is no noise level."""
+    if level is not None and not level > 0:
+        raise ValueError(f"start_level must be a level of sigma / alpha above 0, or inf for noise, got {level:g}")
+
+
 @dataclass(frozen=True)
 class Steering:
     """Guidance, masks and starts of one sampling run; the defaults change nothing.
@@ -204,6 +210,7 @@ class Options:
     n: int | None
     rows: int | None
     steps: int | None
+    start_level: float | None
     eta: float | None
     seed: int
     label: int | str | list[int] | None
@@ -245,6 +252,7 @@ class Options:
         if self.out is not None:
             suffix_of(self.out)
         check_form(self.devices)
+        check_level(self.start_level)
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:
@@ -267,6 +275,11 @@ def read(config: Mapping[str, Any], typed: Collection[str] = ()) -> tuple[Option
         raise ConfigError(f"eta={plain['eta']} and sampler.eta={method['sampler']['eta']}: give one of them")
     steering: Steering = construct(Steering, {f.name: plain.pop(f.name) for f in fields(Steering)})
     options: Options = construct(Options, plain)
+    if options.start_level is not None and steering.t_start < 1:
+        raise ConfigError(
+            f"start_level={options.start_level:g} and t_start={steering.t_start:g} both say where sampling begins: "
+            f"give one of them"
+        )
     if steering.interpolate is not None and options.frames < 2:
         raise ConfigError(f"frames={options.frames}: interpolate= draws at least 2, one for each end")
     if isinstance(options.clip, str) and options.clip != "dynamic":

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.build import ConfigError, construct
 from diffusion.settings.devices import check_form
 from diffusion.settings.kinds import check_kinds
+from diffusion.settings.sampling import check_level
 from diffusion.settings.several import listed
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Settings:
     accelerator: str = "auto"
     budget_minutes: float | None = None
     steps: int | None = None
+    start_level: float | None = None
     clip: bool = True
     log_every: int = 50
     val_every: int = 500
@@ -64,13 +66,14 @@ class Settings:
         if not self.project.strip():
             raise ValueError("project is empty: give a name, or leave it out")
         at_least = {"preview_every": 0, "score_every": 0, "seed": 0, "workers": 0}
-        checked_below = ("devices", "lr", "budget_minutes", "condition_dropout", "ema_decay")
+        checked_below = ("devices", "start_level", "lr", "budget_minutes", "condition_dropout", "ema_decay")
         for name, value in vars(self).items():
             lowest = at_least.get(name, 1)
             if isinstance(value, int) and not isinstance(value, bool) and name not in checked_below and value < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}")
         if self.budget_minutes is not None and not 0 < self.budget_minutes < math.inf:
             raise ValueError(f"budget_minutes must be positive and finite, got {self.budget_minutes}")
+        check_level(self.start_level)
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.seed >= 2**63:

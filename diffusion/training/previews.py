@@ -1,5 +1,7 @@
 """Pictures of samples during training; drawing them does not advance the training's random numbers."""
 
+import math
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from diffusion.samplers import (
 )
 from diffusion.sampling.conditions import Rows, as_picture, of_examples
 from diffusion.sampling.pipeline import Pipeline, clipped
+from diffusion.sampling.starts import time_of
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule
@@ -41,13 +44,23 @@ class Preview(AfterStep):
         clip: clamp the predicted data to [-1, 1].
         n: how many.
         steps: of the sampler.
+        start_level: sigma / alpha at which the samples of a consistency model begin; inf is t = 1.
     """
 
-    def __init__(self, every: int, shape: tuple[int, ...], clip: bool, n: int = 16, steps: int = 20) -> None:
+    def __init__(
+        self,
+        every: int,
+        shape: tuple[int, ...],
+        clip: bool,
+        n: int = 16,
+        steps: int = 20,
+        start_level: float = math.inf,
+    ) -> None:
         super().__init__()
         if every < 0:
             raise ValueError(f"preview_every must not be negative, got {every}")
         self.every, self.shape, self.clip, self.n, self.steps = every, shape, clip, n, steps
+        self.start_level = start_level
         self.images = n * steps
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
@@ -57,7 +70,7 @@ class Preview(AfterStep):
                 rows = None  # each class in turn, unless it is conditioned on images, which have classes of their own
                 if module.denoiser.condition_channels:
                     rows = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
-                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, rows)
+                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, rows, self.start_level)
                 keep = pipeline.shown(len(pipeline.times))
                 states = pipeline.frames(self.n, device=str(module.device), keep=keep)
                 frames = media.animation(list(states))
@@ -76,7 +89,12 @@ class Preview(AfterStep):
 
 
 def preview_pipeline(
-    module: DiffusionModule, shape: tuple[int, ...], clip: bool, steps: int, rows: Tensor | None = None
+    module: DiffusionModule,
+    shape: tuple[int, ...],
+    clip: bool,
+    steps: int,
+    rows: Tensor | None = None,
+    start_level: float = math.inf,
 ) -> Pipeline:
     """Draws with the averaged weights, from noise of its own: the same images at every step.
 
@@ -93,7 +111,8 @@ def preview_pipeline(
         given["embedding"] = torch.zeros(1, denoiser.embedding)
     sampler: Sampler
     if module.objective.tunes:
-        sampler, times = ConsistencySampler(), LevelsGrid()(denoiser.schedule, steps)
+        first = time_of(denoiser.schedule, start_level)
+        sampler, times = ConsistencySampler(), LevelsGrid()(denoiser.schedule, steps, first)
     else:
         sampler, times = quick_method(denoiser, steps)
     return Pipeline(

@@ -1,6 +1,7 @@
 """From the composed configuration to the parts of a run, a new or a resumed one."""
 
 import inspect
+import math
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from diffusion.sampling.pipeline import method_of
 from diffusion.settings.following import of_limits, of_timesteps, put
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 from diffusion.training.steps import mistaken
-from diffusion.training.tuning import of_tuned, to_tune
+from diffusion.training.tuning import KEPT, of_tuned, to_tune
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) -> tuple[Parts, Checkpoint | None]:
@@ -64,7 +65,7 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     """
     typed = typed or {}
     tuned = to_tune(config, typed)
-    put(config, of_tuned(tuned, typed))
+    put(config, of_tuned(tuned, typed, config))
     put(config, of_timesteps(config))
     put(config, of_folder(config, typed))
     put(config, of_limits(typed))
@@ -132,7 +133,8 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
             pass
     except ValueError as error:
         meant = mistaken(config, typed) if "sampler" in groups else ""
-        raise Unfit(f"{error}; {meant}" if meant else str(error), groups, config, attempt) from error
+        open_to_choice = tuple(group for group in groups if config.get("init_from") is None or group not in KEPT)
+        raise Unfit(f"{error}; {meant}" if meant else str(error), open_to_choice, config, attempt) from error
     return whole
 
 
@@ -144,6 +146,8 @@ def _checked(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     parts.objective.check(model)
     if parts.tunes and config.get("init_from") is None:
         raise ConfigError("this objective tunes a trained model, and there is none: add init_from=")
+    if not parts.tunes and parts.trained_up_to < math.inf:
+        raise ConfigError("objective.times.highest is for a model that is tuned, experiment=few_step: leave it out")
     yield ("sampler", "grid", "denoiser", "schedule")
     if isinstance(model, TrainableDenoiser):
         method_of(parts, model)

@@ -6,10 +6,12 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion.build import ConfigError, build
+from diffusion.denoisers import Denoiser
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.models import planned
 from diffusion.runs.parts import tunes
 from diffusion.runs.resume import OF_SOURCE
+from diffusion.sampling.starts import time_of
 
 # The model and what it learned: none of them can be set beside its run.
 KEPT = ("dataset", "network", "schedule", "denoiser", "timesteps", "autoencoder")
@@ -56,8 +58,11 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None:
     return checkpoint
 
 
-def of_tuned(tuned: Checkpoint | None, typed: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, path -> value, that a new run takes over from the model that it tunes: its data and the model."""
+def of_tuned(tuned: Checkpoint | None, typed: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+    """The settings, path -> value, that a new run takes over from the model that it tunes: its data and the model.
+
+    Where the model has a prior, sampling begins at 3.5 standard deviations of the data (docs/few_steps.md).
+    """
     if tuned is None:
         return {}
     stored = tuned.config
@@ -66,4 +71,14 @@ def of_tuned(tuned: Checkpoint | None, typed: Mapping[str, Any]) -> dict[str, An
     for name, place in OF_SOURCE.items():
         if name in typed and place in stored["dataset"]["source"]:
             settings |= {name: typed[name], f"dataset.source.{place}": typed[name]}
+    if "start_level" not in typed and config.start_level is None:
+        settings["start_level"] = _start_level(planned(stored), stored["dataset"]["recipe"]["sigma_data"])
     return settings
+
+
+def _start_level(model: Any, sigma_data: float) -> float | None:
+    """sigma / alpha where the sampling of a tuned model begins; None is with noise, of a model without a prior."""
+    if not isinstance(model, Denoiser) or not model.has_prior:
+        return None
+    level = 3.5 * sigma_data
+    return level if time_of(model.schedule, level) < 1 else None

@@ -1,5 +1,7 @@
 """Callbacks that show training progress: samples and scores, or the curves and pictures of a model that draws none."""
 
+import math
+
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -26,9 +28,10 @@ def watchers(parts: Parts) -> list[AfterStep]:
     settings = parts.settings
     if parts.model.draws:
         steps = 2 if parts.tunes else 20  # of a consistency model, which needs few calls, or of a quick sampler
+        begins = parts.start_level if parts.tunes else math.inf
         return [
-            Preview(settings.preview_every, parts.shape, settings.clip, steps=steps),
-            Scores(settings.score_every, parts.shape, settings.clip, steps=steps),
+            Preview(settings.preview_every, parts.shape, settings.clip, steps=steps, start_level=begins),
+            Scores(settings.score_every, parts.shape, settings.clip, steps=steps, start_level=begins),
         ]
     if settings.score_every:
         raise ConfigError(

@@ -28,6 +28,6 @@ def write(folder: Path, count: int = 300) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit(f"usage:{__doc__}")
     write(Path(sys.argv[1]))

@@ -3,6 +3,7 @@
     python docs/pictures/steps.py ckpt=lightning_logs/fashion/version_0
     python docs/pictures/steps.py ckpt=last samplers=[dpmpp_2m,heun] calls=[5,10] n=500 out=lightning_logs/few
     python docs/pictures/steps.py ckpt=last samplers=[dpmpp_2m] calls=[8,10] rho=[3,5,7] log_snr_max=[4,6,8,null]
+    python docs/pictures/steps.py ckpt=last samplers=[dpmpp_2m] calls=[2,4] start_level=2.5
 
 Written to out= (default: steps/ in the run's folder): steps.json after each pair, so that the command can be stopped
 and given again; steps.md and steps.png at the end. Pairs come in the order of their calls, the dear ones last.
@@ -55,6 +56,7 @@ class Options:
     grid: str = "karras"
     rho: list[float] = field(default_factory=lambda: [7.0])  # of grid=karras
     log_snr_max: list[float | None] = field(default_factory=lambda: [None])  # likewise
+    start_level: float | None = None  # of the samples; null is the model's own
     n: int = 2000
     split: str = "val"
     seed: int = 0
@@ -149,12 +151,14 @@ def measured(options: Options) -> tuple[Path, dict[str, Any]]:
             continue
         sampler = yaml.safe_load((cli.CONFIGS / "sampler" / f"{name}.yaml").read_text())
         each = build(sampler, "sampler").calls
-        of_method = record["scores"].setdefault(f"{name}, {grid_name}", {})
+        begun = "" if options.start_level is None else f" from {options.start_level:g}"
+        of_method = record["scores"].setdefault(f"{name}, {grid_name}{begun}", {})
         if str(calls) in of_method:
             continue
         try:
             steps = steps_for(calls, each)
-            pipeline = Pipeline.from_checkpoint(checkpoint, options.weights, sampler=sampler, grid=grid, steps=steps)
+            asked = {"sampler": sampler, "grid": grid, "steps": steps, "start_level": options.start_level}
+            pipeline = Pipeline.from_checkpoint(checkpoint, options.weights, **asked)
             pixels, _ = draw_samples(
                 pipeline, scorer.data, scorer.conditioning, options.seed, places, options.batch_size
             )

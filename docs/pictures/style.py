@@ -47,6 +47,6 @@ def save(figure: Figure, folder: Path, name: str, palette: bool = True) -> None:
 
 def folder() -> Path:
     """Where pictures go: the command line's only argument, or docs/images."""
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 or sys.argv[-1].startswith("-"):
         sys.exit(f"usage: python {sys.argv[0]} [folder]")
     return Path(sys.argv[1]) if len(sys.argv) == 2 else Path(__file__).parents[1] / "images"

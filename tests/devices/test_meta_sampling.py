@@ -32,7 +32,15 @@ from diffusion.networks.embedding import LabelEmbedding
 from diffusion.networks.encoder import Encoder
 from diffusion.networks.heads import Heads
 from diffusion.noise import Noise
-from diffusion.samplers import DDIMSampler, DDPMSampler, RePaintSampler, Sampler, TrailingGrid, UniformGrid
+from diffusion.samplers import (
+    DDIMSampler,
+    DDPMSampler,
+    LogSNRGrid,
+    RePaintSampler,
+    Sampler,
+    TrailingGrid,
+    UniformGrid,
+)
 from diffusion.sampling import Pipeline
 from diffusion.sampling.cascade import joined
 from diffusion.sampling.conditions import Rows
@@ -182,6 +190,14 @@ def test_a_start_and_labels_in_turn_come_to_the_device() -> None:
         with Net(copies=True):
             frames = made.frames(3, label=label, device="meta", keep=(0, -1), show="x0")
         assert frames.shape == (2, 3, *SHAPE)
+
+
+@pytest.mark.parametrize("kind", ["residual", "residual_classes", "conditioned_residual"])
+def test_sampling_begins_with_the_prior_on_the_device(kind: str) -> None:
+    made = pipeline(KINDS[kind](LinearSchedule()), DDIMSampler())
+    made.times = LogSNRGrid()(made.denoiser.schedule, 3, 0.5)
+    with Net(copies=True):
+        assert made.sample(2, device="meta").shape == (2, *SHAPE)
 
 
 def test_latents_are_drawn_and_decoded() -> None:

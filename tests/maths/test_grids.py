@@ -222,15 +222,20 @@ def test_ends_that_are_no_numbers_are_refused_by_name(grid: Grid, value: float) 
         grid(VPSchedule(), 5, 1.0, value)
 
 
-def test_few_levels_are_even_like_karras_and_stop_short_of_the_lowest_time(schedule: Schedule) -> None:
+def share_of_five(schedule: Schedule, t: torch.Tensor) -> torch.Tensor:
+    alpha, sigma = schedule(t)
+    return sigma / (sigma + 5 * alpha)
+
+
+def test_few_levels_are_even_in_the_share_of_five_and_stop_short_of_the_lowest_time(schedule: Schedule) -> None:
     for steps in (1, 2, 5):
         times = LevelsGrid()(schedule, steps)
         assert (times[0], times[-1]) == (1, 0)
-        first, last = EVEN_IN["karras"](schedule, _tensor(1.0, schedule.t_min))
+        first, last = share_of_five(schedule, _tensor(1.0, schedule.t_min))
         expected = torch.lerp(first, last, torch.arange(steps, dtype=torch.float64) / steps)
-        torch.testing.assert_close(EVEN_IN["karras"](schedule, times[:-1]), expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(share_of_five(schedule, times[:-1]), expected, rtol=1e-6, atol=1e-6)
     part = between(LevelsGrid(), schedule, 3, 0.8, 0.2)
-    gaps = EVEN_IN["karras"](schedule, part).diff()
+    gaps = share_of_five(schedule, part).diff()
     torch.testing.assert_close(gaps, gaps.mean().expand(3), rtol=1e-3, atol=1e-3)
     assert (part[0], part[-1]) == (0.8, 0.2)
 

@@ -12,6 +12,8 @@ from support.scripts import assert_refused, call
 
 import sample
 import train
+from diffusion.runs.checkpoints import read
+from diffusion.runs.resume import essence
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 sys.path.insert(0, str(FIXTURES))
@@ -57,6 +59,12 @@ def test_an_old_run_goes_on_to_the_weights_that_it_went_on_to(name: str, folder:
     found = make.norms(tmp_path / run(name) / "checkpoints" / "last.ckpt")
     expected = json.loads((FIXTURES / "resumed.json").read_text(encoding="ascii"))[name]
     assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+def test_a_setting_that_an_old_run_has_not_counts_as_its_default() -> None:
+    config = read(FIXTURES / "residual.ckpt").config
+    assert essence(config) == essence(config | {"start_level": None})
+    assert essence(config) != essence(config | {"start_level": 2.5})
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from support.configs import resolved
 from support.scripts import assert_refused, call
 
@@ -14,13 +15,17 @@ import evaluate
 import export
 import sample
 import train
-from diffusion.build import Unfit, canonical
+from diffusion.build import Unfit, build, canonical
+from diffusion.denoisers import Denoiser, ResidualDenoiser
 from diffusion.runs.checkpoints import read
+from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
 from diffusion.samplers import ConsistencySampler
 from diffusion.sampling import Pipeline
+from diffusion.sampling.starts import first_time
 from diffusion.training.previews import preview_pipeline
 from diffusion.training.run import Run
+from diffusion.training.tuning import _start_level
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 RESIDUAL = f"init_from={FIXTURES / 'residual.ckpt'}"
@@ -38,6 +43,84 @@ def test_a_tuning_takes_data_and_model_of_the_run_it_begins_from(name: str) -> N
         assert canonical(config[part]) == canonical(theirs[part]), part
     assert config["objective"]["sigma_data"] == theirs["dataset"]["recipe"]["sigma_data"]
     assert (config["steps"], config["sampler"]["_target_"]) == (2, "diffusion.samplers.ConsistencySampler")
+    sigma_data = theirs["dataset"]["recipe"]["sigma_data"]
+    assert config["start_level"] == config["objective"]["times"]["highest"] == 3.5 * sigma_data
+
+
+def test_a_model_without_a_prior_is_tuned_and_drawn_from_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(ResidualDenoiser, "has_prior", False)
+    config = resolved("experiment=few_step", RESIDUAL)
+    assert config["start_level"] is config["objective"]["times"]["highest"] is None
+    said = "begins with a draw of the mixture of denoiser=residual, and this model, a ResidualDenoiser, has none"
+    assert_refused(call(train, tmp_path, *BRIEF, RESIDUAL, "start_level=2.5"), said)
+    said = "up to 2 alone, and sampling would begin with noise, at t = 1: leave objective.times.highest out"
+    outcome = call(train, tmp_path, *BRIEF, RESIDUAL, "objective.times.highest=2")
+    assert_refused(outcome, said)
+    assert "denoiser=" not in outcome.err.partition("this would do")[2]  # which belongs to the model
+
+
+def test_training_at_low_noise_alone_is_for_a_model_that_is_tuned(tmp_path: Path) -> None:
+    arguments = ("experiment=fast_digits", "+objective.times.highest=2", "start_level=2", "accelerator=cpu")
+    assert_refused(call(train, tmp_path, *arguments), "objective.times.highest is for a model that is tuned")
+    arguments = ("experiment=autoencoder_fashion", "dataset=digits", "start_level=2", "accelerator=cpu")
+    assert_refused(call(train, tmp_path, *arguments), "start_level= does nothing for an autoencoder")
+
+
+def test_a_level_that_the_schedule_has_not_is_none_to_begin_at() -> None:
+    """`schedule=geometric` of small noise."""
+    schedule = {"_target_": "diffusion.schedules.VarianceExplodingSchedule", "sigma_max": 2.0}
+    model = planned(stored("residual") | {"schedule": schedule})
+    assert _start_level(model, 0.6) is None
+    assert _start_level(model, 0.1) == pytest.approx(0.35)
+
+
+@pytest.mark.parametrize("grid", ["trailing", "uniform", "quadratic", "log_snr", "karras"])
+def test_any_grid_goes_with_it(grid: str) -> None:
+    assert resolved("experiment=few_step", RESIDUAL, f"grid={grid}")["start_level"] > 2
+
+
+@pytest.mark.parametrize("timesteps", [50, 100, 1000])
+def test_a_discrete_schedule_is_tuned_up_to_the_row_that_sampling_begins_at(timesteps: int) -> None:
+    schedule = {"_target_": "diffusion.schedules.LinearSchedule", "timesteps": timesteps}
+    config = resolved("experiment=few_step", RESIDUAL) | {"schedule": schedule}
+    model = planned(config)
+    assert isinstance(model, Denoiser)
+    begins = first_time(Parts(config), model)
+    u = torch.linspace(0.001, 0.999999, 5000, dtype=torch.float64)
+    assert build(config["objective"], "objective").times(model.schedule, u).max() == begins
+
+
+def test_sampling_that_begins_above_the_levels_of_the_tuning_is_refused(tuned: Path, tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.png")
+    for arguments, said in (
+        (("start_level=inf",), "would begin with noise, at t = 1: give start_level="),
+        (("start_level=20",), "would begin above that, at start_level=20: give start_level="),
+        (("sampler=ddim", "start_level=inf"), "would begin with noise, at t = 1: give start_level="),
+        (("init=a.png", "t_start=0.99"), "would begin above that, at t_start=0.99: give t_start=0."),
+        (("init=a.png", "mask=a.png", "start_level=inf"), "begin with an image, init=photo.png t_start=0."),
+    ):
+        assert_refused(call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", *arguments), said)
+    advised = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", "init=a.png", "t_start=0.99").err.split("t_start=")[
+        -1
+    ]
+    for arguments in (("init=a.png", f"t_start={advised.split()[0]}"), ("start_level=1.5",)):
+        outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", *arguments)
+        assert outcome.code == 0, outcome.err
+    assert_refused(
+        call(train, tmp_path, *BRIEF, RESIDUAL, "objective.times.highest=1"), "sampling would begin above that"
+    )
+
+
+def test_what_would_do_in_the_place_of_a_grid_that_does_not_is_no_other_kind_of_sampler(tuned: Path) -> None:
+    grid = {"_target_": "diffusion.samplers.LevelsGrid", "levels": [0.5, 0.2]}
+    with pytest.raises(Unfit) as raised:
+        Pipeline.load(str(tuned), grid=grid)
+    ddim = {
+        "sampler": {"_target_": "diffusion.samplers.DDIMSampler"},
+        "grid": {"_target_": "diffusion.samplers.LogSNRGrid"},
+    }
+    with pytest.raises(ValueError, match="it needs a posterior mean"):
+        raised.value.attempt(raised.value.config | ddim)
 
 
 def test_the_run_that_is_tuned_may_be_number_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +151,7 @@ def test_it_trains_and_draws_in_two_calls_or_one(tuned: Path, tmp_path: Path) ->
         warnings.simplefilter("error")  # its own sampler is not tried on Gaussians, where it would be far off
         outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png")
     assert "ConsistencySampler, 2 steps" in outcome.err
-    chosen = ("steps=3", "grid.levels=[5,0.8]", "grid=levels")
+    chosen = ("steps=3", "grid.levels=[1.5,0.5]", "grid=levels")
     for further in (("steps=1", "label=3", "guidance=2"), chosen):
         outcome = call(sample, tmp_path, f"ckpt={tuned}", "out=x.png", *further)
         assert outcome.code == 0, outcome.err
@@ -80,7 +163,10 @@ def test_its_previews_and_scores_while_it_trains_are_drawn_in_two_calls(conditio
     run = Run(Parts(config), None)  # type: ignore[arg-type]
     preview, scores = run.watchers
     assert (preview.steps, scores.steps) == (2, 2)  # type: ignore[attr-defined]
-    pipeline = preview_pipeline(run.module, (1, 8, 8), clip=True, steps=2)
+    assert preview.start_level == scores.start_level == config["start_level"]  # type: ignore[attr-defined]
+    pipeline = preview_pipeline(run.module, (1, 8, 8), clip=True, steps=2, start_level=2.5)
+    assert pipeline.times[0] < 1
+    assert pipeline.sample(3).isfinite().all()
     assert isinstance(pipeline.sampler, ConsistencySampler)
     assert len(pipeline.times) == 3
 
@@ -96,8 +182,14 @@ def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path)
     [
         (evaluate, ["likelihood=ode"], "has no likelihood"),
         (export, ["out=page.html"], "a page has no sampler=consistency"),
+        (export, ["out=x.onnx"], "is trained for sampling that begins with its mixture: export the model that it was"),
+        (
+            sample,
+            ["init=a.png", "mask=a.png"],
+            "does not steer: begin with an image, init=photo.png t_start=0.",
+        ),
         (export, ["out=folder"], "sampler=consistency"),
-        (sample, ["interpolate=[1,2]"], "deterministic"),
+        (sample, ["interpolate=[1,2]"], "need the whole way between noise and data, and this model is trained at low"),
         (sample, ["measure=blur", "blur_width=1", "init=a.png"], "restore with the model that it was tuned from"),
         (sample, [f"guide={FIXTURES / 'residual.ckpt'}", "guidance=1.5"], "their answers are not of one kind"),
     ],
@@ -106,7 +198,7 @@ def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path)
 def test_what_a_tuned_model_cannot_do_is_refused(
     script: Any, arguments: list[str], said: str, tuned: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.png").touch()
+    Image.new("L", (8, 8), 255).save(tmp_path / "a.png")
     assert_refused(call(script, tmp_path, f"ckpt={tuned}", *arguments), said)
 
 
