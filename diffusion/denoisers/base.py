@@ -129,9 +129,8 @@ class Wrapper(Denoiser, ABC):
         denoiser: the inner one.
     """
 
-    keeps_prior: bool = (
-        False  # True where at high noise it draws what the inner one draws, so that it may begin with its prior
-    )
+    # Whether at high noise it draws what the inner one draws, so that its sampling may begin with that one's prior.
+    keeps_prior: bool = False
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__(denoiser.schedule, denoiser.variance)

@@ -17,7 +17,7 @@ from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.exchanged import of_folder
 from diffusion.runs.models import planned
-from diffusion.runs.parts import Parts
+from diffusion.runs.parts import Parts, tunes
 from diffusion.sampling.pipeline import method_of
 from diffusion.settings.following import of_limits, of_timesteps, put
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
@@ -133,7 +133,7 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
             pass
     except ValueError as error:
         meant = mistaken(config, typed) if "sampler" in groups else ""
-        open_to_choice = tuple(group for group in groups if config.get("init_from") is None or group not in KEPT)
+        open_to_choice = tuple(group for group in groups if not (tunes(config) and group in KEPT))
         raise Unfit(f"{error}; {meant}" if meant else str(error), open_to_choice, config, attempt) from error
     return whole
 

@@ -1,5 +1,6 @@
 """Tuning a trained model: which run it is of, and what of that run's configuration the new run takes over."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,13 +73,15 @@ def of_tuned(tuned: Checkpoint | None, typed: Mapping[str, Any], config: DictCon
         if name in typed and place in stored["dataset"]["source"]:
             settings |= {name: typed[name], f"dataset.source.{place}": typed[name]}
     if "start_level" not in typed and config.start_level is None:
-        settings["start_level"] = _start_level(planned(stored), stored["dataset"]["recipe"]["sigma_data"])
+        recipe = stored["dataset"].get("recipe") or {}
+        settings["start_level"] = _start_level(planned(stored), recipe.get("sigma_data"))
     return settings
 
 
-def _start_level(model: Any, sigma_data: float) -> float | None:
+def _start_level(model: Any, sigma_data: Any) -> float | None:
     """sigma / alpha where the sampling of a tuned model begins; None is with noise, of a model without a prior."""
-    if not isinstance(model, Denoiser) or not model.has_prior:
+    known = isinstance(sigma_data, int | float) and 0 < sigma_data < math.inf
+    if not isinstance(model, Denoiser) or not model.has_prior or not known:
         return None
-    level = 3.5 * sigma_data
+    level = round(3.5 * sigma_data, 4)
     return level if time_of(model.schedule, level) < 1 else None

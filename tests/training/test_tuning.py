@@ -44,7 +44,7 @@ def test_a_tuning_takes_data_and_model_of_the_run_it_begins_from(name: str) -> N
     assert config["objective"]["sigma_data"] == theirs["dataset"]["recipe"]["sigma_data"]
     assert (config["steps"], config["sampler"]["_target_"]) == (2, "diffusion.samplers.ConsistencySampler")
     sigma_data = theirs["dataset"]["recipe"]["sigma_data"]
-    assert config["start_level"] == config["objective"]["times"]["highest"] == 3.5 * sigma_data
+    assert config["start_level"] == config["objective"]["times"]["highest"] == round(3.5 * sigma_data, 4)
 
 
 def test_a_model_without_a_prior_is_tuned_and_drawn_from_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
