@@ -19,7 +19,7 @@ from diffusion.runs.codecs import drawing
 from diffusion.runs.parts import tunes
 from diffusion.runs.trained import load_model
 from diffusion.sampling.drawable import drawable_of, facts_of, from_noise
-from diffusion.sampling.pipeline import sampler_and_times
+from diffusion.sampling.method import sampler_and_times
 from diffusion.settings.exporting import Options
 from diffusion.trainable import Trainable
 

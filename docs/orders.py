@@ -20,7 +20,7 @@ from tables import put
 
 from diffusion.denoisers import GaussianMixtureDenoiser
 from diffusion.samplers import Grid, Sampler
-from diffusion.sampling.pipeline import GRIDS
+from diffusion.sampling.method import GRIDS
 from diffusion.schedules import ContinuousCosineSchedule, Schedule, VarianceExplodingSchedule
 
 MARK = "<!-- orders -->"

@@ -96,7 +96,8 @@ def score(
     if pipeline is not None:
         check_classes(pipeline.num_classes, splits, dataset["name"])
     cache = Cache(None if options.cache is None else Path(options.cache))
-    judge = Judge(splits, options.split, wanted, dataset, extractors, cache, places[0])
+    trained_on = None if model is None else model.config.get("train_images")
+    judge = Judge(splits, options.split, wanted, dataset, extractors, cache, places[0], trained_on)
     n = len(judge)
     if pipeline is not None:
         data, conditioning = getattr(splits, options.split), judge.reference.conditioning

@@ -82,6 +82,7 @@ class Judge:
             points.
         cache: keeps features of real images and trained classifiers.
         device: for features.
+        trained_on: the model saw the first so many training images alone, so it can have copied no others; None is all.
 
     Raises:
         ValueError: an extractor cannot be had, or n is too small for its features.
@@ -96,6 +97,7 @@ class Judge:
         extractors: Sequence[str] | None,
         cache: Cache,
         device: str = "cpu",
+        trained_on: int | None = None,
     ) -> None:
         self.reference = table.reference(splits, split, n)
         self.cache, self.device = cache, device
@@ -120,13 +122,19 @@ class Judge:
         self.training, labels = table.everything(splits.train)
         # The shares of classes need it even if it is not asked for as an extractor.
         self.classifier = classifier(dataset, self.training, labels, cache) if self.classes else None
+        seen = min(trained_on or len(splits.train), len(splits.train))
+        if seen < len(splits.train):
+            self.training, _ = table.everything(splits.train, seen)
+        held = len(self.training)
         if dataset.get("flip", False):  # training shows them mirrored too
             self.training = torch.cat((self.training, self.training.flip(3)))
         self.notes: list[str] = []
-        if len(self.training) < len(splits.train):
+        if seen < len(splits.train):
+            self.notes.append(f"copies were sought among the {seen:,} images that the model was trained on")
+        if held < seen:
             self.notes.append(
-                f"copies were sought among {len(self.training):,} of the {len(splits.train):,} training images, "
-                f"as many as fit into memory, chosen at random"
+                f"copies were sought among {held:,} of the {seen:,} training images, as many as fit into memory, "
+                f"chosen at random"
             )
         if self.reference.is_training:
             self.notes.append(f"no copying_pixels, as split {split} is of the training set: no real images are new")

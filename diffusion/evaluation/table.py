@@ -82,10 +82,10 @@ def held(examples: Examples, rows: Tensor) -> Tensor:
     return torch.cat([quantised(part) if part.ndim == 4 else part for part in parts])
 
 
-def everything(examples: Examples) -> tuple[Tensor, Tensor]:
-    """All examples with their labels, or as many, chosen at random, as fit into 1 GiB."""
+def everything(examples: Examples, first: int | None = None) -> tuple[Tensor, Tensor]:
+    """All examples, or the first so many, with their labels; chosen at random if they do not fit into 1 GiB."""
     size = examples.get(torch.tensor([0])).numel()
-    rows = random_rows(len(examples))[: max(1, _MOST_BYTES // size)].sort().values
+    rows = random_rows(len(examples) if first is None else first)[: max(1, _MOST_BYTES // size)].sort().values
     return held(examples, rows), examples.labels[rows]
 
 

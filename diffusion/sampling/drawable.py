@@ -8,7 +8,7 @@ from diffusion.exchange.page import Drawable
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.codecs import drawing
 from diffusion.runs.parts import Parts, tunes
-from diffusion.sampling.pipeline import sampler_and_times
+from diffusion.sampling.method import sampler_and_times
 
 
 def drawable_of(checkpoint: Checkpoint, weights: str | float = "ema") -> Drawable:

@@ -18,7 +18,7 @@ from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.exchanged import of_folder
 from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts, tunes
-from diffusion.sampling.pipeline import method_of
+from diffusion.sampling.method import method_of
 from diffusion.settings.following import of_limits, of_timesteps, put
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 from diffusion.training.steps import mistaken

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusion.denoisers import Denoiser
 from diffusion.runs.parts import Parts
-from diffusion.sampling.pipeline import sampler_and_times
+from diffusion.sampling.method import sampler_and_times
 
 STEPS_MEANT = (
     "steps= is how many steps a sampler takes: trainer.max_steps=... sets how long to train, and timesteps=... the "

@@ -107,8 +107,10 @@ def test_a_copycat_is_caught_and_other_real_images_are_not(splits: Splits) -> No
 def test_copies_are_sought_as_training_shows_its_images_and_what_was_left_out_is_said(
     splits: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def judged(parts: Splits, fake: Tensor, **changes: object) -> tuple[float | None, list[str]]:
-        judge = Judge(parts, "test", 100, DIGITS | changes, ["random"], Cache(None))
+    def judged(
+        parts: Splits, fake: Tensor, trained_on: int | None = None, **changes: object
+    ) -> tuple[float | None, list[str]]:
+        judge = Judge(parts, "test", 100, DIGITS | changes, ["random"], Cache(None), trained_on=trained_on)
         found = judge(fake)
         row = next((row.samples.value for row in found.rows if row.name == "copying_pixels_n100"), None)
         assert all(note in found.text() for note in found.notes)
@@ -119,6 +121,10 @@ def test_copies_are_sought_as_training_shows_its_images_and_what_was_left_out_is
     assert judged(splits, mirrored, flip=True) == (1, [])
     plain, _ = judged(splits, mirrored)
     assert plain is not None and plain < 0.9
+    assert judged(splits, training[:100], trained_on=100)[0] == 1
+    row, notes = judged(splits, training[100:200], trained_on=100)  # copies of what the model never saw
+    assert row is not None and row < 0.9
+    assert notes == ["copies were sought among the 100 images that the model was trained on"]
     row, notes = judged(Splits(splits.train, splits.train, splits.train), training[:100])
     assert row is None
     assert "no copying_pixels" in notes[0] and "training set" in notes[0]

@@ -17,7 +17,7 @@ from diffusion.samplers import (
     UniformGrid,
     between,
 )
-from diffusion.sampling.pipeline import GRIDS
+from diffusion.sampling.method import GRIDS
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 
 

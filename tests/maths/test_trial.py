@@ -36,7 +36,7 @@ from diffusion.samplers import (
     trial,
 )
 from diffusion.samplers.onestep import _bends
-from diffusion.sampling.pipeline import GRIDS, sampler_and_times
+from diffusion.sampling.method import GRIDS, sampler_and_times
 from diffusion.schedules import (
     CosineSchedule,
     FlowSchedule,

@@ -17,7 +17,7 @@ from diffusion.runs.checkpoints import read
 from diffusion.runs.models import build_model
 from diffusion.runs.parts import Parts
 from diffusion.sampling import Pipeline
-from diffusion.sampling.pipeline import method_of
+from diffusion.sampling.method import method_of
 from diffusion.sampling.starts import first_time, time_of
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 

@@ -16,7 +16,7 @@ from diffusion.noise import TRAINING, Noise
 from diffusion.runs.models import build_model
 from diffusion.runs.parts import Parts
 from diffusion.samplers import AnnealedLangevinSampler, prior
-from diffusion.sampling.pipeline import sampler_and_times
+from diffusion.sampling.method import sampler_and_times
 from diffusion.settings.training import PARTS, Settings, settings
 from diffusion.training import steps, trainer
 
