@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,6 +21,7 @@ from diffusion.runs.parts import Parts, tunes
 from diffusion.sampling.method import method_of
 from diffusion.settings.following import of_limits, of_timesteps, put
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
+from diffusion.trainable import Trainable
 from diffusion.training.steps import mistaken
 from diffusion.training.tuning import KEPT, of_tuned, to_tune
 
@@ -122,14 +123,16 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
             network = augmented(network)
         return other | {"network": network}
 
+    plan = _kept(planned)
+
     def attempt(other: dict[str, Any]) -> None:
-        for _ in _checked(with_shapes_of_data(other)):
+        for _ in _checked(with_shapes_of_data(other), plan):
             pass
 
     groups: tuple[str, ...] = ("network",)
     try:
         whole = with_shapes_of_data(config)
-        for groups in _checked(whole):  # noqa: B007 (the last one is that of the check that failed)
+        for groups in _checked(whole, plan):  # noqa: B007 (the last one is that of the check that failed)
             pass
     except ValueError as error:
         meant = mistaken(config, typed) if "sampler" in groups else ""
@@ -138,10 +141,25 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
     return whole
 
 
-def _checked(config: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _kept(plan: Callable[[Mapping[str, Any]], Trainable]) -> Callable[[Mapping[str, Any]], Trainable]:
+    """Plans a model as long as it is another than the last one: other samplers and grids go with the same model, and
+    dozens of them are tried."""
+    last: tuple[dict[str, Any], Trainable] | None = None
+
+    def planned_once(config: Mapping[str, Any]) -> Trainable:
+        nonlocal last
+        described = {name: config.get(name) for name in ("network", "denoiser", "schedule")}
+        if last is None or last[0] != described:
+            last = described, plan(config)
+        return last[1]
+
+    return planned_once
+
+
+def _checked(config: dict[str, Any], plan: Callable[[Mapping[str, Any]], Trainable]) -> Iterator[tuple[str, ...]]:
     """Before each check, the groups whose other choices may help if it fails; raises ValueError where it does."""
     yield ("network", "denoiser", "schedule")
-    model, parts = planned(config), Parts(config)
+    model, parts = plan(config), Parts(config)
     yield ("objective", "denoiser", "schedule")
     parts.objective.check(model)
     if parts.tunes and config.get("init_from") is None:
