@@ -23,7 +23,6 @@ from diffusion.runs.parts import Parts
 from diffusion.runs.places import CheckpointError
 from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_model
-from diffusion.sampling import Pipeline
 from diffusion.sampling.cascade import from_checkpoints
 from diffusion.sampling.conditions import Rows
 from diffusion.settings.evaluation import Options
@@ -81,7 +80,7 @@ def score(
             "checkpoint": ", ".join(str(stage.path) for stage in stages), "weights": options.weights,
             "seed": options.seed,
             **({"conditioning_noise": noise} if noise else {}),
-            **({"start_level": _first_level(pipeline)} if pipeline.times[0] < 1 else {}),
+            **({"start_level": pipeline.first_level} if pipeline.times[0] < 1 else {}),
             "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
             **({"grid": method.get("grid") or stages[0].config["grid"]} if len(stages) == 1 else {}),
         }  # fmt: skip
@@ -192,9 +191,3 @@ def _measure(
         except ValueError:
             raise error from None
         raise ConfigError(f"{error}; with all else as it is, this would do: likelihood={other}") from error
-
-
-def _first_level(pipeline: Pipeline) -> float:
-    """sigma / alpha where sampling begins, in so many digits as a person types."""
-    level = (-pipeline.denoiser.schedule.log_snr(pipeline.times[0]) / 2).exp().item()
-    return float(f"{level:.5g}")

@@ -87,8 +87,15 @@ class Drawing:
         seed = f"seed {self.options.seed}, " if self.output.seeded else ""
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, {seed}"
-            f"{sampler_settings(self.pipeline.sampler)['sampler']}, {steps}"
+            f"{sampler_settings(self.pipeline.sampler)['sampler']}, {steps}{self._begun()}"
         )
+
+    def _begun(self) -> str:
+        """Where sampling begins, if it is not noise."""
+        if self.pipeline.times[0] == 1:
+            return ""
+        what = "the model's mixture" if self.pipeline.init is None else "the image"
+        return f" from {what} at sigma / alpha = {self.pipeline.first_level:g}"
 
     def following(self) -> str:
         """What to do next, in one line."""

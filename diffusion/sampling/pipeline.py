@@ -200,6 +200,11 @@ class Pipeline:
         steps = int((self.times[1:] > 0).sum())
         return self.sampler.calls * steps + len(self.times) - 1 - steps if self.sampler.calls else None
 
+    @property
+    def first_level(self) -> float:
+        """sigma / alpha where sampling begins, in so many digits as a person types."""
+        return float(f"{(-self.denoiser.schedule.log_snr(self.times[0]) / 2).exp().item():.5g}")
+
     def start(self, index: Tensor, seed: int = 0, cond: Condition | None = None) -> Tensor:
         """The states at the first time of the images with these numbers, (n, *S) on the index's device: noise, below
         t = 1 with what belongs under it, `init` or data of the denoiser's prior for the condition."""

@@ -60,6 +60,14 @@ def test_it_draws_images_that_depend_on_seed_and_number_alone(name: str, tmp_pat
         assert (draw(tmp_path, name, *BEGUN, "n=5", other) != images).any()
 
 
+def test_the_line_about_a_drawing_says_where_it_begins(tmp_path: Path) -> None:
+    command = (f"ckpt={FIXTURES / 'residual.ckpt'}", *BEGUN[:3], "n=1", "out=a.png")
+    drawn = call(sample, tmp_path, *command, "start_level=2.5")
+    assert "DPMSolverPP2MSampler, 4 steps from the model's mixture at sigma / alpha = 2.5\n" in drawn.err
+    varied = call(sample, tmp_path, *command, "init=a.png", "resize=true", "t_start=0.5")
+    assert ", 4 steps from the image at sigma / alpha = " in varied.err
+
+
 @pytest.mark.parametrize("grid", ["trailing", "uniform", "quadratic", "log_snr", "karras", "levels"])
 def test_every_grid_goes_from_that_level_on(grid: str) -> None:
     config = read(FIXTURES / "residual.ckpt").config
