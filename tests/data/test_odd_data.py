@@ -12,9 +12,11 @@ from PIL import Image
 import cli
 from data import prepare
 from data.folder import Folder
+from data.images import Digits
 from data.module import DataModule
 from data.stream import Images, Splits
-from diffusion.training.data import warn_of_likeness
+from diffusion.media import quantised
+from diffusion.training.data import warn_of_likeness, warn_of_mirrors
 from diffusion.training.logger import RunLogger
 
 
@@ -28,6 +30,22 @@ def test_training_data_that_hardly_differ_are_warned_of(level: int, warns: bool)
         warnings.simplefilter("always")
         warn_of_likeness(datamodule)
     assert [str(w.message).startswith("the training data are nearly all alike") for w in caught] == [True] * warns
+
+
+@pytest.mark.parametrize(
+    ("source", "flip", "warns"), [("digits", True, True), ("digits", False, False), ("even", True, False)]
+)
+def test_flips_that_give_images_unlike_the_data_are_warned_of(source: str, flip: bool, warns: bool) -> None:
+    train = Digits().load().train
+    if source == "even":  # as many digits are mirrored
+        x = quantised(train.get(torch.arange(400)))
+        train = Images(torch.cat((x[:200], x[200:].flip(3)))[torch.randperm(400)])
+    datamodule = DataModule(SimpleNamespace(shape=(1, 8, 8), load=lambda: Splits(train, train, train)), 2, 0, flip=flip)
+    datamodule.setup()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        warn_of_mirrors(datamodule)
+    assert ["dataset.flip=false trains on the images as they are" in str(w.message) for w in caught] == [True] * warns
 
 
 def test_a_name_that_is_no_text_does_not_end_a_run(tmp_path: Path) -> None:
