@@ -79,7 +79,9 @@ class Extrapolation(Guidance):
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Condition) -> Prediction:
         weight = torch.where(self.acts(t), torch.full_like(float64(t), self.scale), 1.0)
-        if (weight == 1).all():
+        everywhere = self.low == 0 and self.high == math.inf
+        # Where it acts everywhere the device is not asked, so that a CUDA graph can hold it.
+        if self.scale == 1 or not (everywhere or (weight != 1).any()):
             return self.denoiser.predict(x_t, t, cond)
         prediction, weak = self.answers(x_t, t, cond)
         guided = weak.lerp(prediction.x0, expand(weight.to(x_t), x_t))

@@ -43,6 +43,15 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int], rounds: int = 10) ->
     return c0, c1 & _MASK, c2, c3 & _MASK
 
 
+def cumulative(probabilities: Tensor) -> Tensor:
+    """Their sums along the last dimension, (..., K), to 2^-52.
+
+    Of whole numbers, since float sums depend on their order: torch.cumsum of floats is none of the deterministic
+    algorithms of a GPU.
+    """
+    return (probabilities * 2.0**52).round().long().cumsum(-1).to(probabilities) * 2.0**-52
+
+
 class Noise:
     """The random numbers of a batch: those of sample b belong to `index[b]`.
 

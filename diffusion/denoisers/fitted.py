@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion.noise import EVALUATION, Noise
+from diffusion.noise import EVALUATION, Noise, cumulative
 
 # Draws of a sample's numbers, beside draw 0, the noise from which sampling begins.
 _CLUSTER, _INSIDE, _OUTSIDE = 1, 2, 3
@@ -221,7 +221,7 @@ class MixturePrior(nn.Module):
         """Samples of the mixture, or of the labels' (B,), (B, d): a cluster, a point of its Gaussian in the span, and
         outside of the span white noise of the remaining variance."""
         k = self.basis.shape[1]
-        shares = self._log_weights(labels).exp().cumsum(-1)
+        shares = cumulative(self._log_weights(labels).exp())
         u = noise.uniform((1,), draw=_CLUSTER).to(shares)
         cluster = (u > shares / shares[..., -1:]).sum(1)
         z = noise.normal((k,), draw=_INSIDE).to(self.mean)

@@ -5,12 +5,15 @@ one replay to the next has to be in tensors that stay where they are; and nothin
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from diffusion.machine import memory
 
 _ATEN = torch.ops.aten
 # They answer with a number, or with a tensor whose shape depends on the values.
@@ -26,6 +29,11 @@ class NotCapturable(RuntimeError):
     """Something that cannot be part of a CUDA graph; its text says what, as the end of a sentence."""
 
 
+class CaptureFailed(RuntimeError):
+    """CUDA refused something in the middle of a capture; its text says what. Not everything works as before: in
+    older versions torch's memory and its random numbers take the capture to go on."""
+
+
 class Unasked(TorchDispatchMode):
     """Raises `NotCapturable` where the host would wait for a value of the device, which ends a capture with an error
     that CUDA does not always survive.
@@ -37,6 +45,11 @@ class Unasked(TorchDispatchMode):
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self.device = device
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Under any other mode torch.compile leaves a compiled function uncompiled, in older versions for good."""
+        return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -73,11 +86,20 @@ def warmed_up(function: Callable[[], object], device: torch.device) -> None:
         _called_twice(function, device)
         return
     with torch.cuda.device(device):
-        side = torch.cuda.Stream()
+        side = _side_stream(torch.cuda.current_device())
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            _called_twice(function, device)
-        torch.cuda.current_stream().wait_stream(side)
+        try:
+            with torch.cuda.stream(side):
+                _called_twice(function, device)
+        finally:  # also before what failed is undone
+            torch.cuda.current_stream().wait_stream(side)
+
+
+@cache
+def _side_stream(index: int) -> torch.cuda.Stream:
+    """One for all captures on a device: each stream has working memory of cuBLAS, and torch's own is on the device of
+    its first capture."""
+    return torch.cuda.Stream(index)
 
 
 def _called_twice(function: Callable[[], object], device: torch.device) -> None:
@@ -87,11 +109,23 @@ def _called_twice(function: Callable[[], object], device: torch.device) -> None:
 
 
 def captured(function: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """The kernels that it launches on its CUDA device, as one graph: calling the result replays them."""
+    """The kernels that it launches on its CUDA device, as one graph: calling the result replays them.
+
+    Raises:
+        CaptureFailed: CUDA refuses one of them.
+        RuntimeError: the device's memory runs out.
+    """
     with torch.cuda.device(device):
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, such as one that pins batches, may allocate meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            function()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        side = _side_stream(torch.cuda.current_device())
+        try:
+            # Other threads, such as one that pins batches, may allocate meanwhile.
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                function()
+        except RuntimeError as error:
+            torch.cuda.set_stream(stream)  # a capture that cannot be ended leaves its own behind
+            if memory.ran_out(error):
+                raise
+            raise CaptureFailed(str(error)) from error
     replay: Callable[[], None] = graph.replay
     return replay

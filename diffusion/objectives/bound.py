@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import TrainableDenoiser
 from diffusion.forward import noised
 from diffusion.likelihood import bits, bound_term, prior_term
-from diffusion.noise import Noise
+from diffusion.noise import Noise, cumulative
 from diffusion.objectives.base import NOISE, TIME, Objective, conditions, noising_steps
 from diffusion.schedules import float64
 
@@ -50,7 +50,7 @@ class VLBObjective(Objective):
         x0, steps = batch["x"], len(self.counts)
         probabilities = self.probabilities()
         u = noise.uniform(draw=TIME)
-        row = torch.searchsorted(probabilities.cumsum(0), u.to(probabilities)).clamp(max=steps - 1)
+        row = torch.searchsorted(cumulative(probabilities), u.to(probabilities)).clamp(max=steps - 1)
         t, s = (row + 1).to(u) / steps, row.to(u) / steps
         x_t = noised(model.schedule, x0, t, noise.normal(x0.shape[1:], draw=NOISE))
         mean, log_var, _ = model.transition(x_t, t, s, conditions(batch))

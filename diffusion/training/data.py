@@ -83,7 +83,7 @@ def warn_of_mirrors(data: DataModule) -> None:
     if share > 0.9:
         warnings.warn(
             f"dataset.flip=true mirrors half of the training images, so half of the samples will be mirrored too, and "
-            f"mirrored ones look unlike the others here ({100 * share:.0f} % have their nearest neighbour among their own "
+            f"mirrored ones look unlike the others here ({100 * share:.0f} % have their nearest neighbour in their own "
             f"kind, where 50 % would be alike): dataset.flip=false trains on the images as they are",
             stacklevel=2,
         )

@@ -4,7 +4,6 @@ import copy
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 
 import pytorch_lightning as pl
 import torch
@@ -15,7 +14,7 @@ from diffusion.terminal.progress import counted, duration, images_validated, tim
 from diffusion.training.limits import Limit, check_limit, check_validation, limit_of
 from diffusion.training.module import DiffusionModule, is_fused
 from diffusion.training.run import Run
-from diffusion.training.static import StaticStep, eager_because
+from diffusion.training.static import StaticStep
 
 
 def step_seconds(
@@ -46,14 +45,13 @@ def _batch_of_a_copy(module: DiffusionModule, batch: Mapping[str, Tensor], train
     device = trainer.strategy.root_device
     denoiser = copy.deepcopy(module.denoiser).to(device).train()
     objective = copy.deepcopy(module.objective).to(device).train()
-    captured = not eager_because(module.capture, trainer, module.objective)
     optimizer = module.optimizer(denoiser.network, is_fused(trainer, device))
     autocast = trainer.precision_plugin.forward_context
-    if captured:
+    if not module.eager_because(trainer):
         step = StaticStep(denoiser, objective, optimizer, [], batch, 1, float("inf"), module.seed, autocast)
         step.fill(1, [group["lr"] for group in optimizer.param_groups], [])
-        with suppress(RuntimeError):  # the run says so, and goes on eagerly
-            step.capture()
+        module.refused = step.tried(module.capture)
+        if not module.refused:
             return step.waited
     noise = Noise(module.seed, batch["serial"], TRAINING)
 
@@ -76,7 +74,7 @@ def estimate(run: Run, trainer: pl.Trainer, limit: Limit) -> float:
     """
     batch = device_batch(run, trainer)
     size = len(batch["x"])
-    once = run.parts.settings.compile or not eager_because(run.module.capture, trainer, run.module.objective)
+    once = run.parts.settings.compile or not run.module.eager_because(trainer)
     count = size if once else 16
     seconds = 0.0
     # Nobody waits long for a short run to be measured.
@@ -172,7 +170,7 @@ def announce(
     share = f", {batch // world_size} on each of {world_size} devices" if world_size > 1 else ""
     images = counted(batch, "image")
     print(f"{type(network).__name__} with {millions:.2f} M parameters on {device}; batches of {images}{share}")
-    reason = eager_because(run.module.capture, trainer, run.module.objective)
+    reason = run.module.eager_because(trainer)
     print(f"training step: {f'eager, since {reason}' if reason else 'captured as CUDA graphs'}")
     if steps is None:
         print(f"about {duration(seconds * 1000)} for 1000 steps; stops after trainer.max_time={limit.max_time}")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from data.stream import Batches
-from diffusion.build import ConfigError
 from diffusion.models import Codec, LatentObjective
 from diffusion.noise import TRAINING, VALIDATION, Noise
 from diffusion.objectives import Objective
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
 from diffusion.trainable import Trainable
-from diffusion.training.static import StaticStep, eager_because, first_divergence, move_average, requested
+from diffusion.training import static
+from diffusion.training.static import StaticStep, first_divergence, move_average, requested
 
 # Boundaries in log-SNR between which the validation loss is reported separately.
 LEVELS = (-4.0, 0.0, 4.0)
@@ -82,6 +82,7 @@ class DiffusionModule(pl.LightningModule):
         self.objective, self.optimizer, self.learning_rate = objective, optimizer, learning_rate
         self.images_per_step, self.seed, self.capture = images_per_step, seed, capture
         self.static: StaticStep | None = None  # the captured step; None computes eagerly
+        self.refused = ""  # why a step could not be captured, where that was tried
         self.served: Batches | None = None  # makes the batches of their requests, where the data are on the device
         self.averaging = ema
         copies = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in ([] if ema is None else ema.weights(1))]
@@ -121,8 +122,12 @@ class DiffusionModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         """Captures the step before the first batch, when all that a checkpoint restores is there."""
-        if self.static is None and not eager_because(self.capture, self.trainer, self.objective):
+        if self.static is None and not self.eager_because(self.trainer):
             self._capture(batch)
+
+    def eager_because(self, trainer: pl.Trainer) -> str:
+        """Why the steps are not captured, as the end of a sentence; nothing where they can be, as far as is known."""
+        return self.refused or static.eager_because(self.capture, trainer, self.objective)
 
     def _capture(self, batch: Mapping[str, Tensor]) -> None:
         step = StaticStep(
@@ -137,14 +142,9 @@ class DiffusionModule(pl.LightningModule):
             autocast=self.trainer.precision_plugin.forward_context,
             served=self.served,
         )
-        try:
-            step.capture()
-        except RuntimeError as error:  # of CUDA, whose reasons are many
-            reason = str(error).strip().partition("\n")[0]
-            if self.capture is True:
-                raise ConfigError(f"capture=true: this step cannot be captured: {reason}; leave capture out") from error
-            print(f"training step: eager, since it cannot be captured: {reason}", flush=True)
-            self.capture = False
+        self.refused = step.tried(self.capture)
+        if self.refused:
+            print(f"training step: eager, since {self.refused}", flush=True)
             return
         self.static = step
         self.diverged_at, self.last_loss, self.grad_norm = step.diverged_at, step.last_loss, step.grad_norm
@@ -250,6 +250,13 @@ class DiffusionModule(pl.LightningModule):
         """The factor on the peak learning rates in the step that comes next."""
         total = self.trainer.max_steps * self.images_per_step if self.trainer.max_steps > 0 else None
         return self.learning_rate(self.global_step * self.images_per_step, total)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The kind of AdamW is that of this device, and not of the one that saved."""
+        for state in checkpoint.get("optimizer_states", []):
+            for group in state["param_groups"]:
+                if "fused" in group:
+                    group["fused"] = is_fused(self.trainer, self.trainer.strategy.root_device)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.raise_if_diverged()

@@ -43,7 +43,6 @@ from diffusion.training.module import DiffusionModule, TrainingDiverged
 from diffusion.training.outlets import Outlets, check_usable
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots, StepTimer
 from diffusion.training.scores import Scores
-from diffusion.training.static import eager_because
 from diffusion.training.steps import check_sampling
 from diffusion.training.watchers import watchers
 
@@ -234,7 +233,7 @@ class Run:
             *([Snapshots(folder, keep)] if keep else []),
             checkpoints,
         ]
-        if not eager_because(settings.capture, trainer, self.parts.objective):
+        if not self.module.eager_because(trainer):
             device = trainer.strategy.root_device
             self.module.served = self.data.served_on(device, torch.cuda.mem_get_info(device)[0])
         path = None if checkpoint is None else checkpoint.path
@@ -251,6 +250,8 @@ class Run:
             if isinstance(error.__context__, KeyboardInterrupt):  # Lightning makes it exit status 1
                 raise KeyboardInterrupt from error
             raise
+        finally:  # the trainer keeps the module, so a sweep's next run would find the device full of graphs and data
+            self.module.static = self.module.served = None
         self.module.raise_if_diverged()
         profiler: Profiler = trainer.profiler  # type: ignore[attr-defined]
         if report := profiler.summary():

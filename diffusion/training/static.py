@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from data.stream import Batches, Request
+from diffusion.build import ConfigError
 from diffusion.machine import graphs
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import Objective
@@ -123,7 +124,8 @@ class StaticStep:
 
         Raises:
             NotCapturable: the step asks the device for a value.
-            RuntimeError: CUDA refuses to capture it.
+            CaptureFailed: CUDA refuses to capture it.
+            RuntimeError: memory runs out.
         """
         kept = [(tensor, tensor.detach().clone()) for tensor in self._changing()]
         known = {id(tensor) for tensor, _ in kept}
@@ -142,6 +144,23 @@ class StaticStep:
                     if id(tensor) not in known:  # a moment, a gradient or a count, which begins at zero
                         tensor.zero_()
         self.accumulate, self.update = accumulate, update
+
+    def tried(self, capture: bool | str) -> str:
+        """Captures if that is possible; else returns why not, as the end of a sentence.
+
+        Raises:
+            ConfigError: CUDA refused in the middle of it, or it is not possible and `capture` is True.
+        """
+        try:
+            self.capture()
+        except RuntimeError as error:  # of CUDA, whose reasons are many
+            reason = str(error).strip().partition("\n")[0]
+            if isinstance(error, graphs.CaptureFailed):
+                raise ConfigError(f"CUDA refused to capture the training step: {reason}; add capture=false") from error
+            if capture is True:
+                raise ConfigError(f"capture=true: this step cannot be captured: {reason}; leave capture out") from error
+            return f"it cannot be captured: {reason}"
+        return ""
 
     def fill_batch(self, batch: Mapping[str, Tensor]) -> None:
         """What the next `accumulate` is to see."""

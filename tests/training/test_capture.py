@@ -13,7 +13,7 @@ from support.scripts import TINY, assert_refused, call
 
 import train
 from diffusion.machine import graphs
-from diffusion.training import estimate, module, run, trainer
+from diffusion.training import static, trainer
 from diffusion.training.static import eager_because
 
 RUN = (*TINY, "accelerator=cpu", "preview_every=0", "learning_rate.warmup_images=40", "learning_rate.decay=cosine")
@@ -29,7 +29,7 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         found.append(function.__name__)
         return function
 
-    for owner in (estimate, module, run, trainer):
+    for owner in (static, trainer):
         monkeypatch.setattr(owner, "eager_because", lambda capture, *_: "" if capture else "capture=false")
     monkeypatch.setattr(graphs, "captured", captured)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**9, 10**9))
@@ -90,33 +90,42 @@ def test_a_resumed_run_captures_again_and_ends_with_the_bits_of_one_that_was_not
         assert torch.equal(resumed["state_dict"][name], value), name
 
 
+def refusing(monkeypatch: pytest.MonkeyPatch, error: RuntimeError) -> None:
+    def refused(function: Any, device: torch.device) -> Any:
+        raise error
+
+    monkeypatch.setattr(graphs, "captured", refused)
+
+
 @pytest.mark.slow
 def test_where_capturing_fails_the_run_says_so_and_trains_as_an_eager_one(
     tmp_path: Path, captures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained(tmp_path, *RUN, *MUON, "capture=false")
-
-    def refused(function: Any, device: torch.device) -> Any:
-        raise RuntimeError("operation failed due to a previous error during capture\nmore")
-
-    monkeypatch.setattr(graphs, "captured", refused)
+    refusing(monkeypatch, graphs.NotCapturable("its nonzero makes the host wait for the device\nmore"))
     out = trained(tmp_path, *RUN, *MUON)
-    said = "training step: eager, since it cannot be captured: operation failed due to a previous error during capture"
+    said = "training step: eager, since it cannot be captured: its nonzero makes the host wait for the device"
     assert out.splitlines().count(said) == 1
+    assert "training step: captured" not in out
     expected, found = (stored(tmp_path, version)["state_dict"] for version in range(2))
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-def test_capture_true_where_a_step_cannot_be_captured_is_refused_and_leaves_no_folder(
-    tmp_path: Path, captures: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("capture", "error", "said"),
+    [
+        ("true", graphs.NotCapturable("it asks"), "capture=true: this step cannot be captured: it asks"),
+        # after which torch counts on the capture's going on
+        ("auto", graphs.CaptureFailed("no"), "CUDA refused to capture the training step: no; add capture=false"),
+    ],
+)
+def test_a_step_that_cannot_be_captured_is_refused_where_it_has_to_be_and_leaves_no_folder(
+    capture: str, error: RuntimeError, said: str, tmp_path: Path, captures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(function: Any, device: torch.device) -> Any:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(graphs, "captured", refused)
-    outcome = call(train, tmp_path, *RUN, "capture=true")
+    refusing(monkeypatch, error)
+    outcome = call(train, tmp_path, *RUN, f"capture={capture}")
     assert outcome.code == 1
-    assert "error: capture=true: this step cannot be captured: operation not permitted" in outcome.err
+    assert f"error: {said}" in outcome.err
     assert not (tmp_path / "lightning_logs").exists()
 
 

@@ -1,6 +1,7 @@
 """The step on static buffers: it freezes nothing that changes, leaves no trace of its warm-up, and trains as the eager
 step does. On a CPU the functions run in the place of the graphs that CUDA would make of them."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from diffusion.machine import graphs
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import Objective
 from diffusion.runs.parts import Parts
+from diffusion.training.compiling import compile_network
 from diffusion.training.data import data_module
 from diffusion.training.run import Run
 from diffusion.training.static import StaticStep, first_divergence, move_average, requested
@@ -207,17 +209,33 @@ def test_the_warm_up_of_a_course_on_its_way_leaves_no_trace(optimizer: str) -> N
     assert not step.last_loss and not step.grad_norm and step.diverged_at == -1
 
 
-def failing(*args: Any) -> Any:
-    raise RuntimeError("operation not permitted when stream is capturing")
+def test_a_compiled_network_is_what_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        def run(*values: Any) -> Any:
+            runs.append(1)
+            return graph.forward(*values)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    course = Course(*TINY)
+    compile_network(course.module.denoiser)
+    step = course.static()
+    assert len(runs) == 3  # one finds the parameters, and two warm up
+    step.accumulate()
+    step.accumulate()
+    assert len(runs) == 5
 
 
-@pytest.mark.parametrize("fault", [failing])
-def test_a_capture_that_fails_leaves_the_course_as_it_was(
-    fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_that_fails_leaves_the_course_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
     torch.manual_seed(0)
     course, untouched = Course(*TINY), Course(*TINY)
-    monkeypatch.setattr(graphs, "captured", fault)
+    monkeypatch.setattr(graphs, "captured", failing)
     with pytest.raises(RuntimeError, match="not permitted"):
         course.static()
     for number in range(1, 4):
