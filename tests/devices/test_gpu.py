@@ -12,7 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from support.gpu import changed_by_repeating, changed_by_resuming, differences, largest_pixel_difference
+from support.gpu import (
+    changed_by_repeating,
+    changed_by_resuming,
+    differences,
+    distance_from_eager,
+    largest_pixel_difference,
+)
 
 Measure = Callable[..., Any]
 
@@ -45,6 +51,20 @@ def test_two_deterministic_runs_end_with_the_same_bits(measured: Measure, tmp_pa
 
 def test_a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted(measured: Measure, tmp_path: Path) -> None:
     assert measured(changed_by_resuming, tmp_path) == []
+
+
+@pytest.mark.parametrize("measured", DEVICES[1:], indirect=True)
+def test_captured_steps_arrive_where_eager_ones_do(measured: Measure, tmp_path: Path) -> None:
+    assert measured(distance_from_eager, tmp_path) < 0.02
+
+
+def test_compiled_steps_arrive_where_others_do(measured: Measure, tmp_path: Path) -> None:
+    assert measured(distance_from_eager, tmp_path, True) < 0.02
+
+
+@pytest.mark.slow
+def test_steps_with_a_learning_rate_that_stays_arrive_elsewhere(tmp_path: Path) -> None:
+    assert distance_from_eager(tmp_path, "cpu", False, "learning_rate.decay=none") > 0.2
 
 
 def test_images_are_those_of_the_cpu_within_one_grey_level(measured: Measure, tmp_path: Path) -> None:
