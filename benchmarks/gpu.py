@@ -4,30 +4,43 @@
     make gpu WHEELS=wheels DATA_DIR=fashion-mnist     # without a network
     python benchmarks/gpu.py --device cpu             # a trial on the CPU: small networks, few steps
 
-Each experiment trains four steps, draws and is scored. Then come the equalities of `tests/support/gpu.py` and the
-throughput of train.py beside that of the bare training step. A row that fails says so in one line, the others go on,
-and the exit status is 1. What does not fit into the time is skipped by name.
+First come the equalities of `tests/support/gpu.py` and the throughput of train.py beside that of the bare training
+step. Then each experiment trains four steps, draws and is scored, several at a time. A row that fails says so in one
+line, the others go on, and the exit status is 1. What does not fit into the time is skipped by name.
 
 Until the packages are there, this file needs the standard library alone.
 """
 
 import argparse
 import gc
+import importlib
 import os
 import platform
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parent.parent
+# A row that takes so many times as long as it should hangs.
+PATIENCE = 4
+
+
+class Row(NamedTuple):
+    """One row: its name, what measures it, and about how long that takes."""
+
+    name: str
+    measurement: Callable[[], str]
+    needs_s: float
 
 
 class TimeIsUp(BaseException):
@@ -47,7 +60,8 @@ class Table:
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self.end = device, time.monotonic() + seconds
         self.rows: list[tuple[str, ...]] = []
-        self.failed = 0
+        self.failed = self.skipped = 0
+        self.broken = False  # whether the device answers no more
         signal.signal(signal.SIGALRM, self._ring)
 
     def measure(self, name: str, measurement: Callable[[], str], needs_s: float = 0.0) -> None:
@@ -56,29 +70,58 @@ class Table:
         Args:
             name: of the row.
             measurement: raises an exception, whose first line becomes the row, if what it measures is wrong.
-            needs_s: about how long it takes; without so much time left it is skipped.
+            needs_s: about how long it takes; without so much time left it is skipped, and it is stopped after a
+                multiple of that.
         """
-        left, peak, began = self.end - time.monotonic(), "-", time.monotonic()
-        if left <= max(needs_s, 0.0):
-            self._add(name, "skipped: no time left", "-", "-")
+        left, began = self.end - time.monotonic(), time.monotonic()
+        if self.broken:
+            self.add(name, "failed: the device answers no more since the failure above", failed=True)
             return
-        self._forget()
-        signal.setitimer(signal.ITIMER_REAL, left)
+        if left <= max(needs_s, 0.0):
+            self.add(name, "skipped: no time left", skipped=True)
+            return
+        limit, held, failed = min(left, PATIENCE * needs_s or left), 0, False
+        signal.setitimer(signal.ITIMER_REAL, limit)
         try:
+            held = self._forget()
             result = measurement()
         except TimeIsUp:
-            result = "stopped: the time was up"
+            failed = limit < left
+            result = f"stopped: it took more than {limit:.0f} s" if failed else "stopped: the time was up"
         except Exception as error:  # in whatever way a row fails, it is named and counted, and the others run
-            self.failed += 1
-            lines = str(error).strip().splitlines() or [""]
-            result = f"failed: {type(error).__name__}: {lines[-1].removeprefix('error: ')}"
+            failed, result = True, f"failed: {type(error).__name__}: {_reason(error)}"
+            traceback.print_exc()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        if self.device == "cuda":
-            import torch
+        self.broken = failed and not self._answers()
+        self.add(name, result, f"{time.monotonic() - began:.1f}", self._peak(held), failed=failed)
 
-            peak = f"{torch.cuda.max_memory_allocated() / 2**30:.2f}"
-        self._add(name, result, f"{time.monotonic() - began:.1f}", peak)
+    def measure_beside(self, lanes: Sequence[Sequence[Row]]) -> None:
+        """The same for rows of which as many are measured at a time as there are lanes, each lane in a process of its
+        own; their seconds are those on a busy device."""
+        from concurrent.futures import ProcessPoolExecutor
+        from multiprocessing import get_context
+
+        pools = [ProcessPoolExecutor(1, get_context("spawn")) for _ in lanes]
+        asked = [
+            (row, lane.submit(measured, row, self.device, self.end))
+            for lane, rows in zip(pools, lanes, strict=True)
+            for row in rows
+        ]
+        for row, future in asked:
+            try:
+                found = future.result(timeout=max(self.end - time.monotonic() + 5, 0.1))
+            except TimeoutError:
+                self.add(row.name, "stopped: the time was up")
+            except Exception as error:  # the process ended
+                self.add(row.name, f"failed: {type(error).__name__}: {_reason(error)}", failed=True)
+            else:
+                self.rows += found.rows
+                self.failed, self.skipped = self.failed + found.failed, self.skipped + found.skipped
+        for lane in pools:
+            for process in list((lane._processes or {}).values()):  # one that hangs would be waited for
+                process.kill()
+            lane.shutdown(wait=False, cancel_futures=True)
 
     def text(self) -> str:
         """All rows in columns."""
@@ -88,21 +131,65 @@ class Table:
             f"{row[0]:<{widths[0]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  {row[1]}".rstrip() for row in rows
         )
 
-    def _add(self, *row: str) -> None:
-        self.rows.append(row)
-        print(f"{row[0]}: {row[1]} ({row[2]} s)", file=sys.stderr, flush=True)
+    def add(
+        self, name: str, result: str, seconds: str = "-", peak: str = "-", failed: bool = False, skipped: bool = False
+    ) -> None:
+        """Adds a row that is known."""
+        self.rows.append((name, result, seconds, peak))
+        self.failed, self.skipped = self.failed + failed, self.skipped + skipped
+        print(f"{name}: {result} ({seconds} s)", file=sys.stderr, flush=True)
 
-    def _forget(self) -> None:
-        """Frees the last row's memory, so that the next one's peak is its own."""
+    def _forget(self) -> int:
+        """Frees the last row's memory, so that the next one's peak is its own; the bytes that are held all the same."""
         gc.collect()
-        if self.device == "cuda":
-            import torch
+        if self.device != "cuda":
+            return 0
+        import torch
 
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+
+    def _peak(self, held: int) -> str:
+        if self.device != "cuda" or self.broken:
+            return "-"
+        import torch
+
+        return f"{(torch.cuda.max_memory_allocated() - held) / 2**30:.2f}"
+
+    def _answers(self) -> bool:
+        """Whether the device still computes: after some errors every call fails with the same one."""
+        if self.device != "cuda":
+            return True
+        import torch
+
+        try:
+            return torch.zeros(1, device="cuda").add_(1).item() == 1
+        except RuntimeError:
+            return False
 
     def _ring(self, *_: Any) -> None:
         raise TimeIsUp
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error that says what is wrong: that of a script, or else the first."""
+    lines = str(error).strip().splitlines() or [""]
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
+
+
+class Measured:
+    """What `Table.measure` found in another process."""
+
+    def __init__(self, table: Table) -> None:
+        self.rows, self.failed, self.skipped = table.rows, table.failed, table.skipped
+
+
+def measured(row: Row, device: str, end: float) -> Measured:
+    """One row, until `end` of the machine's monotonic clock, in a process beside that of the table."""
+    table = Table(device, end - time.monotonic())
+    table.measure(*row)
+    return Measured(table)
 
 
 def check_device(device: str) -> None:
@@ -138,6 +225,8 @@ def install(requirements: list[str], wheels: str | None) -> list[str]:
     source = [] if wheels is None else ["--no-index", "--find-links", wheels]
     failures = []
     for requirement in requirements:
+        if requirement not in missing():  # it came with another
+            continue
         print(f"installing {requirement} into {sys.executable}", file=sys.stderr, flush=True)
         done = subprocess.run(
             [sys.executable, "-m", "pip", "install", "-q", *source, requirement], capture_output=True, text=True
@@ -146,6 +235,7 @@ def install(requirements: list[str], wheels: str | None) -> list[str]:
             lines = [line for line in done.stderr.splitlines() if line.strip()]
             reasons = [line for line in lines if line.startswith("ERROR")] or lines or ["pip says no more"]
             failures.append(f"pip cannot install {requirement} ({reasons[0].strip()})")
+    importlib.invalidate_caches()
     return failures
 
 
@@ -168,6 +258,7 @@ def main() -> None:
 
     # Deterministic runs need it, and cuBLAS reads it once, at its first use.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # each further one is a process that imports torch
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     try:
         import torch
@@ -180,21 +271,42 @@ def main() -> None:
     for failure in failures:
         print(f"warning: {failure}: rows that need it will fail", file=sys.stderr)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         table = Table(arguments.device, end - time.monotonic())
         rows = Rows(arguments.device, Path(folder), arguments.data_dir)
         try:
             print(f"Fashion-MNIST: {rows.fashion_dir or 'generated images in its place'}", file=sys.stderr)
         except OSError as error:
             sys.exit(f"error: {error}")
-        for row in rows.all():
-            if arguments.only in row.name:
-                table.measure(*row)
-    print(
-        f"{torch.cuda.get_device_name() if arguments.device == 'cuda' else 'CPU, small networks'}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}"
-    )
-    print(table.text())
+        chosen = [row for row in rows.all() if arguments.only in row.name]
+        if not chosen:
+            names = ", ".join(row.name for row in rows.all())
+            sys.exit(f"error: no row's name contains {arguments.only!r}; the rows are {names}")
+        place = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU, small networks"
+
+        def finish() -> None:
+            print(f"{place}, torch {torch.__version__}, Python {platform.python_version()}")
+            print(table.text())
+            if table.skipped:
+                print(f"{table.skipped} rows did not fit into {arguments.minutes:g} minutes: --minutes or --only")
+            sys.stdout.flush()
+
+        def give_up() -> None:
+            finish()
+            os._exit(1)
+
+        # A call that hangs in the driver hears no signal.
+        watchdog = threading.Timer(max(end - time.monotonic(), 0) + 20, give_up)
+        watchdog.daemon = True
+        watchdog.start()
+        first, beside, last = rows.parts(chosen)
+        for row in first:
+            table.measure(*row)
+        table.measure_beside(beside)
+        for row in last:
+            table.measure(*row)
+        watchdog.cancel()
+        finish()
     sys.exit(1 if table.failed else 0)
 
 

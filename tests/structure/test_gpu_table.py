@@ -1,8 +1,10 @@
 """`make gpu`: its table, what it installs, and a part of it on the CPU."""
 
+import os
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ from types import SimpleNamespace
 import gpu
 import gpu_rows
 import pytest
-from gpu import Table
+from gpu import Row, Table
 from gpu_rows import MODELS, Rows, composed
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +43,56 @@ def test_what_does_not_fit_into_the_time_is_skipped_by_name_and_is_no_failure() 
     assert table.failed == 0
 
 
-def test_a_row_is_stopped_when_the_time_is_up() -> None:
-    table = Table("cpu", 0.1)
+def test_a_row_is_stopped_when_the_time_is_up_or_it_hangs() -> None:
+    table = Table("cpu", 0.3)
+    table.measure("hanging", lambda: str(time.sleep(10)), needs_s=0.01)
+    assert table.failed == 1
     table.measure("endless", lambda: str(time.sleep(10)))
     table.measure("later", lambda: "well")
     assert [row[:2] for row in table.rows] == [
+        ("hanging", "stopped: it took more than 0 s"),
         ("endless", "stopped: the time was up"),
         ("later", "skipped: no time left"),
     ]
+    assert table.failed == table.skipped == 1
+
+
+def test_rows_are_measured_in_processes_beside_each_other_and_one_that_dies_fails() -> None:
+    table = Table("cpu", 60)
+    well, wrong, dead = (partial(str, "well"), partial(int, "x"), partial(os._exit, 3))
+    lanes = [[Row("one", well, 1.0), Row("two", wrong, 1.0)], [Row("three", dead, 1.0), Row("four", well, 1.0)]]
+    table.measure_beside(lanes)
+    found = {name: result for name, result, *_ in table.rows}
+    assert found["one"] == "well"
+    assert found["two"].startswith("failed: ValueError: invalid literal")
+    assert found["three"].startswith("failed: BrokenProcessPool")
+    assert found["four"].startswith("failed: BrokenProcessPool")
+    assert table.failed == 3
+
+
+def test_a_device_that_answers_no_more_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table("cpu", 60)
+    monkeypatch.setattr(table, "_answers", lambda: False)
+    table.measure("one", partial(int, "x"))
+    table.measure("two", lambda: "well")
+    assert table.rows[1][1] == "failed: the device answers no more since the failure above"
+    assert table.failed == 2
+
+
+def test_every_row_is_measured_once_after_what_it_needs_on_many_cores_too(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = list(rows.all())
+    assert rows.parts(every) == (every, [], [])
+    rows.small, rows.photos, rows.fashion_dir = False, Path(), None
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    first, lanes, last = rows.parts(every)
+    names = [row.name for row in (*first, *(row for lane in lanes for row in lane), *last)]
+    assert sorted(names) == sorted(row.name for row in every)
+    assert not any("throughput" in row.name for lane in lanes for row in lane)
+    for name, needed in gpu_rows.NEEDED.items():
+        lane = next(([row.name for row in lane] for lane in lanes if needed in [row.name for row in lane]), [])
+        assert lane.index(needed) < lane.index(name)
 
 
 def test_a_machine_without_a_gpu_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,6 +132,7 @@ def test_packages_without_a_wheel_are_named_and_the_others_installed(
         return SimpleNamespace(returncode=0 if found else 1, stderr="" if found else "note: a\nERROR: none found\n")
 
     monkeypatch.setattr(subprocess, "run", pip)
+    monkeypatch.setattr(gpu, "missing", lambda: ["missing>=1", "there>=2"])
     failures = gpu.install(["missing>=1", "there>=2"], str(tmp_path))
     assert failures == ["pip cannot install missing>=1 (ERROR: none found)"]
     assert asked == [["--no-index", "--find-links", str(tmp_path), name] for name in ("missing>=1", "there>=2")]
@@ -127,22 +172,26 @@ def test_bare_gz_files_of_fashion_mnist_are_read_where_they_are(
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "here"),
     [
-        ["experiment=tutorial_cifar"],
-        ["experiment=fast_mnist"],
-        ["experiment=flow"],
-        *(MODELS[name][1] for name in MODELS),
+        (["experiment=tutorial_cifar"], None),
+        (["experiment=fast_mnist"], None),
+        (["experiment=flow"], None),
+        (["experiment=flow"], Path("fashion")),
+        *((MODELS[name][1], None) for name in MODELS),
     ],
-    ids=" ".join,
 )
-def test_data_that_are_not_here_are_replaced_without_another_network(rows: Rows, settings: list[str]) -> None:
-    rows.fashion_dir = None
+def test_data_that_are_not_here_are_replaced_without_another_network(
+    settings: list[str], here: Path | None, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_rows, "find_spec", lambda name: None)
+    rows.fashion_dir = here
     named = composed(*settings)
     replaced = composed(*settings, *rows._data(named))
     assert replaced.network._target_ == named.network._target_
     assert replaced.network.get("widths") == named.network.get("widths")
-    assert replaced.dataset.name in ("folder", "digits", "mnist5k")
+    assert replaced.network.get("attention") == named.network.get("attention")
+    assert replaced.dataset.name in ("folder", "digits", "fashion")
 
 
 @pytest.mark.slow
