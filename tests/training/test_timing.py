@@ -26,7 +26,7 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
     monkeypatch.setattr(estimate, "step_seconds", step_seconds)
     monkeypatch.setattr(estimate, "device_batch", lambda run, trainer: {"x": torch.zeros(size, 2)})
     parts = SimpleNamespace(settings=SimpleNamespace(compile=False), accumulated=2)
-    run: Any = SimpleNamespace(module=SimpleNamespace(capture=False, objective=None), parts=parts)
+    run: Any = SimpleNamespace(module=SimpleNamespace(eager_because=lambda trainer: "capture=false"), parts=parts)
     assert estimate.estimate(run, None, Limit(None)) == pytest.approx(2 * (fixed + each * size), rel=0.1)  # type: ignore[arg-type]
     assert max(spent) < 64 * each + 1  # and nothing is tried that takes long by itself
 
@@ -48,7 +48,7 @@ def test_a_short_run_is_measured_on_a_tenth_of_its_batches(
     denoiser = nn.Module()
     denoiser.network = nn.Linear(2, 1)
     module = SimpleNamespace(
-        capture=False,
+        eager_because=lambda trainer: "capture=false",
         denoiser=denoiser,
         objective=Counted(),
         optimizer=lambda network, fused: torch.optim.SGD(network.parameters()),
