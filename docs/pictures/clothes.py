@@ -15,7 +15,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from data.images import USUAL, Fashion
+from data.images import USUAL, DataUnavailable, Fashion
 from diffusion.media import quantised
 
 
@@ -28,9 +28,23 @@ def write(folder: Path, classes: list[int], count: int = 6000) -> None:
         Image.fromarray(pixels[0].numpy()).save(folder / f"{number:05}.png")
 
 
+def typed(arguments: list[str]) -> tuple[Path, list[int], int]:
+    """Folder, classes and count of a command line; raises ValueError for what is none."""
+    folder, *pairs = arguments
+    options = dict(pair.split("=") for pair in pairs)
+    classes = [int(name) for name in options.pop("classes").split(",")]
+    count = int(options.pop("count", 6000))
+    if folder.startswith("-") or options or count < 1 or not all(0 <= number <= 9 for number in classes):
+        raise ValueError
+    return Path(folder), classes, count
+
+
 if __name__ == "__main__":
-    options = dict(argument.split("=") for argument in sys.argv[2:] if "=" in argument)
-    if len(sys.argv) < 3 or sys.argv[1].startswith("-") or not {"classes"} <= options.keys() <= {"classes", "count"}:
+    try:
+        asked = typed(sys.argv[1:])
+    except (ValueError, KeyError):
         sys.exit(f"usage:{__doc__}")
-    named = [int(name) for name in options["classes"].split(",")]
-    write(Path(sys.argv[1]), named, int(options.get("count", 6000)))
+    try:
+        write(*asked)
+    except DataUnavailable as error:
+        sys.exit(f"error: {error}")
