@@ -81,9 +81,10 @@ class Table:
             self.add(name, "skipped: no time left", skipped=True)
             return
         limit, held, failed = min(left, PATIENCE * needs_s or left), 0, False
-        signal.setitimer(signal.ITIMER_REAL, limit)
         try:
             held = self._forget()
+            # Again every two seconds: an exception in a finalizer is lost.
+            signal.setitimer(signal.ITIMER_REAL, limit, 2.0)
             result = measurement()
         except TimeIsUp:
             failed = limit < left

@@ -54,9 +54,17 @@ def test_a_row_is_stopped_when_the_time_is_up() -> None:
     assert (table.failed, table.skipped) == (0, 1)
 
 
-def test_a_row_that_hangs_is_stopped_and_is_a_failure() -> None:
+def test_a_row_that_hangs_is_stopped_also_in_a_finalizer_and_is_a_failure() -> None:
+    class Slow:
+        def __del__(self) -> None:
+            time.sleep(0.2)
+
+    def hanging() -> str:
+        Slow()
+        return str(time.sleep(10))
+
     table = Table("cpu", 60)
-    table.measure("hanging", lambda: str(time.sleep(10)), needs_s=0.01)
+    table.measure("hanging", hanging, needs_s=0.01)
     assert table.rows[0][:2] == ("hanging", "stopped: it took more than 0 s")
     assert table.failed == 1
 
