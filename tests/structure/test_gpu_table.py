@@ -54,6 +54,7 @@ def test_a_row_is_stopped_when_the_time_is_up() -> None:
     assert (table.failed, table.skipped) == (0, 1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_row_that_hangs_is_stopped_also_in_a_finalizer_and_is_a_failure() -> None:
     class Slow:
         def __del__(self) -> None:
