@@ -114,7 +114,7 @@ class Table:
                 found = future.result(timeout=max(self.end - time.monotonic() + 5, 0.1))
             except TimeoutError:
                 self.add(row.name, "stopped: the time was up")
-            except Exception as error:  # the process ended
+            except Exception as error:  # the process died, or could not send what it found: the other rows go on
                 self.add(row.name, f"failed: {type(error).__name__}: {_reason(error)}", failed=True)
             else:
                 self.rows += found.rows
@@ -179,18 +179,11 @@ def _reason(error: BaseException) -> str:
     return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
 
 
-class Measured:
-    """What `Table.measure` found in another process."""
-
-    def __init__(self, table: Table) -> None:
-        self.rows, self.failed, self.skipped = table.rows, table.failed, table.skipped
-
-
-def measured(row: Row, device: str, end: float) -> Measured:
-    """One row, until `end` of the machine's monotonic clock, in a process beside that of the table."""
+def measured(row: Row, device: str, end: float) -> Table:
+    """A table of one row, until `end` of the machine's monotonic clock, in a process beside that of the whole table."""
     table = Table(device, end - time.monotonic())
     table.measure(*row)
-    return Measured(table)
+    return table
 
 
 def check_device(device: str) -> None:

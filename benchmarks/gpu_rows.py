@@ -118,11 +118,9 @@ class Rows:
         """
         if self.small or (os.cpu_count() or 1) < 2 * LANES:
             return list(rows), [], []
-        alone = ("two deterministic", "a resumed", "captured steps", "throughput", "compiled")
-        first = [row for row in rows if row.name.startswith(alone) and not row.name.endswith("fp32")]
-        last = [row for row in first if row.name.startswith("compiled")]
-        first = [row for row in first if row not in last]
-        last = [row for row in rows if row.name.endswith("fp32")] + last
+        last = [row for row in rows if row.name.endswith("fp32") or row.name.startswith("compiled")]
+        alone = ("two deterministic", "a resumed", "captured steps", "throughput")
+        first = [row for row in rows if row.name.startswith(alone) and row not in last]
         lanes: list[list[Row]] = [[] for _ in range(LANES)]
         where: dict[str, int] = {}
         for row in rows:

@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
 from torch import Tensor
 
 from diffusion import noise as noise_module
-from diffusion.noise import Noise, philox
+from diffusion.noise import Noise, cumulative, philox
 
 KNOWN_ANSWERS = [  # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, result
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
@@ -115,3 +116,11 @@ def test_extreme_words_stay_inside_the_open_interval(word: int, monkeypatch: pyt
     noise = Noise(0, torch.tensor([0]))
     assert 0 < noise.uniform() < 1
     assert noise.normal((4,)).isfinite().all()
+
+
+def test_sums_of_probabilities_are_those_of_exact_fractions() -> None:
+    shares = torch.rand(3, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares /= shares.sum(1, keepdim=True)
+    sums = [[float(total) for total in itertools.accumulate(map(Fraction, row))] for row in shares.tolist()]
+    exact = torch.tensor(sums, dtype=torch.float64)
+    torch.testing.assert_close(cumulative(shares), exact, rtol=0, atol=1000 * 2.0**-53)

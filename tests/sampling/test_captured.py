@@ -18,6 +18,7 @@ from diffusion.denoisers import (
     Prediction,
     ResidualDenoiser,
 )
+from diffusion.guidance import ClassifierFreeGuidance
 from diffusion.machine import graphs
 from diffusion.networks.unet import UNet
 from diffusion.noise import Noise
@@ -49,6 +50,17 @@ def denoisers() -> dict[str, Denoiser]:
         "clipped": ClippedDenoiser(NetworkDenoiser(network(), LinearSchedule(), EpsPreconditioner())),
         "residual": residual,
     }
+
+
+@torch.no_grad()
+def test_guidance_that_acts_at_every_level_asks_the_device_nothing() -> None:
+    model = NetworkDenoiser(network(num_classes=3), LinearSchedule(), EpsPreconditioner()).eval()
+    x, t, cond = torch.ones(2, *SHAPE), torch.tensor(0.5, dtype=torch.float64), {"label": torch.tensor([0, 2])}
+    with graphs.Unasked(torch.device("cpu")):
+        found = ClassifierFreeGuidance(model, 2.0).predict(x, t, cond).x0
+    with pytest.raises(graphs.NotCapturable), graphs.Unasked(torch.device("cpu")):
+        ClassifierFreeGuidance(model, 2.0, (0.1, 5.0)).predict(x, t, cond)
+    assert not torch.equal(found, model.predict(x, t, cond).x0)
 
 
 @pytest.mark.parametrize("name", denoisers())

@@ -14,6 +14,7 @@ from support.scripts import TINY, assert_refused, call
 import train
 from diffusion.machine import graphs
 from diffusion.training import static, trainer
+from diffusion.training.module import DiffusionModule
 from diffusion.training.static import eager_because
 
 RUN = (*TINY, "accelerator=cpu", "preview_every=0", "learning_rate.warmup_images=40", "learning_rate.decay=cosine")
@@ -57,12 +58,16 @@ def trained(folder: Path, *arguments: str) -> str:
     ],
 )
 def test_a_run_with_static_steps_ends_as_an_eager_one_with_the_same_file(
-    options: tuple[str, ...], tmp_path: Path, captures: list[str]
+    options: tuple[str, ...], tmp_path: Path, captures: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager = trained(tmp_path, *RUN, *options, "capture=false")
     assert "training step: eager, since capture=false" in eager
     assert captures == []
+    modules: list[DiffusionModule] = []
+    capture = DiffusionModule._capture
+    monkeypatch.setattr(DiffusionModule, "_capture", lambda self, batch: (capture(self, batch), modules.append(self)))
     assert "training step: captured as CUDA graphs" in trained(tmp_path, *RUN, *options)
+    assert [(module.static, module.served) for module in modules] == [(None, None)]  # the device is free again
     assert captures == 2 * ["_accumulate", "_update"]  # of the copy that is measured, and of the run
     expected, found = (stored(tmp_path, version) for version in range(2))
     assert found["global_step"] == expected["global_step"] == 4

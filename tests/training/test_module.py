@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,3 +216,13 @@ def test_validation_loss_by_level_belongs_to_the_level_it_names() -> None:
         assert inside.any()
         mean = out["loss"][inside].mean().item()
         assert logged[f"val_loss_by_level/log_snr_{name}"] == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda", True), ("mps", False)])
+def test_a_resumed_run_has_the_kind_of_adamw_of_its_device(device: str, fused: bool) -> None:
+    module = SimpleNamespace(
+        trainer=SimpleNamespace(precision="32-true", strategy=SimpleNamespace(root_device=torch.device(device)))
+    )
+    groups: list[dict[str, Any]] = [{"fused": not fused}, {"lr": 0.1}]  # of AdamW, and of Muon
+    DiffusionModule.on_load_checkpoint(module, {"optimizer_states": [{"param_groups": groups}]})  # type: ignore[arg-type]
+    assert groups == [{"fused": fused}, {"lr": 0.1}]

@@ -3,6 +3,7 @@ step does. On a CPU the functions run in the place of the graphs that CUDA would
 
 import functools
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from diffusion.training.static import StaticStep, first_divergence, move_average
 
 COUNT, STEPS = 4, 50
 CPU = torch.device("cpu")
+CAPTURED = graphs.captured  # itself, which the tests replace
 TINY = ("network.widths=[4]", "network.blocks=1", "network.attention=[]", "timesteps=50")
 RESIDUAL = ("denoiser=residual", "denoiser.clusters=2", "denoiser.components=4")
 
@@ -242,6 +244,43 @@ def test_a_capture_that_fails_leaves_the_course_as_it_was(monkeypatch: pytest.Mo
         assert torch.equal(course.eager_step(number), untouched.eager_step(number))
     mine, theirs = state(course), state(untouched)
     assert all(torch.equal(mine[name], value) for name, value in theirs.items())
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (RuntimeError("operation not permitted when stream is capturing"), graphs.CaptureFailed),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), torch.OutOfMemoryError),
+    ],
+)
+def test_after_a_capture_that_cuda_refuses_the_stream_is_the_one_of_before(
+    error: RuntimeError, kind: type[RuntimeError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current = ["before"]
+
+    @contextmanager
+    def graph(made: object, stream: str, capture_error_mode: str) -> Iterator[None]:  # as torch's where it cannot end
+        current[0] = stream
+        yield
+
+    def refused() -> None:
+        assert current == ["side"]
+        raise error
+
+    card = {
+        "device": lambda device: nullcontext(),
+        "CUDAGraph": object,
+        "current_stream": lambda: current[0],
+        "current_device": lambda: 0,
+        "set_stream": lambda stream: current.__setitem__(0, stream),
+        "graph": graph,
+    }
+    for name, value in card.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(graphs, "_side_stream", lambda index: "side")
+    with pytest.raises(kind):
+        CAPTURED(refused, torch.device("cuda"))
+    assert current == ["before"]
 
 
 def test_a_step_that_asks_the_device_for_a_value_is_refused() -> None:
