@@ -39,11 +39,11 @@ def main(config: "DictConfig") -> None:
     steering.check_files()
 
     # Only now what imports torch, which takes seconds.
-    from diffusion.sampling.drawing import Drawing
+    from diffusion.sampling.outputs import kind_of
     from diffusion.sampling.ranks import led
 
     with led():
-        drawing = Drawing(options, steering, method, cli.typed())
+        drawing = kind_of(options, steering)(options, steering, method, cli.typed())
         replaces = drawing.out.is_file()
         drawing.write()
     # On stderr, so that what a shell takes from stdout is the path alone.

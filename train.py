@@ -80,15 +80,14 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     held.enter_context(memory.shortage(less_memory(parts)))
     trainer = make_trainer(parts, of_sweep=cli.sweeping())
     run = Run.begun(parts, checkpoint, trainer.strategy.root_device, cli.typed())
-    limit, step_s = estimate.limit_of_run(run, trainer, began, resumed=checkpoint is not None)
+    limit = estimate.limit_of_run(run, trainer, began, resumed=checkpoint is not None)
     if checkpoint is not None and not goes_on(checkpoint, parts, limit.max_steps):
         return checkpoint.folder, validation_loss(checkpoint.folder, checkpoint.step)
 
     folder = None
     if first:
-        step_s = step_s or estimate.estimate(run, trainer, limit)
         done = 0 if checkpoint is None else checkpoint.step
-        estimate.announce(run, limit, step_s, trainer, cli.choices_of("experiment"), done)
+        estimate.announce(run, limit, trainer, cli.choices_of("experiment"), done)
         if checkpoint is None:
             folder = claim_folder(parts.config["dataset"]["name"])
             held.enter_context(locked(folder))

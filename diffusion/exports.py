@@ -15,9 +15,8 @@ from diffusion.media.atomic import check_regular
 from diffusion.media.files import check_writable
 from diffusion.runs import hub
 from diffusion.runs.checkpoints import Checkpoint, find
-from diffusion.runs.codecs import drawing
 from diffusion.runs.parts import tunes
-from diffusion.runs.trained import load_model
+from diffusion.runs.trained import load_denoiser, load_model
 from diffusion.sampling.drawable import drawable_of, facts_of, from_noise
 from diffusion.sampling.method import sampler_and_times
 from diffusion.settings.exporting import Options
@@ -37,7 +36,7 @@ def write_page(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path
 def write_onnx(options: Options, checkpoint: Checkpoint, out: Path) -> list[Path]:
     """The denoiser for programs that read ONNX, and the decoder of a model of latents."""
     parts = from_noise("an ONNX file", checkpoint)
-    denoiser, codec = drawing(checkpoint, options.weights)
+    denoiser, codec = load_denoiser(checkpoint, options.weights)
     onnx.check_exportable(denoiser)
     _, times = sampler_and_times(parts, denoiser)
     facts = {

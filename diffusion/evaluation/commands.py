@@ -23,7 +23,8 @@ from diffusion.runs.parts import Parts
 from diffusion.runs.places import CheckpointError
 from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_model
-from diffusion.sampling.cascade import from_checkpoints
+from diffusion.sampling import Pipeline
+from diffusion.sampling.cascade import cascade_of
 from diffusion.sampling.conditions import Rows
 from diffusion.settings.evaluation import Options
 from diffusion.settings.idle import refuse
@@ -74,14 +75,18 @@ def score(
     pipeline = given = None
     if options.samples is None:
         noise = options.conditioning_noise
-        asked = {"steps": options.steps, "start_level": options.start_level}
-        pipeline = from_checkpoints(stages, options.weights, None, noise, **asked, **method)
+        asked: dict[str, Any] = {"steps": options.steps, "start_level": options.start_level, **method}
+        if len(stages) == 1:
+            pipeline = Pipeline.from_checkpoint(stages[0], options.weights, **asked)
+        else:
+            pipeline = cascade_of(stages, options.weights, None, noise, **asked)
         settings |= {
+            **vars(pipeline.sampler),
             "checkpoint": ", ".join(str(stage.path) for stage in stages), "weights": options.weights,
             "seed": options.seed,
             **({"conditioning_noise": noise} if noise else {}),
             **({"start_level": pipeline.first_level} if pipeline.times[0] < 1 else {}),
-            "sampler": type(pipeline.sampler).__name__, **vars(pipeline.sampler), "times": pipeline.times.tolist(),
+            "sampler": type(pipeline.sampler).__name__, "times": pipeline.times.tolist(),
             **({"grid": method.get("grid") or stages[0].config["grid"]} if len(stages) == 1 else {}),
         }  # fmt: skip
     shape = None if pipeline is None else pipeline.shape

@@ -6,23 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion.build import ConfigError, build, resolve
-from diffusion.denoisers import Denoiser
-from diffusion.models import Autoencoder, Codec, PriorDenoiser
+from diffusion.build import ConfigError
+from diffusion.models import Autoencoder, Codec
 from diffusion.noise import TRAINING, Noise
 from diffusion.objectives import ENCODE
-from diffusion.runs.checkpoints import Checkpoint, find
-from diffusion.runs.digests import digest
-from diffusion.runs.places import CheckpointError
+from diffusion.runs.checkpoints import find
+from diffusion.runs.digests import codec_digest
 from diffusion.runs.trained import load_model
-from diffusion.schedules import Schedule
 
 # Data that are encoded at a time.
 BATCH = 256
-# Where a run's checkpoint has the codec's weights: `DiffusionModule.objective` is a `LatentObjective`.
-_PREFIX = "objective.codec."
-# What stands for the class in digests: its name when the first was stored.
-_NAME = "diffusion.autoencoder.Autoencoder"
 
 
 def codec_of(spec: str, dataset: str, shape: list[int]) -> tuple[Codec, dict[str, Any]]:
@@ -49,14 +42,14 @@ def codec_of(spec: str, dataset: str, shape: list[int]) -> tuple[Codec, dict[str
         "denoiser": checkpoint.config["denoiser"],
         "clip": theirs["clip"],
         "latent_shape": list(autoencoder.latent_shape),
-        "digest": digest(autoencoder, _NAME),
+        "digest": codec_digest(autoencoder),
     }
 
 
 def check_same(spec: str, config: Mapping[str, Any]) -> None:
     """Raises ConfigError if the run with this configuration is not one in the latents of the autoencoder `spec`."""
     stored = config.get("autoencoder")
-    if stored is None or digest(load_model(find(spec), Autoencoder), _NAME) != stored["digest"]:
+    if stored is None or codec_digest(load_model(find(spec), Autoencoder)) != stored["digest"]:
         has = "no autoencoder" if stored is None else "another autoencoder"
         raise ConfigError(f"autoencoder={spec}: the run that is to go on has {has}, which cannot change: leave it out")
 
@@ -77,40 +70,6 @@ def check(config: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"cache_latents=true encodes each image once, as it is: add dataset.{name}={off} or cache_latents=false"
             )
-
-
-def stored_codec(checkpoint: Checkpoint) -> Codec | None:
-    """The codec in a checkpoint of a model of latents; None if it is a model of data.
-
-    Raises:
-        CheckpointError: its weights are missing, or are not those that the model was trained with.
-    """
-    stored = checkpoint.config.get("autoencoder")
-    if stored is None:
-        return None
-    autoencoder = build(stored["denoiser"], "autoencoder", network=build(stored["network"], "autoencoder.network"))
-    if not isinstance(autoencoder, Autoencoder):
-        raise CheckpointError(f"the autoencoder in the configuration of {checkpoint.path} is no Autoencoder")
-    codec = Codec(autoencoder, stored["clip"])
-    try:
-        codec.load_state_dict(checkpoint.part(_PREFIX))
-    except RuntimeError as error:
-        raise CheckpointError(f"the autoencoder in {checkpoint.path} does not fit its configuration") from error
-    if digest(autoencoder, _NAME) != stored["digest"]:
-        raise CheckpointError(
-            f"the autoencoder in {checkpoint.path} is another than the one that the model was trained with"
-        )
-    return codec
-
-
-def drawing(checkpoint: Checkpoint, weights: str | float) -> tuple[Denoiser, Codec | None]:
-    """What draws samples: a checkpoint's denoiser, and its codec if it draws latents; an autoencoder draws them from
-    its prior."""
-    config = checkpoint.config
-    if resolve(config["denoiser"]["_target_"], "denoiser") is not Autoencoder:
-        return load_model(checkpoint, weights=weights), stored_codec(checkpoint)
-    schedule: Schedule = build(config["schedule"], "schedule")
-    return PriorDenoiser(schedule), Codec(load_model(checkpoint, Autoencoder, weights), config["dataset"]["clip"])
 
 
 def moments(codec: Codec, batches: Iterable[Tensor], device: torch.device) -> Tensor:

@@ -18,3 +18,11 @@ def digest(module: nn.Module, name: str | None = None) -> str:
         content.update(f"{key}{value.dtype}{tuple(value.shape)}".encode())
         content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return content.hexdigest()[:8]
+
+
+def codec_digest(autoencoder: nn.Module) -> str:
+    """That of an autoencoder in the configuration of a run in its latents.
+
+    Its class had another place when the first such run was stored, and what stands for it stays.
+    """
+    return digest(autoencoder, "diffusion.autoencoder.Autoencoder")

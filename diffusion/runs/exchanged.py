@@ -9,7 +9,6 @@ from torch import Tensor
 
 from diffusion.build import ConfigError
 from diffusion.exchange import diffusers, weights
-from diffusion.exchange.folders import is_folder
 from diffusion.runs.validation import check_model
 
 
@@ -29,7 +28,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], int, str | None
 
 
 def of_folder(config: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]:
-    """Network, schedule and denoiser of the model folder of diffusers that a new run begins from, if it does.
+    """Network, schedule and denoiser of the model folder of diffusers that a new run begins from.
 
     Args:
         config: as it was composed.
@@ -38,9 +37,7 @@ def of_folder(config: Mapping[str, Any], typed: Iterable[str]) -> dict[str, Any]
     Raises:
         ConfigError: the folder is refused, or the run is not one of its kind.
     """
-    spec = Path(str(config.get("init_from")))
-    if not is_folder(spec):
-        return {}
+    spec = Path(str(config["init_from"]))
     if config.get("autoencoder") is not None or config["dataset"].get("condition") is not None:
         raise ConfigError(f"init_from={spec} is a model of plain images: leave autoencoder= and dataset.condition= out")
     theirs = diffusers.load(spec)[0]

@@ -9,15 +9,20 @@ from typing import NamedTuple, TypeGuard, TypeVar
 import torch
 from torch import Tensor, nn
 
-from diffusion.build import ConfigError
-from diffusion.denoisers import TrainableDenoiser
+from diffusion.build import ConfigError, build, resolve
+from diffusion.denoisers import Denoiser, TrainableDenoiser
+from diffusion.models import Autoencoder, Codec, PriorDenoiser
 from diffusion.optimizers import WIDEST, coefficients, exponent
 from diffusion.runs.checkpoints import Checkpoint, load
+from diffusion.runs.digests import codec_digest
 from diffusion.runs.models import build_model
 from diffusion.runs.places import CheckpointError
+from diffusion.schedules import Schedule
 from diffusion.terminal.commands import pasted
 from diffusion.trainable import Trainable
 
+# Where a checkpoint has the weights of the codec: `DiffusionModule.objective` is a `LatentObjective`.
+CODEC = "objective.codec."
 # The largest allowed distance between the average that is put together and the one that was asked for.
 FARTHEST = 0.15
 # The root mean square of what rounding a snapshot to half precision changes, as a share of each weight.
@@ -92,6 +97,40 @@ def load_model(
         raise ConfigError(_another_kind(checkpoint, model.kind, kind.kind))
     load_weights(model, checkpoint, weights)
     return model.eval().requires_grad_(False)
+
+
+def load_denoiser(checkpoint: Checkpoint, weights: str | float) -> tuple[Denoiser, Codec | None]:
+    """What draws samples: a checkpoint's denoiser, and its codec if it draws latents; an autoencoder draws them from
+    its prior."""
+    config = checkpoint.config
+    if resolve(config["denoiser"]["_target_"], "denoiser") is not Autoencoder:
+        return load_model(checkpoint, weights=weights), stored_codec(checkpoint)
+    schedule: Schedule = build(config["schedule"], "schedule")
+    return PriorDenoiser(schedule), Codec(load_model(checkpoint, Autoencoder, weights), config["dataset"]["clip"])
+
+
+def stored_codec(checkpoint: Checkpoint) -> Codec | None:
+    """The codec in a checkpoint of a model of latents; None if it is a model of data.
+
+    Raises:
+        CheckpointError: its weights are missing, or are not those that the model was trained with.
+    """
+    stored = checkpoint.config.get("autoencoder")
+    if stored is None:
+        return None
+    autoencoder = build(stored["denoiser"], "autoencoder", network=build(stored["network"], "autoencoder.network"))
+    if not isinstance(autoencoder, Autoencoder):
+        raise CheckpointError(f"the autoencoder in the configuration of {checkpoint.path} is no Autoencoder")
+    codec = Codec(autoencoder, stored["clip"])
+    try:
+        codec.load_state_dict(checkpoint.part(CODEC))
+    except RuntimeError as error:
+        raise CheckpointError(f"the autoencoder in {checkpoint.path} does not fit its configuration") from error
+    if codec_digest(autoencoder) != stored["digest"]:
+        raise CheckpointError(
+            f"the autoencoder in {checkpoint.path} is another than the one that the model was trained with"
+        )
+    return codec
 
 
 def _another_kind(checkpoint: Checkpoint, found: str, wanted: str) -> str:

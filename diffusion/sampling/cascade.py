@@ -45,14 +45,14 @@ class Enlarged:
         return self.condition.enlarged(low, torch.full((len(low),), self.level, device=low.device))
 
 
-def from_checkpoints(
+def cascade_of(
     found: Sequence[Checkpoint],
     weights: str | float = "ema",
     steering: Steering | None = None,
     conditioning_noise: float | None = None,
     **changes: Any,
 ) -> Pipeline:
-    """One pipeline from the checkpoints of a cascade's stages, or from one.
+    """One pipeline from the checkpoints of a cascade's stages.
 
     Args:
         found: the checkpoints, see `diffusion.runs.checkpoints.find`.
@@ -62,10 +62,9 @@ def from_checkpoints(
         changes: see `Pipeline.from_checkpoint`, for each stage.
     """
     steering = steering or Steering()
-    if len(found) > 1:
-        for name in steering.given():
-            if not name.startswith("guidance"):
-                raise ConfigError(f"{name}= belongs to a single model, and these are the stages of a cascade")
+    for name in steering.given():
+        if not name.startswith("guidance"):
+            raise ConfigError(f"{name}= belongs to a single model, and these are the stages of a cascade")
     guidable = [bool(checkpoint.config.get("condition_dropout")) for checkpoint in found]
     if not any(guidable):
         guidable[0] = True  # so that it is said
@@ -77,7 +76,7 @@ def from_checkpoints(
 
 
 def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise: float | None = None) -> Pipeline:
-    """One pipeline of several, from the smallest images to the largest; of one, itself.
+    """One pipeline of several, from the smallest images to the largest.
 
     Labels are those of the stages that know classes. Image k of the first stage is what that draws alone.
 
@@ -90,10 +89,6 @@ def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise:
     Raises:
         ConfigError: they do not fit together.
     """
-    if len(stages) == 1:
-        if conditioning_noise is not None:
-            raise ConfigError("conditioning_noise belongs to a cascade: give its stages, ckpt=[base,sr]")
-        return stages[0]
     if stages[0].condition is not None:
         raise ConfigError(
             f"{names[0]} is conditioned on images, which nothing before it draws: put the base model first"

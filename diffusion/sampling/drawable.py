@@ -6,8 +6,8 @@ import warnings
 from diffusion.build import ConfigError
 from diffusion.exchange.page import Drawable
 from diffusion.runs.checkpoints import Checkpoint
-from diffusion.runs.codecs import drawing
 from diffusion.runs.parts import Parts, tunes
+from diffusion.runs.trained import load_denoiser
 from diffusion.sampling.method import sampler_and_times
 
 
@@ -19,7 +19,7 @@ def drawable_of(checkpoint: Checkpoint, weights: str | float = "ema") -> Drawabl
             f"tuned from"
         )
     parts = from_noise("a page", checkpoint)
-    denoiser, codec = drawing(checkpoint, weights)
+    denoiser, codec = load_denoiser(checkpoint, weights)
     sampler, times = sampler_and_times(parts, denoiser)
     return Drawable(
         denoiser=denoiser,

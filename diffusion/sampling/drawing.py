@@ -1,8 +1,12 @@
-"""The work of `sample.py`: everything is checked first, then samples are drawn and written."""
+"""The work of `sample.py`: everything is checked first, then samples are drawn and written.
+
+What is written, and how it is drawn, is in `outputs`.
+"""
 
 import math
 import shlex
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,16 +21,17 @@ from diffusion.machine import memory
 from diffusion.machine.devices import devices
 from diffusion.runs.checkpoints import find
 from diffusion.samplers import Sampler
-from diffusion.sampling.cascade import from_checkpoints
+from diffusion.sampling.cascade import cascade_of
 from diffusion.sampling.conditions import Rows
-from diffusion.sampling.outputs import kind_of
 from diffusion.sampling.parallel import frames_on
+from diffusion.sampling.pipeline import Pipeline
+from diffusion.settings.outputs import ANIMATIONS
 from diffusion.settings.sampling import Options, Steering
 from diffusion.terminal.progress import counted, progress
 
 
-class Drawing:
-    """Samples to draw and write.
+class Drawing(ABC):
+    """Samples to draw, and a file or folder to write them to.
 
     Args:
         options: how many samples, how they are drawn, and where they are written.
@@ -38,6 +43,11 @@ class Drawing:
         ConfigError: what does not go together, or does not fit into memory. Nothing is written yet.
     """
 
+    # The file in the run's folder where no other is named.
+    name = "pred.gif"
+    # Whether `seed` decides what is drawn.
+    seeded = True
+
     def __init__(
         self, options: Options, steering: Steering, method: Mapping[str, Any], typed: Collection[str] = ()
     ) -> None:
@@ -48,25 +58,21 @@ class Drawing:
         self.stages = [find(spec) for spec in options.checkpoints()]
         self.model = self.stages[-1]
         own = self.model.config.get("sampler") if len(self.stages) == 1 else None
-        self.pipeline = from_checkpoints(
-            self.stages,
-            options.weights,
-            steering,
-            options.conditioning_noise,
-            sampler=with_eta(method.get("sampler"), own, options.eta),
-            grid=method.get("grid"),
-            wrapper=method.get("wrapper"),
-            steps=options.steps,
-            start_level=options.start_level,
-            clip=options.clip,
-        )
-        kind = kind_of(options, steering)
-        self.out = self.model.folder / "samples" / kind.name if options.out is None else Path(options.out)
+        changes: dict[str, Any] = {
+            "sampler": with_eta(method.get("sampler"), own, options.eta),
+            "grid": method.get("grid"), "wrapper": self.wrapper, "steps": options.steps,
+            "start_level": options.start_level, "clip": options.clip,
+        }  # fmt: skip
+        if len(self.stages) == 1:
+            self.pipeline = Pipeline.from_checkpoint(self.model, options.weights, steering, **changes)
+        else:
+            self.pipeline = cascade_of(self.stages, options.weights, steering, options.conditioning_noise, **changes)
+        self.out = self.model.folder / "samples" / self.name if options.out is None else Path(options.out)
         media.check_out(self.out, self.pipeline.shape)
         options.refuse_idle(typed, self.out, self.pipeline.shape)
-        self.output = kind(self, typed)
-        n, given = 1 if self.output.only_one else options.n, self.pipeline.given
-        if self.output.only_one and (options.label == "all" or isinstance(options.label, list)):
+        self.check(typed)
+        n, given = 1 if self.only_one else options.n, self.pipeline.given
+        if self.only_one and (options.label == "all" or isinstance(options.label, list)):
             raise ConfigError(f"label={options.label}: here is one image, so give the one label of its class")
         if steering.condition is not None and isinstance(given, Rows) and n is None:
             n = len(given) if len(given) > 1 else None  # one for each that was given
@@ -75,16 +81,37 @@ class Drawing:
         self.pipeline.labels(torch.arange(self.n), self.label)  # refused before test data are read
         self.truth = self._condition_on_test_data()
 
+    @abstractmethod
     def write(self) -> None:
         """Draws and writes."""
-        self.output.write()
+
+    def check(self, typed: Collection[str]) -> None:  # noqa: B027 - most kinds have nothing to check
+        """Raises ConfigError if this cannot be drawn with this pipeline, or written there."""
+
+    @property
+    def only_one(self) -> bool:
+        """Whether it is made of a single sample."""
+        return False
+
+    @property
+    def frames(self) -> int:
+        """How many states of each sample it shows."""
+        return self.options.frames if self.out.suffix.lower() in ANIMATIONS else 1
+
+    def in_memory(self, n: int) -> int:
+        """How many images are in memory at once where there are n samples."""
+        return n * min(self.frames, len(self.pipeline.times))
+
+    def save(self, states: list[Tensor], rows: int | None, labels: Tensor | None = None) -> None:
+        """Writes states of samples, (n, *S) each, the samples last."""
+        media.save(self.out, states[-1], states, rows, fps=self.options.fps, hold=self.options.hold, labels=labels)
 
     def summary(self) -> str:
         """One line about the samples and the method."""
         models = ", ".join(f"{stage.path} at step {stage.step}" for stage in self.stages)
         # The grid does not decide how often an adaptive sampler calls the denoiser.
         steps = counted(len(self.pipeline.times) - 1, "step") if self.pipeline.sampler.calls else "adaptive steps"
-        seed = f"seed {self.options.seed}, " if self.output.seeded else ""
+        seed = f"seed {self.options.seed}, " if self.seeded else ""
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, {seed}"
             f"{sampler_settings(self.pipeline.sampler)['sampler']}, {steps}{self._begun()}"
@@ -101,16 +128,17 @@ class Drawing:
         """What to do next, in one line."""
         ckpt = self.options.ckpt
         spec = f"[{','.join(map(str, ckpt))}]" if isinstance(ckpt, list) else str(ckpt)
-        others = f"seed={self.options.seed + 1} draws others; " if self.output.seeded else ""
+        others = f"seed={self.options.seed + 1} draws others; " if self.seeded else ""
         return f"next: {others}python evaluate.py ckpt={shlex.quote(spec)} scores the model"
 
     def record(self) -> dict[str, Any]:
         """What decides the samples, as a folder of them keeps it."""
         options, steering = self.options, self.steering
         return {
+            **sampler_settings(self.pipeline.sampler),
             "checkpoint": str(self.model.path) if len(self.stages) == 1 else [str(stage.path) for stage in self.stages],
             "step": self.model.step, "weights": options.weights, "seed": options.seed,
-            "label": self.label, "clip": options.clip, **sampler_settings(self.pipeline.sampler),
+            "label": self.label, "clip": options.clip,
             "times": self.pipeline.times.tolist(), **steering.given(),
             **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
             **({} if self.wrapper is None else {"wrapper": self.wrapper}),
@@ -151,8 +179,8 @@ class Drawing:
     def _check_memory(self, n: int) -> None:
         """Raises ConfigError, one line, if so many samples do not fit into memory."""
         options, shape = self.options, self.pipeline.shape
-        asked = f"n={n}" + (f" frames={options.frames}" if self.output.frames > 1 else "")
-        memory.check_samples(asked, self.output.in_memory(n), shape)
+        asked = f"n={n}" + (f" frames={options.frames}" if self.frames > 1 else "")
+        memory.check_samples(asked, self.in_memory(n), shape)
         memory.check(f"n={n}", 32 * n)  # the samples' numbers
         memory.check_samples(f"batch_size={options.batch_size}", min(options.batch_size, n), shape)
 

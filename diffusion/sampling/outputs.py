@@ -1,11 +1,9 @@
-"""What a drawing writes: each kind of output checks what was asked of it, then draws and writes."""
+"""The kinds of drawings: each checks what was asked of it, then draws and writes its kind of file."""
 
 import math
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from diffusion.media.atomic import atomic
 from diffusion.models import encoded
 from diffusion.noise import EVALUATION, Noise
 from diffusion.sampling.conditions import as_picture
+from diffusion.sampling.drawing import Drawing
 from diffusion.sampling.given import read_image
 from diffusion.sampling.interpolation import check_deterministic, inverted, morphed
 from diffusion.sampling.parallel import check_finite
@@ -28,55 +27,9 @@ from diffusion.settings.outputs import ANIMATIONS
 from diffusion.settings.sampling import Options, Steering
 from diffusion.terminal.progress import counted, progress
 
-if TYPE_CHECKING:
-    from diffusion.sampling.drawing import Drawing
 
-
-class Output(ABC):
-    """A file or folder that a drawing fills.
-
-    Args:
-        drawing: its pipeline, place and options are known already; its numbers, labels and rows when it is written.
-        typed: names of the settings that a person wrote.
-
-    Raises:
-        ConfigError: it cannot be drawn, or written there.
-    """
-
-    # The file in the run's folder where no other is named.
-    name = "pred.gif"
-    # Whether `seed` decides what is drawn.
-    seeded = True
-
-    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
-        self.drawing, self.options, self.steering = drawing, drawing.options, drawing.steering
-        self.out, self.pipeline = drawing.out, drawing.pipeline
-
-    @abstractmethod
-    def write(self) -> None:
-        """Draws and writes."""
-
-    @property
-    def only_one(self) -> bool:
-        """Whether it is made of a single sample."""
-        return False
-
-    @property
-    def frames(self) -> int:
-        """How many states of each sample it shows."""
-        return self.options.frames if self.out.suffix.lower() in ANIMATIONS else 1
-
-    def in_memory(self, n: int) -> int:
-        """How many images are in memory at once where there are n samples."""
-        return n * min(self.frames, len(self.pipeline.times))
-
-    def save(self, states: list[Tensor], rows: int | None, labels: Tensor | None = None) -> None:
-        """Writes states of samples, (n, *S) each, the samples last."""
-        media.save(self.out, states[-1], states, rows, fps=self.options.fps, hold=self.options.hold, labels=labels)
-
-
-def kind_of(options: Options, steering: Steering) -> type[Output]:
-    """The kind of output that these settings ask for."""
+def kind_of(options: Options, steering: Steering) -> type[Drawing]:
+    """The kind of drawing that these settings ask for."""
     if steering.invert:
         return Inversion
     if steering.interpolate is not None:
@@ -88,44 +41,43 @@ def kind_of(options: Options, steering: Steering) -> type[Output]:
     return File if options.out is None or Path(options.out).suffix else Folder
 
 
-class File(Output):
+class File(Drawing):
     """An animation, a grid or arrays of samples."""
 
     def write(self) -> None:
-        drawing, numbers = self.drawing, range(self.drawing.n)
-        labels = self.pipeline.labels(torch.arange(drawing.n), drawing.label)
-        self.save(list(drawing.states(numbers, self.frames)), drawing.rows, labels)
+        numbers = range(self.n)
+        labels = self.pipeline.labels(torch.arange(self.n), self.label)
+        self.save(list(self.states(numbers, self.frames)), self.rows, labels)
 
 
-class Folder(Output):
+class Folder(Drawing):
     """One file a sample, written a batch at a time, so that an interrupted command can continue."""
 
     def in_memory(self, n: int) -> int:
-        return min(n, self.options.batch_size * len(self.drawing.places))
+        return min(n, self.options.batch_size * len(self.places))
 
     def write(self) -> None:
-        drawing, settings = self.drawing, self.drawing.record()
+        settings = self.record()
         media.check_claim(self.out, settings)
-        numbers = media.missing(self.out, drawing.n)
+        numbers = media.missing(self.out, self.n)
         # Other processes need seconds to start, so they get many batches at once.
-        share = self.options.batch_size * len(drawing.places) * (1 if len(drawing.places) == 1 else 32)
+        share = self.options.batch_size * len(self.places) * (1 if len(self.places) == 1 else 32)
         with progress(len(numbers), "sample", "writing") as advance:
             for begin in range(0, len(numbers), share):
                 batch = numbers[begin : begin + share]
-                samples = drawing.states(batch)[-1]
+                samples = self.states(batch)[-1]
                 if begin == 0:  # a folder only for what was drawn
                     media.claim(self.out, settings)
                 media.save_folder(self.out, samples, batch)
                 advance(len(batch))
-        if len(numbers) < drawing.n:
-            print(f"{drawing.n - len(numbers)} of {counted(drawing.n, 'sample')} were there already", file=sys.stderr)
+        if len(numbers) < self.n:
+            print(f"{self.n - len(numbers)} of {counted(self.n, 'sample')} were there already", file=sys.stderr)
 
 
-class BothProcesses(Output):
+class BothProcesses(Drawing):
     """Real data becoming noise above samples coming out of it."""
 
-    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
-        super().__init__(drawing, typed)
+    def check(self, typed: Collection[str]) -> None:
         processes.check_out(self.out, self.options.show)
 
     @property
@@ -136,12 +88,12 @@ class BothProcesses(Output):
         return 2 * super().in_memory(n)
 
     def write(self) -> None:
-        above, below = self._noised(), self.drawing.states(range(self.drawing.n), self.frames)
-        processes.save(self.out, above, below, self.drawing.rows, self.options.fps, self.options.hold)
+        above, below = self._noised(), self.states(range(self.n), self.frames)
+        processes.save(self.out, above, below, self.rows, self.options.fps, self.options.hold)
 
     def _noised(self) -> Tensor:
         """Test data, noised to the times of the states that are drawn: (frames, n, *S)."""
-        test, pipeline, n = self.drawing.test_data(), self.pipeline, self.drawing.n
+        test, pipeline, n = self.test_data(), self.pipeline, self.n
         if n > len(test):
             raise ConfigError(f"n={n}: show=both draws as many real samples, and the test split has {len(test)}")
         index = torch.arange(n)
@@ -151,11 +103,10 @@ class BothProcesses(Output):
         return torch.stack([pipeline.decoded(x_t, t) for x_t, t in zip(states, times, strict=True)])
 
 
-class BesideConditions(Output):
+class BesideConditions(Drawing):
     """Samples below the images that they were conditioned on, and above the true ones where these are known."""
 
-    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
-        super().__init__(drawing, typed)
+    def check(self, typed: Collection[str]) -> None:
         processes.check_out(self.out, self.options.show)
         if self.pipeline.condition is None:
             raise ConfigError(
@@ -166,13 +117,13 @@ class BesideConditions(Output):
         return 3 * super().in_memory(n)
 
     def write(self) -> None:
-        drawing, n = self.drawing, self.drawing.n
-        conditions = self.pipeline.conditions(torch.arange(n), self.options.seed, drawing.label)
-        tables = [with_conditions(conditions, state, drawing.truth) for state in drawing.states(range(n), self.frames)]
+        n = self.n
+        conditions = self.pipeline.conditions(torch.arange(n), self.options.seed, self.label)
+        tables = [with_conditions(conditions, state, self.truth) for state in self.states(range(n), self.frames)]
         self.save(tables, len(tables[-1]) // n)
 
 
-class _Between(Output):
+class _Between(Drawing):
     """What leads from images to their noise by a deterministic sampler."""
 
     seeded = False
@@ -180,15 +131,14 @@ class _Between(Output):
     suffixes: tuple[str, ...]
     idle: tuple[str, ...]
 
-    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
-        super().__init__(drawing, typed)
+    def check(self, typed: Collection[str]) -> None:
         check_deterministic(self.pipeline, self.setting)
         if self.out.suffix.lower() not in self.suffixes:
             raise ConfigError(f"out={self.out}: {self.setting} writes {' or '.join(self.suffixes)}")
         refuse(typed, self.idle, self.setting)
-        if len(drawing.places) > 1:
+        if len(self.places) > 1:
             raise ConfigError(
-                f"{self.setting} runs on one device, not on {len(drawing.places)}: leave devices= out, or name one"
+                f"{self.setting} runs on one device, not on {len(self.places)}: leave devices= out, or name one"
             )
 
     def read(self, path: str, setting: str) -> Tensor:
@@ -197,7 +147,7 @@ class _Between(Output):
 
     def noise_of(self, image: Tensor) -> Tensor:
         """The state at the first time from which an image (1, *shape) is drawn, (1, *S)."""
-        return inverted(self.pipeline, image.to(self.drawing.places[0]), self.drawing.label)
+        return inverted(self.pipeline, image.to(self.places[0]), self.label)
 
 
 class Inversion(_Between):
@@ -206,8 +156,8 @@ class Inversion(_Between):
     name = "noise.npz"
     setting, suffixes, idle = "invert=true", (".npz",), ("show", "n", "rows", "seed", "batch_size")
 
-    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
-        super().__init__(drawing, typed)
+    def check(self, typed: Collection[str]) -> None:
+        super().check(typed)
         self.path = str(self.steering.init)
         self.image = self.read(self.path, "init")
 
@@ -219,7 +169,7 @@ class Inversion(_Between):
         noise = self.noise_of(self.image)
         check_finite(noise)
         index = torch.arange(1, device=noise.device)
-        *_, last = self.pipeline.states(index, 0, self.drawing.label, noise)
+        *_, last = self.pipeline.states(index, 0, self.label, noise)
         error = (self.pipeline.decoded(last.x_t).cpu() - self.image).square().mean().sqrt().item()
         with atomic(self.out) as file:
             np.savez(file, noise.cpu().numpy())
@@ -236,8 +186,8 @@ class Morph(_Between):
     name = "morph.gif"
     setting, suffixes, idle = "interpolate=", ANIMATIONS, ("show", "seed")
 
-    def __init__(self, drawing: "Drawing", typed: Collection[str]) -> None:
-        super().__init__(drawing, typed)
+    def check(self, typed: Collection[str]) -> None:
+        super().check(typed)
         paths = self.steering.interpolated_images()
         if paths and self.options.n not in (None, 1):
             raise ConfigError(f"n={self.options.n}: interpolate={paths[0]} is one image; leave n= out")
@@ -253,22 +203,22 @@ class Morph(_Between):
     def write(self) -> None:
         samples = self._samples()
         check_finite(samples.flatten(0, 1))
-        self.save(list(samples), self.drawing.rows)
+        self.save(list(samples), self.rows)
 
     def _samples(self) -> Tensor:
         """The samples between one end and the other, (frames, n, *S)."""
         assert self.steering.interpolate is not None
-        options, drawing = self.options, self.drawing
+        options = self.options
         begin, end = (
             self.noise_of(self.images[end]).cpu()
             if isinstance(end, str)
-            else self.pipeline.start(torch.arange(drawing.n), end)
+            else self.pipeline.start(torch.arange(self.n), end)
             for end in self.steering.interpolate
         )
-        batches = math.ceil(options.frames * drawing.n / options.batch_size)
+        batches = math.ceil(options.frames * self.n / options.batch_size)
         with progress(batches * len(self.pipeline.times), "step", "sampling") as advance:
             return morphed(
-                *(self.pipeline, begin, end, options.frames, drawing.label, options.batch_size, drawing.places[0]),
+                *(self.pipeline, begin, end, options.frames, self.label, options.batch_size, self.places[0]),
                 after_step=lambda: advance(1),
             )
 

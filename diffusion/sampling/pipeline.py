@@ -1,7 +1,7 @@
 """The one way in which samples are drawn: by a sampler on its grid of times, from a denoiser and its conditions."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +16,8 @@ from diffusion.denoisers import ClippedDenoiser, Condition, Conditioned, Denoise
 from diffusion.models import Codec, decoded, encoded
 from diffusion.noise import SAMPLING, Noise
 from diffusion.runs.checkpoints import Checkpoint, find
-from diffusion.runs.codecs import drawing
 from diffusion.runs.parts import Parts
+from diffusion.runs.trained import load_denoiser
 from diffusion.samplers import Evaluation, RePaintSampler, Sampler, prior
 from diffusion.sampling import given
 from diffusion.sampling.captured import graphed
@@ -98,7 +98,13 @@ class Pipeline:
         checkpoint: Checkpoint,
         weights: str | float = "ema",
         steering: Steering | None = None,
-        **changes: Any,
+        *,
+        sampler: Mapping[str, Any] | None = None,
+        grid: Mapping[str, Any] | None = None,
+        wrapper: Mapping[str, Any] | None = None,
+        steps: int | None = None,
+        start_level: float | None = None,
+        clip: bool | str | None = None,
     ) -> "Pipeline":
         """From a checkpoint.
 
@@ -106,16 +112,24 @@ class Pipeline:
             checkpoint: see `diffusion.runs.checkpoints`.
             weights: "ema", "raw" or a width; see `diffusion.runs.trained.load_model`.
             steering: guidance, masks and starts.
-            changes: replace entries of the run's configuration: sampler, grid, steps, clip, start_level or the wrapper
-                around the denoiser; None keeps the run's own.
+            sampler: in the place of the run's own, a configuration; None keeps the run's own, here and below.
+            grid: a configuration.
+            wrapper: around the denoiser, a configuration.
+            steps: of the sampler.
+            start_level: sigma / alpha where sampling begins.
+            clip: whether D is brought into [-1, 1].
         """
         steering = steering or Steering()
+        changes = {
+            "sampler": sampler, "grid": grid, "wrapper": wrapper, "steps": steps, "start_level": start_level,
+            "clip": clip,
+        }  # fmt: skip
         parts = Parts(checkpoint.config | {key: value for key, value in changes.items() if value is not None})
-        refuse_clip(changes.get("clip"), parts.config["dataset"])
-        model, codec = drawing(checkpoint, weights)
+        refuse_clip(clip, parts.config["dataset"])
+        model, codec = load_denoiser(checkpoint, weights)
         if codec is not None:
             steering.check_latents()
-            if changes.get("clip") is not None:
+            if clip is not None:
                 raise ConfigError("clip= clamps the pixels of each step, and this model draws latents: leave it out")
         if parts.tunes and steering.measure is not None:
             raise ConfigError(
@@ -132,7 +146,7 @@ class Pipeline:
             drawn = "latents" if codec is not None else "points"
             raise ConfigError(f"wrapper= scales pixels into [-1, 1], and this model draws {drawn}: leave it out")
         init = given.start(steering, parts.shape)
-        sampler, times = sampler_and_times(parts, denoiser, steering)
+        chosen, times = sampler_and_times(parts, denoiser, steering)
         if steering.resample > 1 and not (times[1:] > 0).any():
             raise ConfigError(
                 f"resample={steering.resample} repeats each step but the last, and there is no other: add steps=20, say"
@@ -140,7 +154,7 @@ class Pipeline:
         rows = given.rows(steering, denoiser.embedding, parts.condition, parts.shape)
         return cls(
             denoiser=clipped(denoiser, parts.config["clip"]) if codec is None else denoiser,
-            sampler=sampler if steering.resample == 1 else RePaintSampler(sampler, steering.resample),
+            sampler=chosen if steering.resample == 1 else RePaintSampler(chosen, steering.resample),
             times=times,
             shape=parts.shape,
             num_classes=denoiser.num_classes,

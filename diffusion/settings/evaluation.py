@@ -46,6 +46,8 @@ class Options:
         for name in ("steps", "probes"):
             if (vars(self)[name] or 0) > 1_000_000:
                 raise ValueError(f"{name} must be at most 1000000, got {vars(self)[name]}")
+        if self.conditioning_noise is not None and len(self.checkpoints()) == 1:
+            raise ValueError("conditioning_noise belongs to a cascade: give its stages, ckpt=[base,sr]")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.tolerance is not None:

@@ -253,6 +253,8 @@ class Options:
             suffix_of(self.out)
         check_form(self.devices)
         check_level(self.start_level)
+        if self.conditioning_noise is not None and len(self.checkpoints()) == 1:
+            raise ValueError("conditioning_noise belongs to a cascade: give its stages, ckpt=[base,sr]")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if not 0 < self.fps <= 50:

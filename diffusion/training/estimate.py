@@ -94,28 +94,28 @@ def device_batch(run: Run, trainer: pl.Trainer) -> dict[str, Tensor]:
     return {name: value[: max(len(value) // trainer.world_size, 1)] for name, value in batch.items()}
 
 
-def limit_of_run(run: Run, trainer: pl.Trainer, begun: float, resumed: bool) -> tuple[Limit, float | None]:
-    """The limit that a run's settings give it, and a step's seconds if they were measured for that; see `budgeted`.
+def limit_of_run(run: Run, trainer: pl.Trainer, begun: float, resumed: bool) -> Limit:
+    """The limit that a run's settings give it; see `budgeted`.
 
     A run that is resumed has the limit that its budget gave it when it was begun.
 
     Raises:
         ConfigError: there is no limit, or validation has too few data.
     """
-    parts, data, seconds = run.parts, run.data, None
+    parts, data = run.parts, run.data
     if parts.settings.compile and trainer.is_global_zero:
         print("compiling the network: the first step takes a minute or so")
     if parts.settings.budget_minutes is not None and not resumed:
-        limit, seconds = budgeted(run, trainer, begun)
+        limit = budgeted(run, trainer, begun)
     else:
         limit = limit_of(parts, data.train_size)
     check_limit(limit, parts)
     check_validation(parts, data.val_size, data.eval_batch_size, trainer.world_size)
-    return limit, seconds
+    return limit
 
 
-def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> tuple[Limit, float]:
-    """The limit that fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`), and a step's seconds.
+def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> Limit:
+    """The limit that fits into `budget_minutes`, counted from `begun` (a `time.monotonic()`).
 
     Ten seconds of training tell the speed; a twentieth of the budget is kept for checkpoints, and what validation,
     previews and scores take is estimated.
@@ -124,7 +124,7 @@ def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> tuple[Limit, float]
     assert minutes is not None
     max_time = run.parts.trainer["max_time"]
     if not trainer.is_global_zero:  # the first process measures and tells the others when training begins
-        return Limit(1, max_time), 0.0
+        return Limit(1, max_time)
     batch = device_batch(run, trainer)
     seconds = step_seconds(run.module, batch, trainer, seconds=min(10.0, minutes * 60 / 20)) * run.parts.accumulated
     left = 0.95 * minutes * 60 - (time.monotonic() - begun)
@@ -134,7 +134,7 @@ def budgeted(run: Run, trainer: pl.Trainer, begun: float) -> tuple[Limit, float]
     steps = max(int(steps * left / (steps * seconds + beside)), 1)
     images = counted(run.parts.images_per_step, "image")
     print(f"budget of {minutes:g} minutes: {counted(steps, 'step')} of {images} at {seconds:.3f} s each")
-    return Limit(steps, max_time), seconds
+    return Limit(steps, max_time, seconds)
 
 
 def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float, float]:
@@ -150,19 +150,17 @@ def seconds_beside(run: Run, step_s: float, done: int, last: int) -> tuple[float
     return image_s * validated, image_s * drawn
 
 
-def announce(
-    run: Run, limit: Limit, seconds: float, trainer: pl.Trainer, presets: Collection[str], done: int = 0
-) -> None:
+def announce(run: Run, limit: Limit, trainer: pl.Trainer, presets: Collection[str], done: int = 0) -> None:
     """Prints what is about to happen, how long it will take, and which preset suits the device if that is long.
 
     Args:
         run: what is about to begin.
-        limit: where it ends.
-        seconds: of a step.
+        limit: where it ends; without seconds of a step they are measured here.
         trainer: tells the devices.
         presets: experiments that there are.
         done: steps that a resumed run has taken.
     """
+    seconds = limit.step_s or estimate(run, trainer, limit)
     steps, world_size, device = limit.max_steps, trainer.world_size, trainer.strategy.root_device.type
     network = run.module.denoiser.network
     millions = sum(p.numel() for p in network.parameters()) / 1e6

@@ -14,10 +14,12 @@ class Limit(NamedTuple):
     Args:
         max_steps: optimizer steps.
         max_time: Lightning's `max_time`.
+        step_s: seconds of a step, where they were measured to find the limit.
     """
 
     max_steps: int | None
     max_time: Any = None
+    step_s: float | None = None
 
 
 def limit_of(parts: Parts, train_size: int) -> Limit:
@@ -71,7 +73,7 @@ def check_limit(limit: Limit, parts: Parts) -> None:
         )
 
 
-def limited(config: dict[str, Any], limit: Limit, budget: bool) -> dict[str, Any]:
+def with_last_step(config: dict[str, Any], limit: Limit, budget: bool) -> dict[str, Any]:
     """The configuration as it is stored, which names the last step.
 
     Args:

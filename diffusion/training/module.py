@@ -157,7 +157,7 @@ class DiffusionModule(pl.LightningModule):
             self.static.fill_batch(batch)
             self.static.accumulate()
             return self.static.loss
-        batch = requested(self.served, batch)
+        batch = batch if self.served is None else requested(self.served, batch)
         out = self.objective(self.denoiser, batch, Noise(self.seed, batch["serial"], TRAINING))
         loss: Tensor = out["loss"].mean()
         self._losses.append(loss.detach())

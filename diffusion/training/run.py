@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Container, Mapping
 from contextlib import suppress
 from functools import partial
@@ -17,6 +18,7 @@ from pytorch_lightning.profilers import Profiler
 from data import changes
 from data.module import DataModule
 from diffusion.build import ConfigError, Unfit, canonical
+from diffusion.denoisers import Denoiser
 from diffusion.evaluation.record import headlines
 from diffusion.machine import memory
 from diffusion.media.atomic import atomic, reason
@@ -27,6 +29,7 @@ from diffusion.runs.parts import Parts
 from diffusion.runs.places import ROOT, CheckpointError
 from diffusion.runs.report import write_report
 from diffusion.runs.trained import load_weights
+from diffusion.sampling.method import sampler_and_times
 from diffusion.training.callbacks import Metrics, Progress
 from diffusion.training.compiling import compile_network
 from diffusion.training.data import (
@@ -37,13 +40,13 @@ from diffusion.training.data import (
     warn_of_likeness,
     warn_of_mirrors,
 )
-from diffusion.training.limits import Limit, limited
+from diffusion.training.limits import Limit, with_last_step
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
 from diffusion.training.outlets import Outlets, check_usable
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots, StepTimer
 from diffusion.training.scores import Scores
-from diffusion.training.steps import check_sampling
+from diffusion.training.setup import mistaken
 from diffusion.training.watchers import watchers
 
 # What tells a network of dataset.augment. Zero, or left out, the network is what it is for untransformed images.
@@ -194,7 +197,7 @@ class Run:
             The final validation loss, None if there was none.
         """
         settings = self.parts.settings
-        config = limited(self.parts.config, limit, settings.budget_minutes is not None and checkpoint is None)
+        config = with_last_step(self.parts.config, limit, settings.budget_minutes is not None and checkpoint is None)
         # The newest run's folder holds the run's whole configuration, readable without torch.
         logger, finished = None, False
         try:
@@ -274,6 +277,19 @@ class Run:
             resumed_from,
             lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
         )
+
+
+def check_sampling(parts: Parts, typed: Container[str]) -> None:
+    """Checks the sampler of a run, and warns of one that is far off; `typed` are names of settings.
+
+    Raises:
+        Unfit: the sampler, its grid and its number of steps do not go together with the model.
+    """
+    denoiser = parts.model
+    assert isinstance(denoiser, Denoiser)
+    sampler_and_times(parts, denoiser)
+    if said := mistaken(parts.config, typed):
+        warnings.warn(f"steps={parts.settings.steps}: {said}", stacklevel=2)
 
 
 def _check_predicts(wanted: str, config: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,18 +13,24 @@ from data.augmentation import LENGTH, augmentation
 from data.conditions import ImageCondition
 from diffusion.build import ConfigError, Unfit, build, check_source, resolve
 from diffusion.denoisers import TrainableDenoiser
+from diffusion.exchange.folders import is_folder
 from diffusion.machine.devices import has_bf16
 from diffusion.runs import codecs, resume
 from diffusion.runs.checkpoints import Checkpoint
 from diffusion.runs.exchanged import of_folder
 from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts, tunes
+from diffusion.runs.trained import stored_codec
 from diffusion.sampling.method import method_of
 from diffusion.settings.following import of_limits, of_timesteps, put
 from diffusion.settings.idle import refuse_idle_source, refuse_idle_training
 from diffusion.trainable import Trainable
-from diffusion.training.steps import mistaken
 from diffusion.training.tuning import KEPT, of_tuned, to_tune
+
+STEPS_MEANT = (
+    "steps= is how many steps a sampler takes: trainer.max_steps=... sets how long to train, and timesteps=... the "
+    "number of noising steps"
+)
 
 
 def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) -> tuple[Parts, Checkpoint | None]:
@@ -55,7 +62,7 @@ def parts_of(config: DictConfig, typed: dict[str, Any], of_sweep: bool = False) 
     changes = {name: value for name, value in typed.items() if name != "autoencoder"}
     old = resume.continued(found, changes, auto=spec == "auto")
     refuse_idle_source(old, changes)
-    return Parts(old, codec=codecs.stored_codec(found)), found.without_state()
+    return Parts(old, codec=stored_codec(found)), found.without_state()
 
 
 def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Parts:
@@ -65,10 +72,12 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     added by `fitted`; after that nothing changes.
     """
     typed = typed or {}
-    tuned = to_tune(config, typed)
-    put(config, of_tuned(tuned, typed, config))
+    tuned = to_tune(config, typed) if tunes(config) else None
+    if tuned is not None:
+        put(config, of_tuned(tuned, typed, config))
     put(config, of_timesteps(config))
-    put(config, of_folder(config, typed))
+    if is_folder(Path(str(config.init_from))):
+        put(config, of_folder(config, typed))
     put(config, of_limits(typed))
     if not re.fullmatch(r"\w[\w.-]*", str(config.dataset.name)) or config.dataset.name is None:
         raise ConfigError(f"dataset.name={config.dataset.name} names the folder of its runs: give one plain name")
@@ -83,7 +92,7 @@ def resolved(config: DictConfig, typed: Mapping[str, Any] | None = None) -> Part
     put(config, {"dataset.shape": shape})
     codec = described = None
     if tuned is not None:
-        codec, described = codecs.stored_codec(tuned), tuned.config.get("autoencoder")
+        codec, described = stored_codec(tuned), tuned.config.get("autoencoder")
     elif config.autoencoder is not None:  # the model's data are latents, which are no pixels and have unit variance
         codec, described = codecs.codec_of(str(config.autoencoder), config.dataset.name, shape)
         of_latents = {"shape": described["latent_shape"], "clip": False, "recipe.sigma_data": 1.0}
@@ -139,6 +148,13 @@ def fitted(config: dict[str, Any], condition: ImageCondition | None, typed: Cont
         open_to_choice = tuple(group for group in groups if not (tunes(config) and group in KEPT))
         raise Unfit(f"{error}; {meant}" if meant else str(error), open_to_choice, config, attempt) from error
     return whole
+
+
+def mistaken(config: Mapping[str, Any], typed: Container[str]) -> str:
+    """A hint if `steps=`, the sampler's, was typed with at least as many steps as the schedule has: people confuse them
+    with training steps. Else empty."""
+    steps, noising = config.get("steps"), config["schedule"].get("timesteps") or 1000
+    return STEPS_MEANT if "steps" in typed and isinstance(steps, int) and steps >= noising else ""
 
 
 def _kept(plan: Callable[[Mapping[str, Any]], Trainable]) -> Callable[[Mapping[str, Any]], Trainable]:

@@ -66,10 +66,8 @@ def move_average(average: nn.Module, model: nn.Module, weight: Tensor | float) -
     torch._foreach_add_(averaged, steps)
 
 
-def requested(served: Batches | None, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The batch itself, or the one that `served` makes of it if it is a `Request`."""
-    if served is None:
-        return batch
+def requested(served: Batches, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The batch that a `Request` stands for."""
     made = served[Request(batch["indices"], batch["serials"], batch.get("flip"))]
     return {name: value for name, value in made.items() if isinstance(value, Tensor)}
 
@@ -213,7 +211,7 @@ class StaticStep:
         torch._foreach_zero_(self._gradients)
 
     def _loss(self) -> Tensor:
-        batch = requested(self.served, self.batch)
+        batch = self.batch if self.served is None else requested(self.served, self.batch)
         with self.autocast():
             out = self.objective(self.model, batch, Noise(self.seed, batch["serial"], TRAINING))
         mean: Tensor = out["loss"].mean()

@@ -10,9 +10,8 @@ from diffusion.build import ConfigError, build
 from diffusion.denoisers import Denoiser
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.models import planned
-from diffusion.runs.parts import tunes
 from diffusion.runs.resume import OF_SOURCE
-from diffusion.sampling.starts import time_of
+from diffusion.sampling.method import time_of
 
 # The model and what it learned: none of them can be set beside its run.
 KEPT = ("dataset", "network", "schedule", "denoiser", "timesteps", "autoencoder")
@@ -20,8 +19,8 @@ KEPT = ("dataset", "network", "schedule", "denoiser", "timesteps", "autoencoder"
 SHARED = ("condition_dropout", "clip", "train_images", "cache_latents", "data_dir", "download")
 
 
-def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None:
-    """The checkpoint whose model a new run tunes; None for an objective that tunes nothing.
+def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint:
+    """The checkpoint whose model a new run tunes, of an objective that tunes one.
 
     Args:
         config: as Hydra composed it.
@@ -30,8 +29,6 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None:
     Raises:
         ConfigError: no run is named, it cannot be tuned, or something was typed that would make it another model.
     """
-    if not tunes(config):
-        return None
     if config.init_from is None:
         raise ConfigError(
             "objective=consistency tunes a trained model: add init_from=last, a version number, a run folder or a file"
@@ -59,13 +56,11 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint | None:
     return checkpoint
 
 
-def of_tuned(tuned: Checkpoint | None, typed: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
+def of_tuned(tuned: Checkpoint, typed: Mapping[str, Any], config: DictConfig) -> dict[str, Any]:
     """The settings, path -> value, that a new run takes over from the model that it tunes: its data and the model.
 
     Where the model has a prior, sampling begins at 3.5 standard deviations of the data (docs/few_steps.md).
     """
-    if tuned is None:
-        return {}
     stored = tuned.config
     taken = (*KEPT, *(name for name in SHARED if name not in typed))
     settings = {name: stored[name] for name in taken if name in stored}

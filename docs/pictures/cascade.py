@@ -18,7 +18,8 @@ from data.stream import Source
 from diffusion import media
 from diffusion.build import build
 from diffusion.runs.checkpoints import find
-from diffusion.sampling.cascade import from_checkpoints
+from diffusion.sampling import Pipeline
+from diffusion.sampling.cascade import cascade_of
 from diffusion.sampling.conditions import as_picture
 
 LEVELS = (0.0, 0.1, 0.3)
@@ -29,15 +30,15 @@ def main(base: str, plain: str, augmented: str, out: str) -> None:
     """Draws the same images, numbered alike and with the same seed, by each cascade."""
     n = COLUMNS
     first, second, third = (find(spec) for spec in (base, plain, augmented))
-    cascade = from_checkpoints([first, second])
+    cascade = cascade_of([first, second])
     index, side = torch.arange(n), cascade.shape[1]
-    small = from_checkpoints([first]).sample(n)
+    small = Pipeline.from_checkpoint(first).sample(n)
     times = side // small.shape[2]
     rows = [
         small.repeat_interleave(times, 2).repeat_interleave(times, 3),
         as_picture(cascade.conditions(index)["image"], cascade.shape),
         cascade.sample(n),
-        *(from_checkpoints([first, third], conditioning_noise=level).sample(n) for level in LEVELS),
+        *(cascade_of([first, third], conditioning_noise=level).sample(n) for level in LEVELS),
     ]
     source: Source = build(second.config["dataset"]["source"])
     rows.append(source.load().test.get(index))

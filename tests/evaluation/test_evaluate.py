@@ -249,6 +249,7 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
         (f"ckpt={RUN} likelihood=ode accelerator=tpu", ["accelerator=tpu: PyTorch finds no such device here"]),
         ("dataset=digits samples=x.npz steps=5", ["steps= does nothing for samples="]),
         ("dataset=moons train_classifier=true out=x", ["needs images, and moons has none"]),
+        (f"ckpt={RUN} conditioning_noise=0.1", ["conditioning_noise belongs to a cascade"]),
         (f"ckpt={RUN} devices=0", ["devices must be at least 1"]),
         ("samples=x.npz", ["dataset= is missing", "add dataset=fashion"]),
         ("dataset=digits", ["ckpt= is missing"]),

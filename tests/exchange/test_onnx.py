@@ -15,7 +15,7 @@ import export
 from diffusion.build import ConfigError
 from diffusion.exchange import onnx as exchange
 from diffusion.runs.checkpoints import find
-from diffusion.runs.codecs import drawing
+from diffusion.runs.trained import load_denoiser
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -36,7 +36,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 @pytest.mark.parametrize("n", [1, 4])
 def test_onnxruntime_answers_as_torch_for_any_number_of_rows(n: int, file: Path) -> None:
     checkpoint = find(str(FIXTURES / "residual.ckpt"))
-    denoiser, _ = drawing(checkpoint, "ema")
+    denoiser, _ = load_denoiser(checkpoint, "ema")
     x_t = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(n))
     t = torch.linspace(0.2, 0.9, n, dtype=torch.float64)
     label = torch.arange(n) - 1

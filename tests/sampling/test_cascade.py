@@ -172,8 +172,11 @@ def test_samples_of_conditional_models_and_of_cascades_are_scored(folder: Path) 
         (f"ckpt={SR} conditioning_noise=0.1", "conditioning_noise belongs to a cascade"),
         (f"ckpt={SR} show=condition rows=2 out=a.png", "rows=2: with show=condition a column is an image"),
         (f"ckpt={SR} show=condition out=a.npz", "show=condition is a picture"),
-        (f"ckpt={MASKED} condition=photo0.png", "this model completes pictures: add mask=mask.png"),
-        (f"ckpt={MASKED} condition=wide.png mask=mask.png", "it has 9x8 pixels (width x height), and this model draws"),
+        (f"ckpt={MASKED} condition=photo0.png sampler=ddim", "this model completes pictures: add mask=mask.png"),
+        (
+            f"ckpt={MASKED} condition=wide.png mask=mask.png sampler=ddim",
+            "it has 9x8 pixels (width x height), and this model draws",
+        ),
         (f"ckpt={MASKED} condition=photo0.png mask=mask.png guidance=2", "never trained without its label or image"),
         (f"ckpt=[{SR},{BASE}]", "put the base model first"),
         (f"ckpt=[{BASE},{PLAIN}]", "enlarges nothing: each stage but the first"),

@@ -12,13 +12,13 @@ from support.scripts import assert_refused, call
 
 import evaluate
 import sample
+from diffusion.evaluation import table
 from diffusion.evaluation.results import results_of
 from diffusion.runs.checkpoints import read
 from diffusion.runs.models import build_model
 from diffusion.runs.parts import Parts
 from diffusion.sampling import Pipeline
-from diffusion.sampling.method import method_of
-from diffusion.sampling.starts import first_time, time_of
+from diffusion.sampling.method import first_time, method_of, time_of
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -92,7 +92,8 @@ def test_every_timestep_is_every_one_below_the_level() -> None:
     assert len(times) - 1 == round(1000 * time_of(LinearSchedule(), 2.5)) < 600
 
 
-def test_a_score_says_where_its_samples_began(tmp_path: Path) -> None:
+def test_a_score_says_where_its_samples_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "CLASSIFIER_STEPS", 5)
     arguments = (f"ckpt={FIXTURES / 'residual.ckpt'}", "n=100", "extractors=[random]", "split=train", "cache=null")
     for begins, out in (("2.5", "a"), ("inf", "b")):
         outcome = call(evaluate, tmp_path, *arguments, *BEGUN, f"start_level={begins}", f"out={out}")

@@ -321,6 +321,10 @@ def test_a_wrong_value_is_refused_before_torch_is_imported(script: str, tmp_path
     program = f"""
 import sys
 sys.modules["torch"] = None
+from hydra._internal.hydra import Hydra
+from support.composing import read_once
+read_once()
+Hydra.get_mode = lambda *_, **__: None
 import {script}
 for line in {[line for line, _ in EARLY[script]]!r}:
     sys.argv = ["{script}.py", *([line] if " " in line and "=" not in line else line.split())]
@@ -332,7 +336,7 @@ for line in {[line for line, _ in EARLY[script]]!r}:
     ran = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))},
         capture_output=True,
         text=True,
     )

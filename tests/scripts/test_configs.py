@@ -16,9 +16,9 @@ from diffusion.noise import TRAINING, Noise
 from diffusion.runs.models import build_model
 from diffusion.runs.parts import Parts
 from diffusion.samplers import AnnealedLangevinSampler, prior
-from diffusion.sampling.method import sampler_and_times
+from diffusion.sampling.method import method_of, sampler_and_times
 from diffusion.settings.training import PARTS, Settings, settings
-from diffusion.training import steps, trainer
+from diffusion.training import run, trainer
 
 ROOT = Path(__file__).parents[2]
 FAST = [name for name in cli.choices_of("experiment") if name.startswith("fast_")]
@@ -99,7 +99,7 @@ def test_every_sde_trains_on_any_dataset_and_its_sampler_goes_with_it(experiment
         config["sampler"]["corrections"] = 1
     denoiser = build_model(config)
     few = {"steps": 20 if denoiser.schedule.timesteps is None else None}
-    sampler, times = sampler_and_times(Parts(config | few), denoiser)
+    sampler, times = method_of(Parts(config | few), denoiser)
     noise = Noise(0, torch.arange(2))
     x = prior(denoiser.schedule, noise, tuple(config["dataset"]["shape"]))
     with torch.no_grad():
@@ -157,7 +157,7 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
     config = resolved("dataset=moons", f"{group}={name}", "steps=3", *fitting)
     assert loss_of_one_step(config).isfinite()
     if name not in ("classifier", "autoencoder", "elbo", "beta_elbo"):  # which draw nothing, or from their prior
-        sampler_and_times(Parts(config), build_model(config))
+        method_of(Parts(config), build_model(config))
 
 
 @pytest.mark.parametrize("choice", ["exponential", "power", "none"])
@@ -181,7 +181,7 @@ def test_the_average_that_is_typed_replaces_the_experiments(experiment: str, cho
 )
 def test_a_group_that_is_typed_replaces_all_that_the_experiment_said_of_it(experiment: str, typed: str) -> None:
     config = resolved(f"experiment={experiment}", "dataset=swissroll", typed)
-    sampler_and_times(Parts(config), build_model(config))
+    method_of(Parts(config), build_model(config))
     assert loss_of_one_step(config).isfinite()
 
 
@@ -301,5 +301,5 @@ def test_as_many_sampling_steps_as_noising_steps_are_explained_where_they_are_ty
     config = resolved("dataset=digits", "steps=1000", "network.widths=[8,16]", "network.blocks=1")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        steps.check_sampling(Parts(config), {"steps"} if typed else ())
+        run.check_sampling(Parts(config), {"steps"} if typed else ())
     assert len([one for one in caught if "trainer.max_steps=... sets how long" in str(one.message)]) == said

@@ -1,5 +1,6 @@
 """Torch's `meta` device in the place of a GPU: it computes nothing, and refuses what a GPU refuses."""
 
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -7,13 +8,21 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 _ATEN = torch.ops.aten
 
 
 class DeviceError(RuntimeError):
     """An operation that a GPU refuses, or that it can only do by making the host wait."""
+
+
+def _flat(arguments: Iterable[Any]) -> Iterator[Any]:
+    """An operation's arguments, and the members of those that are lists."""
+    for argument in arguments:
+        if isinstance(argument, list | tuple):
+            yield from argument
+        else:
+            yield argument
 
 
 class Net(TorchDispatchMode):
@@ -34,7 +43,7 @@ class Net(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        tensors = [value for value in _flat((*args, *kwargs.values())) if isinstance(value, Tensor)]
         on_device = any(x.device.type == "meta" for x in tensors)
         if func.overloadpacket in (_ATEN._to_copy, _ATEN.copy_):
             return self._copied(func, args, kwargs)

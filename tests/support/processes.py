@@ -33,9 +33,9 @@ TINY = [
 ]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["hydra", "pytorch_lightning", "sklearn.datasets", "data.images", "diffusion.training.run"]
-)
+_IMPORTED = ("hydra", "pytorch_lightning", "sklearn.datasets", "data.images")
+_OURS = ("closing", "estimate", "run", "setup", "trainer")
+_CONTEXT.set_forkserver_preload([*_IMPORTED, *(f"diffusion.training.{name}" for name in _OURS), "tests.support.warm"])
 
 
 def restore_signals() -> None:

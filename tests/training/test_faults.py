@@ -249,10 +249,14 @@ TARGETS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def config(trained: Path) -> dict[str, Any]:
+    return read(trained / "checkpoints" / "last.ckpt").config
+
+
 @pytest.mark.parametrize("part", ["network", "schedule", "denoiser"])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_only_classes_of_this_project_are_built(target: Any, part: str, trained: Path) -> None:
-    config = read(trained / "checkpoints" / "last.ckpt").config
+def test_only_classes_of_this_project_are_built(target: Any, part: str, config: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="is not a class of this project"):
         build_model(config | {part: config[part] | {"_target_": target}})
     with pytest.raises(ConfigError, match="is not a class of this project"):

@@ -92,8 +92,15 @@ def after(error: Exception, at: int, original: Callable[..., Any]) -> Callable[.
     return wrapped
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError(CUDA), RuntimeError(CPU), MemoryError()], ids=type)
-@pytest.mark.parametrize("where", ["training_step", "validation_step"])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("training_step", torch.OutOfMemoryError(CUDA)),
+        ("training_step", RuntimeError(CPU)),
+        ("training_step", MemoryError()),
+        ("validation_step", MemoryError()),
+    ],
+)
 def test_a_run_that_has_no_checkpoint_yet_leaves_no_folder(
     where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,9 @@ import train
 from diffusion.runs.checkpoints import Checkpoint, newest_good, read
 from diffusion.runs.resume import continued
 
+# Of a refusal that does not concern the network: others are planned where choices that would do are sought.
+SMALL = "network.widths=[8,16] network.blocks=1"
+
 
 def run(folder: Path, *arguments: str) -> Outcome:
     """A run that has to succeed."""
@@ -89,17 +92,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("objective.distance=l3", ["objective.distance must be one of l2, l1, huber, got 'l3'"]),
         ("timesteps=0", ["timesteps must be at least 1, got 0"]),
         ("timesteps=x", ["timesteps must be a whole number or null, got 'x'"]),
-        ("timesteps=10", ["timesteps=10 is too few", "use more timesteps"]),
-        ("steps=2000", ["steps=2000 is more than the 1000 timesteps", "trainer.max_steps=... sets how long to train"]),
+        (
+            f"steps=2000 {SMALL}",
+            ["steps=2000 is more than the 1000 timesteps", "trainer.max_steps=... sets how long to train"],
+        ),
         ("schedule=continuous_cosine timesteps=100", ["timesteps=100: this schedule is continuous", "schedule=linear"]),
-        ("schedule=continuous_cosine", ["no number of steps means every timestep", "set steps="]),
+        (f"schedule=continuous_cosine {SMALL}", ["no number of steps means every timestep", "set steps="]),
         ("devices=[0,1] accelerator=cpu", ["devices=[0, 1] names GPUs", "devices=2"]),
         ("devices=0", ["devices must be at least 1, got 0"]),
         ("devices=all", ["devices must be auto, a number, or a list of GPU indices", "'all'"]),
         ("accelerator=foo", ["accelerator must be auto, cpu, gpu, cuda or mps, got 'foo'"]),
         ("batch_size=3 devices=2 accelerator=cpu", ["batch_size=3 is shared by 2 devices", "multiple of 2"]),
-        ("dataset=swissroll network=unet", ["unet needs images", "(2,)"]),
-        ("dataset=digits network=mlp", ["an mlp needs vectors", "(1, 8, 8)"]),
+        ("dataset=swissroll network=unet", ["unet needs images", "(2,)", "network=heads, mlp"]),
         ("network.widths=[8,16,32,64,128]", ["8x8", "multiples of 16"]),
         ("network.num_classes=3", ["network.num_classes=3, but the data have 10 classes: use 10"]),
         ("dataset=moons network.num_classes=3 trainer.max_steps=1", ["the data have 2 classes"]),
@@ -113,22 +117,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
         ("resume=https://example.org/a.ckpt", ["is an address"]),
         ("init_from=nowhere", ["there is no checkpoint nowhere"]),
         (
-            "schedule.zero_terminal_snr=true",
-            ["EpsPreconditioner says nothing of the data at t = 1", "denoiser=flow, v, x0"],
-        ),
-        (
-            "schedule.zero_terminal_snr=true denoiser=v grid=log_snr steps=9",
+            f"schedule.zero_terminal_snr=true denoiser=v grid=log_snr steps=9 {SMALL}",
             ["no first step", "grid=quadratic, trailing, uniform"],
         ),
         (
-            "schedule.zero_terminal_snr=true denoiser=v sampler=heun",
+            f"schedule.zero_terminal_snr=true denoiser=v sampler=heun {SMALL}",
             ["HeunSampler can neither begin", "sampler=ddim, ddpm, dpmpp_2m"],
         ),
-        ("sampler=langevin steps=9", ["stays at the lowest noise level", "on a uniform grid"]),
-        ("objective=likelihood", ["likelihood weighting is for continuous time", "objective=logit_normal"]),
-        ("objective=hybrid", ["a HybridObjective trains the variance", "denoiser=learned"]),
+        (f"sampler=langevin steps=9 {SMALL}", ["stays at the lowest noise level", "on a uniform grid"]),
+        (f"objective=likelihood {SMALL}", ["likelihood weighting is for continuous time", "objective=logit_normal"]),
         (
-            "objective=hybrid denoiser=learned schedule=continuous_cosine steps=9",
+            f"objective=hybrid denoiser=learned schedule=continuous_cosine steps=9 {SMALL}",
             ["this schedule is continuous", "schedule=cosine, geometric, linear"],
         ),
         (
@@ -139,13 +138,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
             "network=autoencoder",
             ["error: denoiser: this network encodes and decodes, and does not denoise"],
         ),
-        ("dataset=swissroll network=unet", ["unet needs images", "network=heads, mlp"]),
         ("dataset=swissroll network=heads schedule=vp steps=5", ["a head for each noising step", "network=mlp"]),
         ("dataset=swissroll network=heads denoiser=edm", ["the network has a head for each", "denoiser=eps"]),
         ("experiment=classifier_digits dataset.condition=lowres", ["Encoder cannot be conditioned on images"]),
-        ("denoiser=learned", ["does not train the variance", "objective=hybrid, vlb"]),
         (
-            "objective=vlb schedule=variance_exploding steps=9",
+            f"objective=vlb schedule=variance_exploding steps=9 {SMALL}",
             ["this schedule is continuous", "schedule=cosine, geometric, linear"],
         ),
         ("dataset=mnist network=tutorial denoiser.variance=learned", ["needs a network with out_channels"]),

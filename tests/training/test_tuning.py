@@ -22,7 +22,7 @@ from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
 from diffusion.samplers import ConsistencySampler
 from diffusion.sampling import Pipeline
-from diffusion.sampling.starts import first_time
+from diffusion.sampling.method import first_time
 from diffusion.training.previews import preview_pipeline
 from diffusion.training.run import Run
 from diffusion.training.tuning import _start_level
