@@ -78,7 +78,7 @@ TESTS = {
     "diffusion/machine/memory.py": ("validation",),
     "diffusion/runs/lock.py": ("lock",),
     "diffusion/media/atomic.py": ("runlog", "media", "faults"),
-    "diffusion/training/events.py": ("runlog", "resume::test_killed_at_random_moments"),
+    "diffusion/training/events.py": ("runlog", "resume::test_killed_at_the_worst_moments"),
     "data/pictures.py": ("pictures", "media::test_image_files_are_read_as_they_look_or_refused"),
     "hints.py": ("hints",),
 }

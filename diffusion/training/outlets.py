@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -26,20 +26,29 @@ from diffusion.training.events import flattened
 IDS = "loggers.json"  # in the run's folder: under which name each logger knows the run
 
 
-class Outlet(ABC):
-    """A logger that shows pictures too, and goes on with the run that it knows from before a resume.
+class Logged(NamedTuple):
+    """A run that is logged.
 
     Args:
         folder: the run's.
         project: what runs are collected under.
-        config: the run's configuration, which the logger shows.
+        config: the run's configuration, which a logger shows.
         resumed_from: the step that a resumed run goes on from; None begins one.
     """
+
+    folder: Path
+    project: str
+    config: Mapping[str, Any]
+    resumed_from: int | None
+
+
+class Outlet(ABC):
+    """A logger that shows pictures too, and goes on with the run that it knows from before a resume."""
 
     repeats = True  # whether it may be given again what it has; it drops what is after `resumed_from`
 
     @abstractmethod
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None: ...
+    def __init__(self, run: Logged) -> None: ...
 
     @abstractmethod
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -61,11 +70,11 @@ class Outlet(ABC):
 class TensorBoard(Outlet):
     """TensorBoard's event files, in `tensorboard/` of the run's folder."""
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
-        purge_step = None if resumed_from is None else resumed_from + 1
-        self._logger = TensorBoardLogger(folder, "", "tensorboard", default_hp_metric=False, purge_step=purge_step)
-        self._logger.log_hyperparams(dict(config))  # into a file alone, where no metric is given
-        for summary in hparams(dict(flattened(config)), {"val/loss": 0.0}):  # which is a name, and no point
+    def __init__(self, run: Logged) -> None:
+        purge_step = None if run.resumed_from is None else run.resumed_from + 1
+        self._logger = TensorBoardLogger(run.folder, "", "tensorboard", default_hp_metric=False, purge_step=purge_step)
+        self._logger.log_hyperparams(dict(run.config))  # into a file alone, where no metric is given
+        for summary in hparams(dict(flattened(run.config)), {"val/loss": 0.0}):  # which is a name, and no point
             self._add(summary)
 
     def _add(self, summary: Summary, step: int | None = None) -> None:
@@ -87,19 +96,19 @@ class TensorBoard(Outlet):
 class Csv(Outlet):
     """A table `csv/metrics.csv` in the run's folder; pictures as files beside it."""
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
-        self._folder = folder / "csv"
+    def __init__(self, run: Logged) -> None:
+        self._folder = run.folder / "csv"
         kept = []
         path = self._folder / "metrics.csv"
         check_regular(path)
-        if resumed_from is not None and path.exists():
+        if run.resumed_from is not None and path.exists():
             try:
                 with path.open(newline="", encoding="utf-8") as file:
-                    kept = [row for row in csv.DictReader(file) if int(row["step"] or 0) <= resumed_from]
+                    kept = [row for row in csv.DictReader(file) if int(row["step"] or 0) <= run.resumed_from]
             except (ValueError, LookupError, csv.Error) as error:
                 raise ConfigError(f"{path} is damaged ({error}): move it away") from error
-        self._logger = CSVLogger(folder, "", "csv", flush_logs_every_n_steps=1)
-        self._logger.log_hyperparams(dict(config))  # which deletes the table that a resumed run goes on with
+        self._logger = CSVLogger(run.folder, "", "csv", flush_logs_every_n_steps=1)
+        self._logger.log_hyperparams(dict(run.config))  # which deletes the table that a resumed run goes on with
         for row in kept:
             self.metrics(
                 {name: float(value) for name, value in row.items() if value and name != "step"}, int(row["step"])
@@ -121,17 +130,17 @@ class Csv(Outlet):
 class Wandb(Outlet):
     """Weights & Biases; its variables WANDB_MODE, WANDB_ENTITY and so on count. Its files lie in the run's folder."""
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
+    def __init__(self, run: Logged) -> None:
         import wandb
 
-        known = _ids(folder).get("wandb")
+        known = _ids(run.folder).get("wandb")
         number = known or secrets.token_hex(8)
         quiet = wandb.Settings(console="off", x_disable_stats=True)
-        self._logger = WandbLogger(_name(folder), folder, number, project=project, settings=quiet)
+        self._logger = WandbLogger(_name(run.folder), run.folder, number, project=run.project, settings=quiet)
         self.repeats = known is None
         if known is None:
-            self._logger.log_hyperparams(dict(config))
-            _keep_id(folder, "wandb", number)
+            self._logger.log_hyperparams(dict(run.config))
+            _keep_id(run.folder, "wandb", number)
 
     @staticmethod
     def check_login() -> None:
@@ -162,16 +171,16 @@ class Wandb(Outlet):
 class MLflow(Outlet):
     """MLflow; MLFLOW_TRACKING_URI says where, and without it the database `mlflow.db` beside all runs is taken."""
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
-        root = folder.absolute().parents[1]
+    def __init__(self, run: Logged) -> None:
+        root = run.folder.absolute().parents[1]
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
         files = (root / "mlartifacts").as_uri() if place.startswith("sqlite:") else None
-        known = _ids(folder).get("mlflow")
-        self._logger = MLFlowLogger(project, _name(folder), place, run_id=known, artifact_location=files)
+        known = _ids(run.folder).get("mlflow")
+        self._logger = MLFlowLogger(run.project, _name(run.folder), place, run_id=known, artifact_location=files)
         self._run, self.repeats = str(self._logger.run_id), known is None
         if known is None:
-            self._logger.log_hyperparams(dict(config))
-            _keep_id(folder, "mlflow", self._run)
+            self._logger.log_hyperparams(dict(run.config))
+            _keep_id(run.folder, "mlflow", self._run)
         else:
             self._logger.experiment.update_run(self._run, status="RUNNING")
 
@@ -193,16 +202,16 @@ class MLflow(Outlet):
 class Trackio(Outlet):
     """Trackio, which Lightning has no logger of; its variables TRACKIO_DIR, TRACKIO_SPACE_ID and so on count."""
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
+    def __init__(self, run: Logged) -> None:
         import trackio
 
-        known = _ids(folder).get("trackio")
-        name = known or f"{_name(folder)}-{secrets.token_hex(4)}"
+        known = _ids(run.folder).get("trackio")
+        name = known or f"{_name(run.folder)}-{secrets.token_hex(4)}"
         quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
-        self._run = trackio.init(project, name, resume="allow", config=dict(config), **quiet)
+        self._run = trackio.init(run.project, name, resume="allow", config=dict(run.config), **quiet)
         self._image, self.repeats = trackio.Image, known is None
         if known is None:
-            _keep_id(folder, "trackio", name)
+            _keep_id(run.folder, "trackio", name)
 
     def metrics(self, values: Mapping[str, Any], step: int) -> None:
         self._run.log(dict(values), step=step)
@@ -236,10 +245,7 @@ class Outlets:
 
     Args:
         names: of the loggers.
-        folder: the run's.
-        project: what runs are collected under.
-        config: the run's configuration.
-        resumed_from: the step that a resumed run goes on from; None begins one.
+        run: what they log.
         logged: (step, name) of the points after it that were logged before, which some loggers cannot drop; they are
             the same to the bit.
 
@@ -250,10 +256,7 @@ class Outlets:
     def __init__(
         self,
         names: Iterable[str],
-        folder: Path,
-        project: str,
-        config: Mapping[str, Any],
-        resumed_from: int | None,
+        run: Logged,
         logged: Collection[tuple[int, str]] = (),
     ) -> None:
         self._open: dict[str, Outlet] = {}
@@ -261,7 +264,7 @@ class Outlets:
         self._last = max((step for step, _ in logged), default=-1)
         for name in names:
             try:
-                self._open[name] = OUTLETS[name](folder, project, config, resumed_from)
+                self._open[name] = OUTLETS[name](run)
             except Exception as error:  # services have errors of their own, which only they know
                 self.close(finished=False)
                 raise ConfigError(

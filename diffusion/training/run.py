@@ -43,7 +43,7 @@ from diffusion.training.data import (
 from diffusion.training.limits import Limit, with_last_step
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule, TrainingDiverged
-from diffusion.training.outlets import Outlets, check_usable
+from diffusion.training.outlets import Logged, Outlets, check_usable
 from diffusion.training.saving import Checkpoints, Interrupted, Snapshots, StepTimer
 from diffusion.training.scores import Scores
 from diffusion.training.setup import mistaken
@@ -275,7 +275,7 @@ class Run:
         return RunLogger(
             folder,
             resumed_from,
-            lambda logged: Outlets(settings.loggers, folder, settings.project, config, resumed_from, logged),
+            lambda logged: Outlets(settings.loggers, Logged(folder, settings.project, config, resumed_from), logged),
         )
 
 

@@ -1,6 +1,7 @@
 """What keeps one way through the code, by the counts of `counts.py`."""
 
 import counts
+import mutants
 import pytest
 
 
@@ -36,3 +37,12 @@ def test_no_file_of_tests_is_longer_than_a_person_reads() -> None:
         path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in (counts.ROOT / "tests").rglob("*.py")
     }
     assert {name: size for name, size in sizes.items() if size > 400} == {}
+
+
+def test_the_tests_that_mutants_are_run_against_exist() -> None:
+    files = {path.stem.removeprefix("test_"): path for path in (counts.ROOT / "tests").rglob("test_*.py")}
+    for module, names in mutants.TESTS.items():
+        assert (counts.ROOT / module).is_file(), module
+        for name in names:
+            file, _, test = name.partition("::")
+            assert f"def {test}(" in files[file].read_text(encoding="utf-8") if test else file in files, name

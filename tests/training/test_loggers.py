@@ -23,7 +23,7 @@ from diffusion.build import ConfigError
 from diffusion.settings.training import LOGGERS
 from diffusion.training import outlets
 from diffusion.training.logger import RunLogger
-from diffusion.training.outlets import OUTLETS, Outlet, Outlets
+from diffusion.training.outlets import OUTLETS, Logged, Outlet, Outlets
 
 ROOT = Path(__file__).parents[2]
 PIXELS = np.zeros((4, 4, 1), np.uint8)
@@ -37,11 +37,11 @@ class Notes(Outlet):
     begins_anew = True
     broken = False
 
-    def __init__(self, folder: Path, project: str, config: Mapping[str, Any], resumed_from: int | None) -> None:
+    def __init__(self, run: Logged) -> None:
         if self.broken:
             raise RuntimeError("no route\nto host")
         self.repeats = self.begins_anew
-        self.seen.append(("begun", project, resumed_from))
+        self.seen.append(("begun", run.project, run.resumed_from))
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         self.seen.append((step, *sorted(values)))
@@ -78,7 +78,7 @@ def test_a_logger_that_keeps_what_it_has_gets_no_point_twice(tmp_path: Path, not
     for anew in (True, False):
         notes.begins_anew = anew
         notes.seen.clear()
-        some = Outlets(["wandb"], tmp_path, "p", {}, 2, logged)
+        some = Outlets(["wandb"], Logged(tmp_path, "p", {}, 2), logged)
         some.metrics({"a": 1.0, "b": 2.0}, 3)
         some.picture("x", PIXELS, 3)
         some.metrics({"a": 1.0, "b": 2.0}, 4)
@@ -91,7 +91,7 @@ def test_a_logger_that_keeps_what_it_has_gets_no_point_twice(tmp_path: Path, not
 def test_a_logger_that_fails_on_the_way_ends_with_a_warning_and_the_others_go_on(
     tmp_path: Path, notes: type[Notes]
 ) -> None:
-    some = Outlets(["wandb", "csv"], tmp_path, "p", {}, None)
+    some = Outlets(["wandb", "csv"], Logged(tmp_path, "p", {}, None))
     with pytest.warns(UserWarning, match="logger=wandb has failed and gets nothing more: the service is gone"):
         some.animation("x", [], 1)  # csv cannot write it either
     some.metrics({"a": 1.0}, 1)
@@ -125,7 +125,7 @@ def test_a_damaged_file_of_a_logger_is_named_and_changes_nothing(name: str, cont
     (tmp_path / "metrics.csv").write_text("step,train/loss\n1,0.5\n9,0.5\n")
     logger = "csv" if name.startswith("csv") else "mlflow"
     with pytest.raises(ConfigError, match=f"logger={logger} cannot begin: .*{Path(name).name}"):
-        RunLogger(tmp_path, 1, lambda logged: Outlets([logger], tmp_path, "p", {}, 1, logged))
+        RunLogger(tmp_path, 1, lambda logged: Outlets([logger], Logged(tmp_path, "p", {}, 1), logged))
     assert not list(tmp_path.glob("events.*"))
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 3
 
