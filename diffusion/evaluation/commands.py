@@ -26,6 +26,7 @@ from diffusion.runs.trained import load_model
 from diffusion.sampling import Pipeline
 from diffusion.sampling.cascade import cascade_of
 from diffusion.sampling.conditions import Rows
+from diffusion.sampling.drawing import with_sampler
 from diffusion.settings.evaluation import Options
 from diffusion.settings.idle import refuse
 from diffusion.terminal.streams import result
@@ -81,12 +82,11 @@ def score(
         else:
             pipeline = cascade_of(stages, options.weights, None, noise, **asked)
         settings |= {
-            **vars(pipeline.sampler),
             "checkpoint": ", ".join(str(stage.path) for stage in stages), "weights": options.weights,
             "seed": options.seed,
             **({"conditioning_noise": noise} if noise else {}),
             **({"start_level": pipeline.first_level} if pipeline.times[0] < 1 else {}),
-            "sampler": type(pipeline.sampler).__name__, "times": pipeline.times.tolist(),
+            "times": pipeline.times.tolist(),
             **({"grid": method.get("grid") or stages[0].config["grid"]} if len(stages) == 1 else {}),
         }  # fmt: skip
     shape = None if pipeline is None else pipeline.shape
@@ -125,6 +125,8 @@ def score(
     if folder is not None:
         step = 0 if model is None else model.step
         settings |= {"n": n, "real": fingerprint(judge.reference.real), "step": step}
+        if pipeline is not None:
+            settings = with_sampler(settings, pipeline.sampler)
         found.write(folder, options.split, settings, step)
         write_report(folder, _furthest(folder, step))
         say(f"written: {record_path(folder, options.split)}")

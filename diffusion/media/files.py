@@ -170,12 +170,20 @@ def check_claim(folder: str | Path, settings: Mapping[str, object]) -> None:
     folder = Path(folder)
     record = folder / "settings.json"
     check_regular(record)
-    if record.exists() and record.read_text() != _record(settings):
+    if record.exists() and _read(record) != json.loads(_record(settings)):
         raise ValueError(f"{folder} holds samples of other settings (see {record}): give another folder, or remove it")
     if not record.exists():
         others = [path.name for path in folder.glob("[!.]*") if path.suffix != ".part"]
         if others:
             raise ValueError(f"out={folder} holds other files ({min(others)}): name a new folder, or an empty one")
+
+
+def _read(record: Path) -> object:
+    """What a folder records; None if it is damaged."""
+    try:
+        return json.loads(record.read_text())
+    except ValueError:
+        return None
 
 
 def claim(folder: str | Path, settings: Mapping[str, object]) -> Path:

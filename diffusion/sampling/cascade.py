@@ -89,6 +89,8 @@ def joined(stages: Sequence[Pipeline], names: Sequence[str], conditioning_noise:
     Raises:
         ConfigError: they do not fit together.
     """
+    if len(stages) < 2:
+        raise ConfigError("a cascade has at least two stages: give them, ckpt=[base,sr]")
     if stages[0].condition is not None:
         raise ConfigError(
             f"{names[0]} is conditioned on images, which nothing before it draws: put the base model first"

@@ -114,7 +114,7 @@ class Drawing(ABC):
         seed = f"seed {self.options.seed}, " if self.seeded else ""
         return (
             f"{counted(self.n, 'sample')} of {models}: weights {self.options.weights}, {seed}"
-            f"{sampler_settings(self.pipeline.sampler)['sampler']}, {steps}{self._begun()}"
+            f"{type(unwrapped(self.pipeline.sampler)).__name__}, {steps}{self._begun()}"
         )
 
     def _begun(self) -> str:
@@ -134,8 +134,7 @@ class Drawing(ABC):
     def record(self) -> dict[str, Any]:
         """What decides the samples, as a folder of them keeps it."""
         options, steering = self.options, self.steering
-        return {
-            **sampler_settings(self.pipeline.sampler),
+        known = {
             "checkpoint": str(self.model.path) if len(self.stages) == 1 else [str(stage.path) for stage in self.stages],
             "step": self.model.step, "weights": options.weights, "seed": options.seed,
             "label": self.label, "clip": options.clip,
@@ -143,6 +142,7 @@ class Drawing(ABC):
             **({"conditioning_noise": options.conditioning_noise} if options.conditioning_noise else {}),
             **({} if self.wrapper is None else {"wrapper": self.wrapper}),
         }  # fmt: skip
+        return with_sampler(known, self.pipeline.sampler)
 
     def test_data(self) -> Examples:
         """The test data of the model's data set."""
@@ -226,7 +226,16 @@ def with_eta(sampler: Any, own: Any, eta: float | None) -> Any:
     return chosen | {"eta": eta}
 
 
-def sampler_settings(sampler: Sampler) -> dict[str, Any]:
-    """The sampler's settings, as a folder of images records them; of a wrapped sampler, those of the inner one."""
-    inner = vars(sampler).get("sampler", sampler)
-    return {"sampler": type(inner).__name__, **vars(inner)}
+def unwrapped(sampler: Sampler) -> Sampler:
+    """The sampler itself, or the one that it repeats."""
+    inner: Sampler = vars(sampler).get("sampler", sampler)
+    return inner
+
+
+def with_sampler(known: Mapping[str, Any], sampler: Sampler) -> dict[str, Any]:
+    """What is known of samples, and their sampler's class and settings; one of these that has a name which is taken
+    already is `sampler.<name>`. Of a wrapped sampler, those of the inner one."""
+    inner = unwrapped(sampler)
+    taken = known.keys() | {"sampler"}
+    own = {f"sampler.{name}" if name in taken else name: value for name, value in vars(inner).items()}
+    return {**known, "sampler": type(inner).__name__, **own}

@@ -46,8 +46,6 @@ class Options:
         for name in ("steps", "probes"):
             if (vars(self)[name] or 0) > 1_000_000:
                 raise ValueError(f"{name} must be at most 1000000, got {vars(self)[name]}")
-        if self.conditioning_noise is not None and len(self.checkpoints()) == 1:
-            raise ValueError("conditioning_noise belongs to a cascade: give its stages, ckpt=[base,sr]")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if self.tolerance is not None:
@@ -107,7 +105,7 @@ class Options:
         refuse(typed, ("dataset.shape", "dataset.num_classes", "dataset.recipe"), "an evaluation")
 
     def refuse_unnamed(self, has_dataset: bool) -> None:
-        """Raises ValueError, one line, if nothing names what to evaluate, or the data that it needs."""
+        """Raises ValueError, one line, if nothing names what to evaluate, or the data or stages that it needs."""
         if self.train_classifier:
             if not has_dataset:
                 raise ValueError("train_classifier=true needs dataset=..., the data to train it on")
@@ -121,6 +119,8 @@ class Options:
                 "ckpt= is missing: give last (the newest run), a version number, a run folder or a file; "
                 "or samples=... with dataset=..."
             )
+        if self.conditioning_noise is not None and len(self.checkpoints()) == 1:
+            raise ValueError("conditioning_noise belongs to a cascade: give its stages, ckpt=[base,sr]")
 
 
 def read(config: Mapping[str, Any], typed: Iterable[str]) -> tuple[Options, dict[str, Any] | None, dict[str, Any]]:

@@ -292,6 +292,7 @@ def test_stages_that_do_not_fit_are_refused() -> None:
         ),
         ([base, sr], 0.4, "conditioning_noise=0.4: b was trained with noise from 0 to 0.3"),
         ([base, sr], -0.1, "conditioning_noise=-0.1: b was trained with noise from 0 to 0.3"),
+        ([base], 0.1, "a cascade has at least two stages"),
     ):
         with pytest.raises(ValueError, match=said):
             joined(stages, ["a", "b"], noise)

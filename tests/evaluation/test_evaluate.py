@@ -18,6 +18,7 @@ import sample
 import train
 from diffusion.evaluation import loading, metrics, table
 from diffusion.runs.checkpoints import contents, read
+from diffusion.samplers import DDIMSampler
 
 RUN, LEARNED, CLOUD = (f"lightning_logs/{name}" for name in ("digits/version_0", "digits/version_1", "moons/version_0"))
 
@@ -243,6 +244,7 @@ def test_points_are_scored_by_their_own_two(folder: Path) -> None:
         (f"ckpt={RUN} dataset=moons", ["dataset=moons has data of shape (2,), and the model's are (1, 8, 8)"]),
         (f"ckpt={RUN} dataset=moons likelihood=vlb", ["dataset=moons has data of shape (2,)"]),
         (f"ckpt={RUN} likelihood=vlb sampler=ddim", ["sampler= does nothing for likelihood=vlb"]),
+        (f"ckpt={RUN} likelihood=vlb conditioning_noise=0.1", ["conditioning_noise= does nothing for likelihood=vlb"]),
         (f"ckpt={RUN} likelihood=ode devices=2", ["devices= does nothing for likelihood=ode"]),
         (f"ckpt={RUN} likelihood=ode extractors=random", ["extractors= does nothing for likelihood=ode"]),
         (f"ckpt={RUN} likelihood=vlb probes=2", ["probes= does nothing for likelihood=vlb"]),
@@ -298,3 +300,23 @@ def test_a_place_that_cannot_be_written_is_named_before_data_are_read(
     np.savez(folder / "some.npz", np.zeros((2, 8, 8, 1), dtype=np.uint8))
     for arguments in (f"ckpt={RUN}", f"ckpt={RUN} likelihood=vlb", "samples=some.npz dataset=digits out=x"):
         assert_refused(call(evaluate, folder, *arguments.split()), "cannot be written: no permission to write in")
+
+
+def test_what_a_sampler_calls_its_own_settings_replaces_nothing_that_is_known_of_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sampler of one's own may have an attribute `seed`."""
+    begin = DDIMSampler.__init__
+
+    def with_seed(sampler: DDIMSampler, eta: float = 0.0) -> None:
+        begin(sampler, eta)
+        sampler.seed = sampler.n = 99  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(DDIMSampler, "__init__", with_seed)
+    figures(folder, f"ckpt={CLOUD}", "n=50", "seed=3", "sampler=ddim", "out=own")
+    (file,) = (folder / "own").glob("metrics*.json")
+    assert [json.loads(file.read_text())[name] for name in ("seed", "n")] == [3, 50]
+    drawn = call(sample, folder, f"ckpt={RUN}", "n=2", "seed=3", "sampler=ddim", "steps=2", "out=drawn")
+    assert drawn.code == 0, drawn.err
+    record = json.loads((folder / "drawn" / "settings.json").read_text())
+    assert (record["seed"], record["sampler.seed"], record["n"]) == (3, 99, 99)

@@ -1,6 +1,7 @@
 """The table of samplers says of each what it is."""
 
-import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,19 @@ import cli
 from diffusion.samplers import DDIMSampler, Sampler
 from diffusion.samplers.__main__ import source, table
 
+ROOT = Path(__file__).parents[2]
 
-def test_the_command_lists_every_sampler_that_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_module("diffusion.samplers", run_name="__main__")
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[1:] if line}
+
+def test_the_command_lists_every_sampler_that_can_be_chosen() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "diffusion.samplers"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[0]: line for line in done.stdout.splitlines()[1:] if line}
     assert rows.keys() - {"order"} == set(cli.choices_of("sampler"))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from support import composing
 
 import cli
@@ -10,9 +10,15 @@ import cli
 HYDRAS = composing.originals()
 
 
-def composed(name: str, typed: str) -> str:
+def compose_anew(name: str, typed: str) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(cli.CONFIGS)):
-        return OmegaConf.to_yaml(compose(name, typed.split(), return_hydra_config=True))
+        return compose(name, typed.split(), return_hydra_config=True)
+
+
+def composed(name: str, typed: str) -> tuple[str, bool | None]:
+    """All of it as text, and whether names that it lacks are refused."""
+    config = compose_anew(name, typed)
+    return OmegaConf.to_yaml(config), OmegaConf.is_struct(config)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +33,10 @@ def composed(name: str, typed: str) -> str:
 def test_what_is_composed_from_memory_is_what_hydra_composes(
     name: str, typed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, again = composed(name, typed), composed(name, typed)
+    first = composed(name, typed)
+    changed = compose_anew(name, typed)
+    changed.hydra.job.name = "another"
+    again = composed(name, typed)
     for owner, attribute, original in HYDRAS:
         monkeypatch.setattr(owner, attribute, original)
     assert first == again == composed(name, typed)

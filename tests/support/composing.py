@@ -2,7 +2,8 @@
 
 Most tests are about one setting beside the same files of `configs/`, which do not change while they run. What is kept:
 each file's content; the list of defaults for the groups that were chosen; what these are merged to; what the grammar
-makes of a value. What is handed out is a copy each time, and errors are never kept.
+makes of a value. Files and what is merged are handed out as copies; lists and parse trees are shared, which Hydra only
+reads. What is not found, and errors, are not kept.
 """
 
 import copy
@@ -22,7 +23,7 @@ _list = config_loader_impl.create_defaults_list
 _merge = ConfigLoaderImpl._compose_config_from_defaults_list
 _parse = omegaconf.base.parse
 
-_files: dict[Any, ConfigResult | None] = {}
+_files: dict[Any, ConfigResult] = {}
 _lists: dict[Any, Any] = {}
 _merged: dict[Any, bytes] = {}
 
@@ -34,7 +35,10 @@ def _places(repository: Any) -> tuple[str, ...]:
 def _load_config(repository: ConfigRepository, config_path: str) -> ConfigResult | None:
     key = (*_places(repository), config_path)
     if key not in _files:
-        _files[key] = _read(repository, config_path)
+        found = _read(repository, config_path)
+        if found is None:
+            return None
+        _files[key] = found
     return copy.deepcopy(_files[key])
 
 

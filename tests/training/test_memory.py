@@ -98,7 +98,7 @@ def after(error: Exception, at: int, original: Callable[..., Any]) -> Callable[.
         ("training_step", torch.OutOfMemoryError(CUDA)),
         ("training_step", RuntimeError(CPU)),
         ("training_step", MemoryError()),
-        ("validation_step", MemoryError()),
+        ("validation_step", RuntimeError(CPU)),
     ],
 )
 def test_a_run_that_has_no_checkpoint_yet_leaves_no_folder(
