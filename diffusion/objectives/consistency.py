@@ -96,7 +96,7 @@ class ConsistencyObjective(Objective):
         t = self.times(schedule, noise.uniform(draw=TIME))
         level, lower = _level(schedule, t), self.lower(schedule, t, batch["serial"])
         r = schedule.inverse(-2 * lower.log())  # t_min where the lower level is 0
-        eps = noise.normal(x0.shape[1:], draw=NOISE).to(x0.dtype)
+        eps = noise.normal(x0.shape[1:], draw=NOISE)
         # The next call draws the same numbers again, so its dropout is the same.
         with torch.no_grad(), torch.random.fork_rng([x0.device] if x0.is_cuda else []):
             earlier = model(noised(schedule, x0, r, eps), r, cond)

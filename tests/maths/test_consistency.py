@@ -233,17 +233,17 @@ def test_both_states_have_the_same_noise_and_drop_the_same_units() -> None:
     model = NetworkDenoiser(Dropping(), VPSchedule(), VPreconditioner())
     noise, x0 = Noise(0, torch.arange(8)), torch.zeros(8, 32)
     torch.manual_seed(5)
-    states: list[Tensor] = []
-    model.register_forward_pre_hook(lambda _, given: states.append(torch.cat((given[0], given[1][:, None]), 1)))
+    states: list[tuple[Tensor, Tensor]] = []
+    model.register_forward_pre_hook(lambda _, given: states.append(given[:2]))
     objective = ConsistencyObjective(PAPER, stages=1, q=8.0)
     objective(model, batch(x0), noise)["loss"].mean().backward()
     first, second = model.network.seen  # type: ignore[misc]
     assert torch.equal(first, second)
     assert 0 < (first == 0).float().mean() < 1
     schedule = model.schedule
-    eps = [x[:, :32] / schedule(x[:, 32])[1].float()[:, None] for x in states]
-    torch.testing.assert_close(*eps)
-    assert not torch.equal(states[0][:, 32], states[1][:, 32])
+    torch.testing.assert_close(*(x / schedule(t)[1].float()[:, None] for x, t in states))
+    assert not torch.equal(states[0][1], states[1][1])
+    assert {x.dtype for x, _ in states} == {x0.dtype}  # times and levels are float64
     torch.manual_seed(5)
     torch.nn.functional.dropout(torch.ones(8, 32))
     expected = torch.rand(3)

@@ -132,6 +132,11 @@ def test_karras_settings_that_leave_no_grid_are_refused(options: dict[str, float
         KarrasGrid(**options)(VPSchedule(), 10)
 
 
+def test_karras_levels_that_vanish_in_float64_are_refused_too() -> None:
+    with pytest.raises(ValueError, match="rho=0.001 gives noise levels outside"):
+        KarrasGrid(0.001)(VarianceExplodingSchedule(0.01, 0.5), 10)
+
+
 @pytest.mark.parametrize("timesteps", [1, 2, 7, 50, 1000])
 def test_trailing_times_lie_on_the_table(timesteps: int) -> None:
     schedule = CosineSchedule(timesteps)

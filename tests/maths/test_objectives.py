@@ -273,6 +273,12 @@ def test_lognormal_times_have_the_quantiles_of_a_lognormal() -> None:
     assert log_sigma.std().item() == pytest.approx(1.2, rel=0.005)
 
 
+@pytest.mark.parametrize("highest", [0.0, -1.0])
+def test_no_level_that_is_not_above_zero_is_the_highest(highest: float) -> None:
+    with pytest.raises(ValueError, match=f"highest must be a level above 0, got {highest:g}"):
+        LognormalTimes(highest=highest)
+
+
 def test_lognormal_levels_beyond_the_schedule_become_its_ends() -> None:
     t = LognormalTimes(0.0, 3.0)(VarianceExplodingSchedule(0.5, 2.0), torch.tensor([0.01, 0.99], dtype=torch.float64))
     assert t.tolist() == pytest.approx([VarianceExplodingSchedule.t_min, 1])

@@ -254,7 +254,7 @@ def test_plain_langevin_begins_in_pure_noise_and_needs_a_time_above_zero() -> No
     denoiser = GaussianMixtureDenoiser(
         CosineSchedule(20, zero_terminal_snr=True), torch.zeros(1, 2), torch.eye(2)[None]
     )
-    LangevinSampler().check(denoiser, UniformGrid()(denoiser.schedule, 3))
+    LangevinSampler(corrections=1).check(denoiser, UniformGrid()(denoiser.schedule, 3))
     with pytest.raises(ValueError, match="uniform grid of at least 2 steps"):
         LangevinSampler().check(denoiser, UniformGrid()(denoiser.schedule, 1))
     with pytest.raises(ValueError, match="must be t_min"):
