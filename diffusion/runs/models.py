@@ -9,6 +9,7 @@ from torch import nn
 
 from diffusion.build import ConfigError, build, resolve
 from diffusion.machine import memory
+from diffusion.models import Autoencoder, Codec
 from diffusion.schedules import Schedule
 from diffusion.trainable import Trainable
 
@@ -31,6 +32,19 @@ def planned(config: Mapping[str, Any]) -> Trainable:
     """
     with memory.bounded("the network that is asked for"), torch.random.fork_rng(devices=[]):
         return _built(config, torch.device("meta"))
+
+
+def build_codec(described: Mapping[str, Any]) -> Codec:
+    """The codec that the configuration of a run in latents describes, untrained.
+
+    Raises:
+        ConfigError: it is no autoencoder.
+    """
+    network = build(described["network"], "autoencoder.network")
+    autoencoder = build(described["denoiser"], "autoencoder", network=network)
+    if not isinstance(autoencoder, Autoencoder):
+        raise ConfigError("the autoencoder in its configuration is no Autoencoder")
+    return Codec(autoencoder, described["clip"])
 
 
 def _built(config: Mapping[str, Any], device: torch.device) -> Trainable:

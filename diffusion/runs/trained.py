@@ -15,7 +15,7 @@ from diffusion.models import Autoencoder, Codec, PriorDenoiser
 from diffusion.optimizers import WIDEST, coefficients, exponent
 from diffusion.runs.checkpoints import Checkpoint, load
 from diffusion.runs.digests import codec_digest
-from diffusion.runs.models import build_model
+from diffusion.runs.models import build_codec, build_model
 from diffusion.runs.places import CheckpointError
 from diffusion.schedules import Schedule
 from diffusion.terminal.commands import pasted
@@ -118,15 +118,12 @@ def stored_codec(checkpoint: Checkpoint) -> Codec | None:
     stored = checkpoint.config.get("autoencoder")
     if stored is None:
         return None
-    autoencoder = build(stored["denoiser"], "autoencoder", network=build(stored["network"], "autoencoder.network"))
-    if not isinstance(autoencoder, Autoencoder):
-        raise CheckpointError(f"the autoencoder in the configuration of {checkpoint.path} is no Autoencoder")
-    codec = Codec(autoencoder, stored["clip"])
+    codec = build_codec(stored)
     try:
         codec.load_state_dict(checkpoint.part(CODEC))
     except RuntimeError as error:
         raise CheckpointError(f"the autoencoder in {checkpoint.path} does not fit its configuration") from error
-    if codec_digest(autoencoder) != stored["digest"]:
+    if codec_digest(codec.autoencoder) != stored["digest"]:
         raise CheckpointError(
             f"the autoencoder in {checkpoint.path} is another than the one that the model was trained with"
         )

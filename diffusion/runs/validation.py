@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from diffusion.build import build
 from diffusion.machine import memory
-from diffusion.models import Autoencoder, Codec
+from diffusion.models import Codec
 from diffusion.runs.archive import Invalid, leaves
-from diffusion.runs.models import planned
+from diffusion.runs.models import build_codec, planned
 from diffusion.runs.parts import Parts
 from diffusion.terminal.progress import counted
 
@@ -144,12 +144,7 @@ def _codec(described: Any) -> Codec:
     for name, kind in kinds.items():
         if not isinstance(described.get(name), kind):
             raise Invalid(f"autoencoder.{name} in its configuration is {described.get(name)!r}")
-    autoencoder = build(
-        described["denoiser"], "autoencoder", network=build(described["network"], "autoencoder.network")
-    )
-    if not isinstance(autoencoder, Autoencoder):
-        raise Invalid("the autoencoder in its configuration is no Autoencoder")
-    return Codec(autoencoder, described["clip"])
+    return build_codec(described)
 
 
 def _whole_state(parts: Parts) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import importlib
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,6 +195,21 @@ def test_a_codec_that_was_swapped_is_noticed(folder: Path) -> None:
     torch.save(checkpoint, folder / "torn.ckpt")
     said = "torn.ckpt is refused: it lacks the weights objective.codec.mean"
     assert_refused(call(sample, folder, "ckpt=torn.ckpt"), said)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("network", {"_target_": "torch.nn.Identity"}, "is not a class of this project"),
+        ("denoiser", {"_target_": "diffusion.models.NoisyClassifier", "schedule": None}, "refused: autoencoder"),
+        ("clip", "yes", "autoencoder.clip in its configuration is 'yes'"),
+    ],
+)
+def test_a_codec_that_no_run_describes_is_refused(folder: Path, part: str, value: Any, said: str) -> None:
+    checkpoint = contents(folder / LATENT / WEIGHTS)
+    checkpoint["config"]["autoencoder"][part] = value
+    torch.save(checkpoint, folder / "crafted.ckpt")
+    assert_refused(call(sample, folder, "ckpt=crafted.ckpt"), "crafted.ckpt is refused: ", said)
 
 
 @pytest.fixture(scope="module")
