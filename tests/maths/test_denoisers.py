@@ -350,3 +350,7 @@ def test_samplers_derive_eps_from_the_clipped_denoised() -> None:
     (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule(t), schedule(s)
     result = DDIMSampler().step(ClippedDenoiser(inner), x_t, t, s, (), lambda: torch.zeros_like(x_t))[0]
     torch.testing.assert_close(result, alpha_s * 1 + sigma_s * (x_t - alpha_t * 1) / sigma_t)
+
+
+def test_a_denoiser_without_a_network_takes_no_condition(mixture: GaussianMixtureDenoiser) -> None:
+    assert (mixture.num_classes, mixture.embedding, mixture.condition_channels) == (0, 0, 0)

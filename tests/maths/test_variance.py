@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import Condition, EpsPreconditioner, NetworkDenoiser, VPreconditioner
 from diffusion.likelihood import bits, bound_term, prior_term
 from diffusion.noise import Noise
-from diffusion.objectives import DenoisingObjective, HybridObjective, SimpleWeighting, UniformTimes, VLBObjective
+from diffusion.objectives import DenoisingObjective, HybridObjective, SimpleWeighting, UniformTimes, VLBObjective, bound
 from diffusion.schedules import ContinuousCosineSchedule, CosineSchedule
 
 STEPS = 12
@@ -214,3 +214,14 @@ def test_objectives_and_models_that_do_not_fit_are_refused() -> None:
         HybridObjective(SimpleWeighting(), vlb_weight=0.0)
     with pytest.raises(ValueError, match=f"the bound is for 3 timesteps, and the schedule has {STEPS}"):
         VLBObjective(3)(_fixed(), batch, noise)
+
+
+def test_losses_of_all_ranks_are_taken_in_the_order_of_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gathered(parts: list[Tensor], own: Tensor) -> None:
+        for rank, part in enumerate(parts):
+            part.copy_(own + 10 * rank)
+
+    for name, value in {"is_initialized": True, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(torch.distributed, "all_gather", gathered)
+    assert bound._of_all_ranks(torch.tensor([0, 1, 2])).tolist() == [0, 10, 1, 11, 2, 12]

@@ -97,6 +97,19 @@ def test_what_no_run_would_have_written_is_named(
     assert said in refusal(changed(written, keys, value), tmp_path / "crafted.ckpt")
 
 
+@pytest.mark.parametrize(("factor", "refused"), [(1.5, True), (1.0, False), (0.0, False)])
+def test_a_learning_rate_is_at_most_its_peak(
+    factor: float, refused: bool, written: dict[str, Any], tmp_path: Path
+) -> None:
+    peak = written["config"]["optimizer"]["lr"]
+    contents = changed(written, ("optimizer_states", 0, "param_groups", 0, "lr"), factor * peak)
+    if refused:
+        assert f"has lr={factor * peak!r}, and its peak is {peak}" in refusal(contents, tmp_path / "crafted.ckpt")
+        return
+    torch.save(contents, tmp_path / "crafted.ckpt")
+    assert checkpoints.contents(tmp_path / "crafted.ckpt")["global_step"] == written["global_step"]
+
+
 def test_a_run_without_averages_has_none_in_its_checkpoint(path: Path, tmp_path: Path) -> None:
     contents = changed(torch.load(path, weights_only=True), ("config", "ema"), None)
     assert "has the weights ema." in refusal(contents, tmp_path / "with.ckpt")
@@ -110,6 +123,19 @@ def test_weights_of_another_precision_are_named(path: Path, tmp_path: Path) -> N
     name, weights = next((n, w) for n, w in crafted["state_dict"].items() if w.is_floating_point())
     crafted["state_dict"][name] = weights.double()
     assert f"{name} is float64 of shape" in refusal(crafted, tmp_path / "crafted.ckpt")
+
+
+def test_a_run_in_double_precision_has_weights_of_it(written: dict[str, Any], tmp_path: Path) -> None:
+    crafted = changed(written, ("config", "trainer", "precision"), "64-true")
+    state = crafted["state_dict"]
+    whole = [name for name, value in state.items() if not value.is_floating_point()]
+    crafted["state_dict"] = {name: value if name in whole else value.double() for name, value in state.items()}
+    for moments in crafted["optimizer_states"][0]["state"].values():
+        moments |= {name: moments[name].double() for name in ("exp_avg", "exp_avg_sq")}
+    torch.save(crafted, tmp_path / "double.ckpt")
+    assert {value.dtype for value in checkpoints.contents(tmp_path / "double.ckpt")["state_dict"].values()} == (
+        {torch.float64} | {state[name].dtype for name in whole}
+    )
 
 
 def test_a_configuration_that_accumulates_nothing_is_one_batch_a_step(path: Path, tmp_path: Path) -> None:

@@ -13,6 +13,13 @@ from support.scripts import TINY, assert_refused, call
 
 import train
 from diffusion.machine import graphs
+from diffusion.objectives import (
+    ConsistencyObjective,
+    DenoisingObjective,
+    LognormalTimes,
+    SimpleWeighting,
+    UniformTimes,
+)
 from diffusion.training import static, trainer
 from diffusion.training.module import DiffusionModule
 from diffusion.training.static import eager_because
@@ -154,7 +161,8 @@ def test_capture_true_on_a_cpu_is_refused_before_the_run_has_a_folder(tmp_path: 
 def test_what_is_not_captured_has_a_reason(changed: dict[str, Any], reason: str) -> None:
     device = SimpleNamespace(root_device=torch.device("cuda:0"))
     plain = {"strategy": device, "world_size": 1, "precision": "32-true", "_detect_anomaly": False}
-    plain_objective, objective = SimpleNamespace(rewinds=False), SimpleNamespace(rewinds=True)
+    plain_objective = DenoisingObjective(UniformTimes(), SimpleWeighting())
+    objective = ConsistencyObjective(LognormalTimes())
     for options, rewinding, expected in (
         (plain | changed, plain_objective, reason),
         (plain, objective, "its objective sets the random number generator back"),
