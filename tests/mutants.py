@@ -43,7 +43,7 @@ TESTS = {
     "diffusion/schedules/discrete.py": ("schedules", "denoisers"),
     "diffusion/schedules/continuous.py": ("schedules", "denoisers"),
     "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers", "autoguidance"),
-    "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", "autoguidance", HEADS, "guidance"),
+    "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", "autoguidance", HEADS, "guidance", "prior"),
     "diffusion/denoisers/network.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/denoisers/mixture.py": ("mixture", "exact"),
     "diffusion/denoisers/fitted.py": ("residual", "prior"),

@@ -132,6 +132,12 @@ def test_karras_settings_that_leave_no_grid_are_refused(options: dict[str, float
         KarrasGrid(**options)(VPSchedule(), 10)
 
 
+def test_a_karras_grid_that_ends_where_it_begins_is_refused() -> None:
+    begin = VPSchedule().log_snr(torch.ones((), dtype=torch.float64)).item()
+    with pytest.raises(ValueError, match="must be above"):
+        KarrasGrid(log_snr_max=begin)(VPSchedule(), 10)
+
+
 def test_karras_levels_that_vanish_in_float64_are_refused_too() -> None:
     with pytest.raises(ValueError, match="rho=0.001 gives noise levels outside"):
         KarrasGrid(0.001)(VarianceExplodingSchedule(0.01, 0.5), 10)

@@ -221,6 +221,8 @@ def test_geometric_levels_are_the_papers() -> None:
     assert sigma.tolist() == pytest.approx([0.02 * 100 ** (i / 9) for i in range(10)], rel=1e-12)
     with pytest.raises(ValueError, match="timesteps must be from 2 to a million, got 1"):
         GeometricSchedule(1)
+    with pytest.raises(ValueError, match="timesteps must be from 2 to a million, got 1000001"):
+        GeometricSchedule(1_000_001)
 
 
 def test_between_rows_log_snr_is_linear_in_t() -> None:
