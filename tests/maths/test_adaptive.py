@@ -109,6 +109,19 @@ def test_an_image_is_the_same_in_any_batch() -> None:
         assert (alone - together[few]).abs().max() < 1 / 255
 
 
+def test_a_model_is_asked_whether_it_knows_the_times_between_the_grids_too() -> None:
+    asked: list[torch.Tensor] = []
+
+    class Listening(GaussianMixtureDenoiser):
+        def check_times(self, times: torch.Tensor) -> None:
+            asked.append(times)
+
+    model = Listening(CosineSchedule(), torch.zeros(1, 2), torch.eye(2)[None])
+    AdaptiveSampler().check(model, torch.tensor([1.0, 0.5, 0.1, 0.0]))
+    between = torch.cat((torch.linspace(1, 0.5, 17)[:-1], torch.linspace(0.5, 0.1, 17)))
+    torch.testing.assert_close(asked[0], between)
+
+
 def test_models_that_know_no_times_between_or_no_ratio_at_the_end_are_refused() -> None:
     x = torch.zeros(1, 2)
     steps = StepDenoiser(nn.Linear(2, 4), CosineSchedule(9))
