@@ -39,6 +39,8 @@ BEFORE = {
 }
 # Where these are the reader's first runs.
 FIRST = {"few_steps.md What was measured"}
+# What else a reader has: folders, and the pictures in each.
+FOLDERS = {"photos": 300, "pictures": 3, "sorted/cats": 30, "sorted/dogs": 30, "shoes": 500, "others": 100}
 LEAST = {"guide_weights": 2, "n": 100, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
 
 
@@ -120,7 +122,7 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in (1, 2, 3):  # a reader who trains it again
         shutil.copytree(run, run.with_name(f"version_{number}"))
     chance = np.random.default_rng(0)
-    for place, count in {"photos": 300, "pictures": 3, "sorted/cats": 30, "sorted/dogs": 30}.items():
+    for place, count in FOLDERS.items():
         (folder / place).mkdir(parents=True)
         for k in range(count):
             Image.fromarray(chance.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / place / f"{k}.png")
