@@ -4,9 +4,11 @@
     python docs/pictures/steps.py ckpt=last samplers=[dpmpp_2m,heun] calls=[5,10] n=500 out=lightning_logs/few
     python docs/pictures/steps.py ckpt=last samplers=[dpmpp_2m] calls=[8,10] rho=[3,5,7] log_snr_max=[4,6,8,null]
     python docs/pictures/steps.py ckpt=last samplers=[dpmpp_2m] calls=[2,4] start_level=2.5
+    python docs/pictures/steps.py ckpt=1 samplers=[consistency] grid=levels calls=[1,2,4] beside=[lightning_logs/few]
 
 Written to out= (default: steps/ in the run's folder): steps.json after each pair, so that the command can be stopped
-and given again; steps.md and steps.png at the end. Pairs come in the order of their calls, the dear ones last.
+and given again; steps.md and steps.png at the end. Pairs come in the order of their calls, the dear ones last. The
+picture also has the methods of the folders beside=, which this command wrote for other models of the same data.
 """
 
 import json
@@ -57,6 +59,7 @@ class Options:
     rho: list[float] = field(default_factory=lambda: [7.0])  # of grid=karras
     log_snr_max: list[float | None] = field(default_factory=lambda: [None])  # likewise
     start_level: float | None = None  # of the samples; null is the model's own
+    beside: list[str] = field(default_factory=list)  # folders with a steps.json
     n: int = 2000
     split: str = "val"
     seed: int = 0
@@ -74,6 +77,9 @@ class Options:
             raise ValueError(f"calls must name at least one number, each at least 1, got {self.calls}")
         if self.split not in ("train", "val", "test"):
             raise ValueError(f"split must be train or val or test, got {self.split!r}")
+        for folder in self.beside:
+            if not (Path(folder) / "steps.json").exists():
+                raise ValueError(f"beside={folder}: it has no steps.json; this command writes one")
 
 
 def typed(arguments: list[str]) -> Options:
@@ -173,6 +179,20 @@ def measured(options: Options) -> tuple[Path, dict[str, Any]]:
     return folder, record
 
 
+def together(record: Mapping[str, Any], folders: list[str]) -> dict[str, Any]:
+    """The record with the methods of other folders' records; raises ValueError unless all have the same real images."""
+    scores = dict(record["scores"])
+    for folder in folders:
+        file = Path(folder) / "steps.json"
+        other = json.loads(file.read_text())
+        if other["yardsticks"] != record["yardsticks"]:
+            raise ValueError(f"beside={folder}: its scores are against other images, or features: score it anew")
+        if twice := scores.keys() & other["scores"].keys():
+            raise ValueError(f"beside={folder}: {', '.join(sorted(twice))} would be two lines of one name")
+        scores |= other["scores"]
+    return {**record, "scores": scores}
+
+
 def table(record: Mapping[str, Any]) -> str:
     """Methods by calls in Markdown, each cell the distances of both extractors; under it what is good enough."""
     columns = sorted({int(calls) for found in record["scores"].values() for calls in found})
@@ -230,7 +250,7 @@ def main() -> None:
     with atomic(folder / "steps.md") as file:
         file.write((table(record) + "\n").encode())
     print(table(record))
-    style.save(plot(record), folder, "steps.png")
+    style.save(plot(together(record, options.beside)), folder, "steps.png")
 
 
 if __name__ == "__main__":

@@ -47,11 +47,22 @@ def test_grids_are_all_pairs_of_rho_and_end() -> None:
         (["ckpt=last", "samplers=[fast]"], "sampler 'fast' does not exist"),
         (["ckpt=last", "calls=[0]"], "each at least 1"),
         (["ckpt=last", "speed=3"], "speed"),
+        (["ckpt=last", "beside=[none]"], "beside=none: it has no steps.json"),
     ],
 )
 def test_what_is_no_option_is_refused(arguments: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         steps.typed(arguments)
+
+
+def test_a_picture_has_the_methods_of_other_folders_if_they_were_scored_against_the_same_images(tmp_path: Path) -> None:
+    ours = {"scores": {"a": {}}, "yardsticks": {"real": 0.5}, "found_n": 9}
+    (tmp_path / "steps.json").write_text(json.dumps(ours | {"scores": {"b": {"2": 1}}}))
+    assert steps.together(ours, [str(tmp_path)]) == ours | {"scores": {"a": {}, "b": {"2": 1}}}
+    with pytest.raises(ValueError, match="b would be two lines of one name"):
+        steps.together(ours | {"scores": {"b": {}}}, [str(tmp_path)])
+    with pytest.raises(ValueError, match="other images"):
+        steps.together(ours | {"yardsticks": {"real": 0.6}}, [str(tmp_path)])
 
 
 def test_a_second_call_scores_only_what_is_missing(
