@@ -43,7 +43,7 @@ TESTS = {
     ),
     "diffusion/schedules/discrete.py": ("schedules", "denoisers"),
     "diffusion/schedules/continuous.py": ("schedules", "denoisers"),
-    "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers", "autoguidance"),
+    "diffusion/forward.py": ("repaint", "variance", "exact", ORDER, "denoisers", "autoguidance", "stochastic"),
     "diffusion/denoisers/base.py": ("denoisers", "exact", "objectives", "autoguidance", HEADS, "guidance", "prior"),
     "diffusion/denoisers/network.py": ("denoisers", "exact", "objectives", HEADS),
     "diffusion/denoisers/mixture.py": ("mixture", "exact"),
@@ -84,8 +84,9 @@ TESTS = {
         "validation",
         "posthoc::test_a_runs_snapshots_give_averages_of_any_width",
         "cascade::test_what_is_given_decides_and_twice_the_same_is_the_same",
+        "exchange_safetensors::test_a_file_draws_what_its_checkpoint_draws",
     ),
-    "diffusion/machine/memory.py": ("validation",),
+    "diffusion/machine/memory.py": ("memory",),
     "diffusion/runs/lock.py": ("lock",),
     "diffusion/media/atomic.py": ("runlog", "media", "faults"),
     "diffusion/training/events.py": ("runlog", "resume::test_killed_at_the_worst_moments"),
@@ -98,7 +99,8 @@ TESTS = {
 }
 # Of the whole suite, those that run the modules above.
 ROOMS = tuple(
-    f"tests/{room}" for room in ("maths", "networks", "sampling", "runs", "training", "evaluation", "data", "media")
+    f"tests/{room}"
+    for room in ("maths", "networks", "sampling", "runs", "training", "evaluation", "data", "media", "exchange")
 )
 OPERATORS = {
     ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.Pow: "*", ast.FloorDiv: "*", ast.MatMult: "*",

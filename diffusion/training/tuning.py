@@ -16,7 +16,7 @@ from diffusion.sampling.method import time_of
 # The model and what it learned: none of them can be set beside its run.
 KEPT = ("dataset", "network", "schedule", "denoiser", "timesteps", "autoencoder")
 # What the new run has in common with that one where nothing else is typed.
-SHARED = ("condition_dropout", "clip", "train_images", "cache_latents", "data_dir", "download")
+SHARED = ("condition_dropout", "train_images", "cache_latents", "data_dir", "download")
 
 
 def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint:

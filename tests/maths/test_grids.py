@@ -285,3 +285,10 @@ def test_a_start_that_rounds_to_the_lowest_timestep_is_named_as_it_was_typed() -
 def test_levels_that_cannot_be_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("t", [1.0, VPSchedule().t_min])
+def test_a_chosen_level_is_neither_the_first_nor_the_lowest(t: float) -> None:
+    level = (-VPSchedule().log_snr(torch.tensor(t, dtype=torch.float64)) / 2).exp().item()
+    with pytest.raises(ValueError, match="levels must lie between"):
+        LevelsGrid([level])(VPSchedule(), 2)
