@@ -86,7 +86,11 @@ TESTS = {
         "cascade::test_what_is_given_decides_and_twice_the_same_is_the_same",
         "exchange_safetensors::test_a_file_draws_what_its_checkpoint_draws",
     ),
-    "diffusion/machine/memory.py": ("memory",),
+    "diffusion/machine/memory.py": (
+        "memory::test_every_sign_of_a_shortage_is_one_line_with_the_advice",
+        "memory::test_other_errors_stay_what_they_are",
+        "memory::test_samples_that_do_not_fit_are_one_line",
+    ),
     "diffusion/runs/lock.py": ("lock",),
     "diffusion/media/atomic.py": ("runlog", "media", "faults"),
     "diffusion/training/events.py": ("runlog", "resume::test_killed_at_the_worst_moments"),
