@@ -57,7 +57,11 @@ TESTS = {
     ),
     "diffusion/objectives/denoising.py": ("objectives", "variance"),
     "diffusion/objectives/bound.py": ("variance", "objectives"),
-    "diffusion/samplers/base.py": ("samplers", "inversion"),
+    "diffusion/samplers/base.py": (
+        "samplers",
+        "inversion",
+        "adaptive::test_a_model_is_asked_whether_it_knows_the_times_between_the_grids_too",
+    ),
     "diffusion/samplers/onestep.py": (ORDER, BENDS, "inversion", "samplers"),
     "diffusion/samplers/grids.py": (
         "grids",

@@ -117,6 +117,7 @@ def test_classes_have_clusters_of_their_own_though_they_lie_in_one_another(data:
     labels = torch.arange(len(data)) % 2
     shares = residual(VPSchedule(), data, clusters=4, labels=labels).prior.log_weights[:2].exp()
     assert (shares.min(0).values < 0.01).all()
+    assert (shares > 0).all()  # none is impossible in a class
 
 
 def test_the_target_makes_it_exact_and_has_unit_variance(islands: Tensor) -> None:

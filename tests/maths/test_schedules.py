@@ -212,6 +212,8 @@ def test_zero_terminal_snr_is_reached_along_a_line_and_its_rates_are_infinite_th
 def test_zero_terminal_snr_needs_two_steps() -> None:
     with pytest.raises(ValueError, match="zero_terminal_snr needs timesteps of at least 2"):
         CosineSchedule(1, zero_terminal_snr=True)
+    end = torch.ones((), dtype=torch.float64)
+    assert CosineSchedule(2, zero_terminal_snr=True).log_snr(end) == -math.inf
 
 
 def test_geometric_levels_are_the_papers() -> None:
