@@ -121,9 +121,10 @@ CHOICES = {
     "experiment": {
         "cifar": "fast_cifar", "cifar10": "fast_cifar", "fashion": "fast_fashion", "fashionmnist": "fast_fashion",
         "digits": "fast_digits", "mnist": "fast_mnist", "photos": "fast_folder", "images": "fast_folder",
+        "distillation": "few_step_matching", "dmd": "few_step_matching",
         "vp": "vp_sde", "ve": "ve_sde", "subvp": "subvp_sde", "flowmatching": "flow", "rectifiedflow": "flow",
         "dit": "dit_fashion", "latent": "latent_fashion", "autoencoder": "autoencoder_fashion",
-        "consistency": "few_step", "ect": "few_step", "distillation": "few_step", "fast": "fast_fashion",
+        "consistency": "few_step", "ect": "few_step", "fast": "fast_fashion",
     },
     "schedule": {
         "scaledlinear": "quadratic", "squaredcoscapv2": "cosine", "vpsde": "vp", "vesde": "ve", "subvpsde": "sub_vp",
@@ -139,7 +140,7 @@ CHOICES = {
     },
     "objective": {
         **dict.fromkeys(("mse", "l2", "ddpm"), "simple"), "edm": "lognormal", "sd3": "logit_normal", "kl": "vlb",
-        **dict.fromkeys(("minsnrgamma", "snr"), "min_snr"), "ect": "consistency",
+        **dict.fromkeys(("minsnrgamma", "snr"), "min_snr"), "ect": "consistency", "dmd": "matching",
     },
     "network": {
         **dict.fromkeys(("unet2d", "unet2dmodel", "ddpm", "ddpmpp", "adm"), "unet"),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from diffusion.objectives import optimizer_of
 from diffusion.training.run import Run
 from diffusion.training.setup import resolved
 from diffusion.training.static import StaticStep
@@ -24,7 +25,7 @@ def bare_images_per_s(composed: DictConfig, device: str, bf16: bool, seconds: fl
     """
     parts = resolved(composed)
     config, module = parts.config, Run(parts, None).module.to(device).train()  # type: ignore[arg-type]
-    optimizer = module.optimizer(module.denoiser.network, fused=True)
+    optimizer = optimizer_of(module.optimizer, module.denoiser, module.objective, fused=True)
     count = config["batch_size"]
     batch = {"x": torch.rand(count, *config["dataset"]["shape"], device=device) * 2 - 1}
     batch["label"] = torch.zeros(count, dtype=torch.int64, device=device)

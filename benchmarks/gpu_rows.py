@@ -37,7 +37,7 @@ MODELS = {
 PRECISIONS = {"bf16": "bf16-mixed", "fp32": "32-true"}
 # What a row needs the run of.
 NEEDED = {
-    "few_step": "fast_digits",
+    **dict.fromkeys(("few_step", "few_step_matching"), "fast_digits"),
     "cascade_sr": "cascade_base",
     "latent_fashion": "autoencoder_fashion",
     **{f"classifier_{name}": f"fast_{name}" for name in ("digits", "fashion")},
@@ -141,7 +141,7 @@ class Rows:
         limits = ["trainer.max_steps=4", "trainer.max_epochs=null", "budget_minutes=null", "val_every=4"]
         limits += ["preview_every=4", "log_every=1", "trainer.limit_val_batches=1", "devices=1"]
         encoded = [f"autoencoder={self.run(NEEDED[name])}"] if name.startswith("latent_") else []
-        tuned = name == "few_step"  # whose model and data are those of the run that it tunes
+        tuned = name.startswith("few_step")  # whose model and data are those of the run that it tunes
         data = [f"init_from={self.run(NEEDED[name])}"] if tuned else self._data(config)
         size = [] if tuned else self._size(config)
         out = self._call(train, home, f"experiment={name}", *limits, *encoded, *data, *size)

@@ -37,6 +37,7 @@ from diffusion.evaluation.cache import Cache
 from diffusion.media import quantised
 from diffusion.media.atomic import atomic
 from diffusion.noise import EVALUATION, Noise
+from diffusion.objectives import optimizer_of
 from diffusion.runs.models import build_model
 from diffusion.samplers import prior
 from diffusion.training.previews import quick_method
@@ -120,7 +121,7 @@ class Racer:
         begun = time.perf_counter()
         self.run = Run.begun(parts, None, self.device, ())
         self.module = self.run.module.to(self.device).train()
-        self.optimizer = self.module.optimizer(self.module.denoiser.network, fused=True)
+        self.optimizer = optimizer_of(self.module.optimizer, self.module.denoiser, self.module.objective, fused=True)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         self.batches = Batches(self.run.data.splits.train)  # type: ignore[union-attr]
         self.size, self.flip = parts.settings.batch_size, bool(parts.config["dataset"]["flip"])

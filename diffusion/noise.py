@@ -16,6 +16,7 @@ from torch import Tensor
 
 # Streams: uses with the same seed and sample numbers that must not share random numbers.
 TRAINING, VALIDATION, PREVIEW, SAMPLING, EVALUATION, CASCADE = range(6)  # CASCADE and above: a cascade's later stages
+GENERATOR = 1 << 15  # added to the stream of an objective that draws samples on its way
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

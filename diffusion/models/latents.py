@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from diffusion.denoisers import Condition, Denoiser, Prediction, TrainableDenoiser
 from diffusion.models.autoencoder import Autoencoder, reparameterized
 from diffusion.noise import Noise
-from diffusion.objectives import ENCODE, Objective
+from diffusion.objectives import ENCODE, Objective, ObjectiveWrapper
 from diffusion.schedules import Schedule, expand, float64
 
 
@@ -89,7 +89,7 @@ class Codec(nn.Module):
         return x.clamp(-1, 1) if self.clip else x
 
 
-class LatentObjective(Objective):
+class LatentObjective(ObjectiveWrapper):
     """Another objective, which sees draws of the data's latents in the place of the data.
 
     Args:
@@ -100,19 +100,14 @@ class LatentObjective(Objective):
     trains = TrainableDenoiser
 
     def __init__(self, objective: Objective, codec: Codec) -> None:
-        super().__init__()
-        self.objective, self.codec = objective, codec
-        self.tunes, self.rewinds = objective.tunes, objective.rewinds
+        super().__init__(objective)
+        self.codec = codec
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""
         z = self.codec.latents(batch["x"], noise.normal(self.codec.latent_shape, draw=ENCODE))
         out: dict[str, Tensor] = self.objective(model, dict(batch) | {"x": z}, noise)
         return out
-
-    def check(self, model: nn.Module) -> None:
-        super().check(model)
-        self.objective.check(model)
 
 
 def encoded(codec: Codec | None, x: Tensor) -> Tensor:

@@ -1,6 +1,16 @@
 """Objectives: the losses that training minimises."""
 
-from diffusion.objectives.base import DROP, ENCODE, NOISE, TIME, ConditionDropout, Objective
+from diffusion.objectives.base import (
+    CALL,
+    DROP,
+    ENCODE,
+    NOISE,
+    TIME,
+    ConditionDropout,
+    Objective,
+    ObjectiveWrapper,
+    optimizer_of,
+)
 from diffusion.objectives.bound import VLBObjective
 from diffusion.objectives.consistency import ConsistencyObjective
 from diffusion.objectives.denoising import (
@@ -16,8 +26,11 @@ from diffusion.objectives.denoising import (
     UniformTimes,
     Weighting,
 )
+from diffusion.objectives.matching import MatchingObjective
+from diffusion.objectives.tuning import TuningObjective
 
 __all__ = [
+    "CALL",
     "DISTANCES",
     "DROP",
     "ENCODE",
@@ -30,11 +43,15 @@ __all__ = [
     "LikelihoodWeighting",
     "LogSNRTimes",
     "LognormalTimes",
+    "MatchingObjective",
     "MinSNRWeighting",
     "Objective",
+    "ObjectiveWrapper",
     "SimpleWeighting",
     "Times",
+    "TuningObjective",
     "UniformTimes",
     "VLBObjective",
     "Weighting",
+    "optimizer_of",
 ]

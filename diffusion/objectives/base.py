@@ -1,9 +1,10 @@
 """Objectives: a model's loss on a batch, and a wrapper around an objective that withholds conditions."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffusion.denoisers import Condition, TrainableDenoiser, dropped
@@ -12,7 +13,7 @@ from diffusion.schedules import Schedule
 from diffusion.trainable import Trainable
 
 # What each draw of a sample is used for. Add new uses at the end, so that a run keeps its random numbers.
-TIME, NOISE, DROP, ENCODE = range(4)
+TIME, NOISE, DROP, ENCODE, CALL = range(5)
 
 
 def conditions(batch: Mapping[str, Tensor]) -> Condition:
@@ -25,7 +26,8 @@ class Objective(nn.Module, ABC):
     "log_snr" too."""
 
     trains: type[nn.Module] = Trainable  # the class of models that it can train
-    tunes: bool = False  # whether it turns a trained denoiser into a consistency model
+    tunes: bool = False  # whether it turns a trained denoiser into a model that draws in a few calls
+    distils: bool = False  # whether it keeps copies of the model as it begins, which `begin` makes
     rewinds: bool = False  # whether it sets torch's generator back, which a CUDA graph cannot
 
     @abstractmethod
@@ -38,6 +40,13 @@ class Objective(nn.Module, ABC):
             noise: the batch's random numbers.
         """
 
+    def begin(self, model: nn.Module) -> None:
+        """Copies what it needs of the model as it is before the first step, where it `distils`."""
+
+    def trained_beside(self) -> list[tuple[nn.Module, float]]:
+        """The networks that it trains beside the model's, each with the factor on its learning rates."""
+        return []
+
     def check(self, model: nn.Module) -> None:
         """Raises ValueError if this objective cannot train that model."""
         if not isinstance(model, self.trains):
@@ -47,7 +56,30 @@ class Objective(nn.Module, ABC):
             )
 
 
-class ConditionDropout(Objective):
+class ObjectiveWrapper(Objective):
+    """An objective around another one.
+
+    Args:
+        objective: the loss.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+        self.tunes, self.distils, self.rewinds = objective.tunes, objective.distils, objective.rewinds
+
+    def begin(self, model: nn.Module) -> None:
+        self.objective.begin(model)
+
+    def trained_beside(self) -> list[tuple[nn.Module, float]]:
+        return self.objective.trained_beside()
+
+    def check(self, model: nn.Module) -> None:
+        super().check(model)
+        self.objective.check(model)
+
+
+class ConditionDropout(ObjectiveWrapper):
     """A wrapper around an objective that withholds the condition of some samples (Ho & Salimans 2022, arXiv 2207.12598,
     algorithm 1).
 
@@ -61,11 +93,10 @@ class ConditionDropout(Objective):
     trains = TrainableDenoiser
 
     def __init__(self, objective: Objective, share: float) -> None:
-        super().__init__()
+        super().__init__(objective)
         if not 0 < share < 1:
             raise ValueError(f"condition_dropout must be at least 0 and below 1, got {share}")
-        self.objective, self.share = objective, share
-        self.tunes, self.rewinds = objective.tunes, objective.rewinds
+        self.share = share
 
     def forward(self, model: nn.Module, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
         """The loss of each sample; see `DenoisingObjective`."""
@@ -84,7 +115,6 @@ class ConditionDropout(Objective):
             )
         if model.always_conditioned:
             raise ValueError(f"condition dropout of {self.share:g}: this denoiser always needs its image")
-        self.objective.check(model)
 
 
 def noising_steps(schedule: Schedule) -> int:
@@ -92,3 +122,21 @@ def noising_steps(schedule: Schedule) -> int:
     if schedule.timesteps is None:
         raise ValueError("a variational bound needs noising steps, and this schedule is continuous")
     return schedule.timesteps
+
+
+def optimizer_of(
+    make: Callable[[nn.Module, bool], torch.optim.Optimizer], model: Trainable, objective: Objective, fused: bool
+) -> torch.optim.Optimizer:
+    """The optimizer of the weights of a model and of the networks that its objective trains beside it.
+
+    Args:
+        make: of one network, `fused` or not.
+        model: in training.
+        objective: its loss, where it `distils` after `begin`.
+        fused: AdamW in one kernel.
+    """
+    optimizer = make(model.network, fused)
+    for network, factor in objective.trained_beside():
+        for group in make(network, fused).param_groups:
+            optimizer.add_param_group(group | {"lr": factor * group["lr"]})
+    return optimizer

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from diffusion.denoisers import NetworkDenoiser, RegressionDenoiser
 from diffusion.forward import noised
 from diffusion.noise import Noise
-from diffusion.objectives.base import NOISE, TIME, Objective, conditions
+from diffusion.objectives.base import NOISE, TIME, conditions
 from diffusion.objectives.denoising import Times
+from diffusion.objectives.tuning import TuningObjective
 from diffusion.ranges import check_finite, check_positive
 from diffusion.schedules import Schedule, expand, float64
 
@@ -19,7 +20,7 @@ WEIGHTINGS = ("gap", "edm")
 NEAREST = 1e-6
 
 
-class ConsistencyObjective(Objective):
+class ConsistencyObjective(TuningObjective):
     """Easy Consistency Tuning (Geng et al. 2024, arXiv 2406.14548) of a trained denoiser.
 
     A consistency model f gives the end of the probability-flow ODE through x_t, which is the same for all states of one
@@ -47,8 +48,6 @@ class ConsistencyObjective(Objective):
         images_per_stage: training images of each stage but the last, which lasts to the end of training.
     """
 
-    trains = RegressionDenoiser
-    tunes = True
     rewinds = True
 
     def __init__(
@@ -61,7 +60,7 @@ class ConsistencyObjective(Objective):
         stages: int = 8,
         images_per_stage: int = 7200,
     ) -> None:
-        super().__init__()
+        super().__init__(times)
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be {' or '.join(WEIGHTINGS)}, got {weighting!r}")
         check_positive(sigma_data=sigma_data)
@@ -77,7 +76,7 @@ class ConsistencyObjective(Objective):
                 f"stages={stages} and q={q:g}: in the last stage the two levels would differ by less than a millionth "
                 f"of themselves, hardly more than single precision rounds: use fewer stages, or a smaller q"
             )
-        self.times, self.weighting, self.sigma_data = times, weighting, sigma_data
+        self.weighting, self.sigma_data = weighting, sigma_data
         self.q, self.n_max, self.stages, self.images_per_stage = q, n_max, stages, images_per_stage
 
     def forward(self, model: RegressionDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -123,17 +122,9 @@ class ConsistencyObjective(Objective):
         return level**-2 + self.sigma_data**-2
 
     def check(self, model: nn.Module) -> None:
-        super().check(model)
-        assert isinstance(model, RegressionDenoiser)
-        if model.variance == "learned":
-            raise ValueError("this objective does not train the variance, but the denoiser has a learned one")
-        if model.steps:
-            raise ValueError("this objective needs noise levels between the steps for which the network has weights")
-        if model.schedule.log_snr(torch.ones((), device="cpu")).isinf():
-            raise ValueError("this objective needs a finite sigma / alpha at t = 1: the schedule has zero terminal SNR")
-        self.times.check(model.schedule)
         if isinstance(model, NetworkDenoiser):
-            _check_ends(model)
+            _check_low_end(model)
+        super().check(model)
 
 
 def _level(schedule: Schedule, t: Tensor) -> Tensor:
@@ -141,19 +132,11 @@ def _level(schedule: Schedule, t: Tensor) -> Tensor:
     return (-schedule.log_snr(float64(t)) / 2).exp()
 
 
-def _check_ends(model: NetworkDenoiser) -> None:
-    """Raises ValueError unless the parameterization gives x_t where there is no noise, for any output of the network,
-    and does not multiply the network's error by much at t = 1."""
-    schedule = model.schedule
-    low, high = (torch.tensor(t, dtype=torch.float64, device="cpu") for t in (schedule.t_min, 1.0))
-    (alpha, sigma), at_low = schedule(low), model.precond(*schedule(low))
-    if (alpha * at_low.c_skip - 1).abs() > 0.1:
+def _check_low_end(model: NetworkDenoiser) -> None:
+    """Raises ValueError unless the parameterization gives x_t where there is no noise, whatever the network says."""
+    low = torch.tensor(model.schedule.t_min, dtype=torch.float64, device="cpu")
+    alpha, sigma = model.schedule(low)
+    if (alpha * model.precond(alpha, sigma).c_skip - 1).abs() > 0.1:
         raise ValueError(
             "a consistency model gives x_t where there is no noise, and this parameterization does not by itself"
-        )
-    (alpha, sigma), at_high = schedule(high), model.precond(*schedule(high))
-    if at_high.c_out.abs() > 0.5 * sigma / alpha:
-        raise ValueError(
-            f"one call begins at t = 1, where this parameterization multiplies the network's error by "
-            f"{at_high.c_out.abs():.3g}"
         )

@@ -76,14 +76,16 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step of both groups; `closure` computes loss and gradients first."""
+        """One step of all groups; `closure` computes loss and gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        rest, matrices = self.param_groups
-        self._adamw(rest)
-        self._muon(matrices)
+        for group in self.param_groups:
+            if "momentum" in group:
+                self._muon(group)
+            else:
+                self._adamw(group)
         return loss
 
     def _adamw(self, group: dict[str, Any]) -> None:

@@ -94,7 +94,11 @@ class Parts:
         objective = self._part("objective", Objective)
         if dropout := self.config.get("condition_dropout"):
             objective = ConditionDropout(objective, dropout)
-        return objective if self.codec is None else LatentObjective(objective, self.codec)
+        if self.codec is not None:
+            objective = LatentObjective(objective, self.codec)
+        if objective.distils:
+            objective.begin(self.model)
+        return objective
 
     @cached_property
     def tunes(self) -> bool:
@@ -109,8 +113,12 @@ class Parts:
     @property
     def trained_up_to(self) -> float:
         """The highest level sigma / alpha in training; inf where that is t = 1."""
-        times = (self.config.get("objective") or {}).get("times") or {}  # models of other programs have none
-        return _level("objective.times.highest", times.get("highest"))
+        described = self.config.get("objective") or {}  # models of other programs have none
+        times = described.get("times") or {}
+        return min(
+            _level("objective.times.highest", times.get("highest")),
+            _level("objective.start_level", described.get("start_level")),
+        )
 
     @cached_property
     def optimizer(self) -> AdamW | Muon:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diffusion.build import build
 from diffusion.machine import memory
 from diffusion.models import Codec
+from diffusion.objectives import optimizer_of
 from diffusion.runs.archive import Invalid, leaves
 from diffusion.runs.models import build_codec, planned
 from diffusion.runs.parts import Parts
@@ -182,9 +183,10 @@ def _check_tensor(name: str, value: Any, wanted: Tensor, double: bool = False) -
 
 
 def _check_optimizer(checkpoint: Mapping[str, Any], parts: Parts) -> None:
-    network, config = parts.model.network, parts.config
-    fresh = parts.optimizer(network, fused=False)
-    names = {id(p): name for name, p in network.named_parameters()}
+    config, beside = parts.config, parts.objective.trained_beside()
+    fresh = optimizer_of(parts.optimizer, parts.model, parts.objective, fused=False)
+    networks = {"": parts.model.network} | {f"network {i + 2}: ": network for i, (network, _) in enumerate(beside)}
+    names = {id(p): where + name for where, network in networks.items() for name, p in network.named_parameters()}
     stored = checkpoint.get("optimizer_states")
     if checkpoint.get("lr_schedulers") != [] or not isinstance(stored, list) or len(stored) != 1:
         raise Invalid("it has no state of exactly one optimizer")
@@ -194,9 +196,11 @@ def _check_optimizer(checkpoint: Mapping[str, Any], parts: Parts) -> None:
     if not isinstance(groups, list) or len(groups) != len(fresh.param_groups) or not isinstance(states, Mapping):
         raise Invalid("the optimizer's state has other groups of weights than its network")
     parameters: list[nn.Parameter] = []
+    matrices: list[bool] = []  # of each, whether Muon moves it
     for group, wanted in zip(groups, fresh.param_groups, strict=True):
         _check_group(group, wanted, len(parameters))
         parameters += wanted["params"]
+        matrices += ["momentum" in wanted] * len(wanted["params"])
     step, scaled = checkpoint["global_step"], str(config["trainer"].get("precision")) in ("16", "16-mixed")
     if not states and (step == 0 or scaled):  # float16 leaves steps out whose gradients are too large for it
         return
@@ -209,8 +213,7 @@ def _check_optimizer(checkpoint: Mapping[str, Any], parts: Parts) -> None:
         )
     double = str(config["trainer"].get("precision")) in ("64", "64-true")
     used: set[int] = set()
-    for i, p in enumerate(parameters):
-        matrix = "momentum" in fresh.param_groups[-1] and i >= len(fresh.param_groups[0]["params"])
+    for i, (p, matrix) in enumerate(zip(parameters, matrices, strict=True)):
         _check_moments(states[i], p, names[id(p)], ("momentum",) if matrix else ("exp_avg", "exp_avg_sq"), double)
         if not matrix:
             _check_steps(states[i]["step"], step, names[id(p)], scaled)

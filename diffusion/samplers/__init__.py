@@ -1,7 +1,7 @@
 """Samplers, from noise to data with any denoiser: the loop, the methods, and the grids of times."""
 
 from diffusion.samplers.adaptive import MOST_STEPS, AdaptiveSampler
-from diffusion.samplers.base import Draw, Evaluation, History, Sampler, prior
+from diffusion.samplers.base import Draw, Evaluation, History, Sampler, begun, prior
 from diffusion.samplers.consistency import ConsistencySampler
 from diffusion.samplers.grids import (
     Grid,
@@ -61,6 +61,7 @@ __all__ = [
     "TrailingGrid",
     "UniPCSampler",
     "UniformGrid",
+    "begun",
     "between",
     "exponential_weights",
     "near",

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from diffusion.denoisers import Denoiser
+from diffusion.denoisers import Condition, Denoiser
 from diffusion.noise import Noise
 from diffusion.schedules import Schedule
 
@@ -163,3 +163,15 @@ def prior(schedule: Schedule, noise: Noise, shape: tuple[int, ...], t: float = 1
     """The state x_t = sigma_t eps from which sampling begins, (B, *shape), with the noise of step 0."""
     _, sigma = schedule(torch.tensor(t, dtype=torch.float64))
     return sigma.item() * noise.normal(shape)
+
+
+def begun(
+    denoiser: Denoiser, noise: Noise, shape: tuple[int, ...], t: float = 1.0, cond: Condition | None = None
+) -> Tensor:
+    """The state from which sampling without an image begins, (B, *shape): below t = 1 the noised prior of a denoiser
+    that has one."""
+    x = prior(denoiser.schedule, noise, shape, t)
+    if t == 1:
+        return x
+    alpha, _ = denoiser.schedule(torch.tensor(t, dtype=torch.float64))
+    return x + alpha.item() * denoiser.draw_prior(noise, shape, cond).to(x)

@@ -15,7 +15,7 @@ from diffusion.models import PriorDenoiser
 from diffusion.runs.parts import Parts
 from diffusion.samplers import Grid, KarrasGrid, LogSNRGrid, QuadraticGrid, Sampler, TrailingGrid, UniformGrid, between
 from diffusion.samplers.trial import can_be_tried, far_off
-from diffusion.schedules import Schedule
+from diffusion.schedules import time_of
 from diffusion.settings.sampling import Steering
 
 # The grids to try where a sampler is far off, by the names of their choices.
@@ -113,15 +113,6 @@ def _warn_if_far_off(sampler: Sampler, denoiser: Denoiser, times: Tensor) -> Non
         f"and DDIM's {found.ddim:.2g}; more accurate: {', or '.join(['sampler=ddim', *near])}",
         stacklevel=3,
     )
-
-
-def time_of(schedule: Schedule, level: float) -> float:
-    """The time at which sigma / alpha is this, of a discrete schedule the nearest row; at most 1."""
-    log_snr = torch.tensor(-2 * math.log(level), dtype=torch.float64, device="cpu")
-    if log_snr <= schedule.log_snr(torch.ones((), dtype=torch.float64, device="cpu")):
-        return 1.0
-    t, count = schedule.inverse(log_snr).item(), schedule.timesteps
-    return t if count is None else min(max(round(t * count), 1), count) / count
 
 
 def first_time(parts: Parts, denoiser: Denoiser, t_start: float = 1.0) -> float:

@@ -18,7 +18,7 @@ from diffusion.noise import SAMPLING, Noise
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.parts import Parts
 from diffusion.runs.trained import load_denoiser
-from diffusion.samplers import Evaluation, RePaintSampler, Sampler, prior
+from diffusion.samplers import Evaluation, RePaintSampler, Sampler, begun, prior
 from diffusion.sampling import given
 from diffusion.sampling.captured import graphed
 from diffusion.sampling.conditions import Given, Rows, of_images
@@ -224,11 +224,11 @@ class Pipeline:
         t = 1 with what belongs under it, `init` or data of the denoiser's prior for the condition."""
         schedule, shape = self.denoiser.schedule, self.shape if self.codec is None else self.codec.latent_shape
         noise = Noise(seed, index, self.stream)
-        x = prior(schedule, noise, shape, self.times[0].item())
-        if self.init is None and self.times[0] == 1:
-            return x
-        data = self.denoiser.draw_prior(noise, shape, cond) if self.init is None else self.init
-        return x + schedule(self.times[0])[0].item() * data.to(x)
+        t = self.times[0].item()
+        if self.init is None:
+            return begun(self.denoiser, noise, shape, t, cond)
+        x = prior(schedule, noise, shape, t)
+        return x + schedule(self.times[0])[0].item() * self.init.to(x)
 
     @torch.no_grad()
     def states(

@@ -1,6 +1,6 @@
 """Noise schedules: alpha_t and sigma_t, the shares of data and noise at time t; `base` states the convention."""
 
-from diffusion.schedules.base import Schedule, beside, expand, float64
+from diffusion.schedules.base import Schedule, beside, expand, float64, time_of
 from diffusion.schedules.continuous import (
     ContinuousCosineSchedule,
     FlowSchedule,
@@ -39,4 +39,5 @@ __all__ = [
     "beside",
     "expand",
     "float64",
+    "time_of",
 ]

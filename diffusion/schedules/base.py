@@ -12,6 +12,7 @@ of shape (1,). So `expand` moves coefficients to x, and `beside` moves t to x wh
 statistics.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -84,3 +85,12 @@ class Schedule(ABC):
         (alpha, sigma), (alpha_dot, _) = with_derivative(self, t)
         _, log_snr_dot = with_derivative(self.log_snr, t)
         return alpha_dot / alpha, -(sigma**2) * log_snr_dot
+
+
+def time_of(schedule: Schedule, level: float) -> float:
+    """The time at which sigma / alpha is this, of a discrete schedule the nearest row; at most 1."""
+    log_snr = torch.tensor(-2 * math.log(level), dtype=torch.float64, device="cpu")
+    if log_snr <= schedule.log_snr(torch.ones((), dtype=torch.float64, device="cpu")):
+        return 1.0
+    t, count = schedule.inverse(log_snr).item(), schedule.timesteps
+    return t if count is None else min(max(round(t * count), 1), count) / count

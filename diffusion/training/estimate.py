@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion.noise import TRAINING, Noise
+from diffusion.objectives import optimizer_of
 from diffusion.terminal.progress import counted, duration, images_validated, times_left
 from diffusion.training.limits import Limit, check_limit, check_validation, limit_of
 from diffusion.training.module import DiffusionModule, is_fused
@@ -45,7 +46,7 @@ def _batch_of_a_copy(module: DiffusionModule, batch: Mapping[str, Tensor], train
     device = trainer.strategy.root_device
     denoiser = copy.deepcopy(module.denoiser).to(device).train()
     objective = copy.deepcopy(module.objective).to(device).train()
-    optimizer = module.optimizer(denoiser.network, is_fused(trainer, device))
+    optimizer = optimizer_of(module.optimizer, denoiser, objective, is_fused(trainer, device))
     autocast = trainer.precision_plugin.forward_context
     if not module.eager_because(trainer):
         step = StaticStep(denoiser, objective, optimizer, [], batch, 1, float("inf"), module.seed, autocast)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.stream import Batches
 from diffusion.models import Codec, LatentObjective
 from diffusion.noise import TRAINING, VALIDATION, Noise
-from diffusion.objectives import Objective
+from diffusion.objectives import Objective, optimizer_of
 from diffusion.optimizers import EMA, AdamW, LearningRate, Muon, PowerEMA
 from diffusion.trainable import Trainable
 from diffusion.training import static
@@ -197,7 +197,8 @@ class DiffusionModule(pl.LightningModule):
             self.logger.log_metrics(totals | means, step=self.global_step)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer(self.denoiser.network, is_fused(self.trainer, self.device))
+        fused = is_fused(self.trainer, self.device)
+        optimizer = optimizer_of(self.optimizer, self.denoiser, self.objective, fused)
         self._peak_lrs = [group["lr"] for group in optimizer.param_groups]
         return optimizer
 
@@ -205,7 +206,8 @@ class DiffusionModule(pl.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Clips by norm and keeps the norm for the log; notes the first step at which it is not finite."""
-        self.grad_norm = nn.utils.clip_grad_norm_(self.denoiser.parameters(), _bound(gradient_clip_val)).detach()
+        trained = static.trained(self.denoiser, self.objective)
+        self.grad_norm = nn.utils.clip_grad_norm_(trained, _bound(gradient_clip_val)).detach()
         if self.trainer.precision != "16-mixed":  # there the scaler skips such steps
             self.diverged_at = first_divergence(self.grad_norm, self.global_step + 1, self.diverged_at)
 

@@ -23,8 +23,8 @@ from diffusion.samplers import (
     TrailingGrid,
 )
 from diffusion.sampling.conditions import Rows, as_picture, of_examples
-from diffusion.sampling.method import time_of
 from diffusion.sampling.pipeline import Pipeline, clipped
+from diffusion.schedules import time_of
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule

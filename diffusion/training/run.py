@@ -165,6 +165,7 @@ class Run:
                 f"that run's dataset.condition is {theirs}, and this one's {ours}"
             )
         load_weights(self.module.denoiser, checkpoint, optional=(AUGMENTED,))
+        self.module.objective.begin(self.module.denoiser)
         self._begin_averages()
 
     def check_data(self, typed: Container[str]) -> None:

@@ -175,13 +175,17 @@ def _kept(plan: Callable[[Mapping[str, Any]], Trainable]) -> Callable[[Mapping[s
 def _checked(config: dict[str, Any], plan: Callable[[Mapping[str, Any]], Trainable]) -> Iterator[tuple[str, ...]]:
     """Before each check, the groups whose other choices may help if it fails; raises ValueError where it does."""
     yield ("network", "denoiser", "schedule")
-    model, parts = plan(config), Parts(config)
+    model = plan(config)
+    parts = Parts(config, model=model)
     yield ("objective", "denoiser", "schedule")
     parts.objective.check(model)
     if parts.tunes and config.get("init_from") is None:
         raise ConfigError("this objective tunes a trained model, and there is none: add init_from=")
     if not parts.tunes and parts.trained_up_to < math.inf:
-        raise ConfigError("objective.times.highest is for a model that is tuned, experiment=few_step: leave it out")
+        raise ConfigError(
+            "objective.times.highest is for a model that is tuned, experiment=few_step, where it follows from "
+            "start_level=: leave both out"
+        )
     yield ("sampler", "grid", "denoiser", "schedule")
     if isinstance(model, TrainableDenoiser):
         method_of(parts, model)

@@ -48,6 +48,11 @@ def eager_because(capture: bool | str, trainer: pl.Trainer, objective: Objective
     return ""
 
 
+def trained(model: nn.Module, objective: nn.Module) -> list[nn.Parameter]:
+    """The weights that are trained: those of the model and those that the objective has of its own."""
+    return [p for module in (model, objective) for p in module.parameters() if p.requires_grad]
+
+
 def first_divergence(grad_norm: Tensor, step: Tensor | int, diverged_at: Tensor) -> Tensor:
     """The first step whose gradient is not finite, () int64: this one, if `diverged_at` names none (-1) so far."""
     return torch.where(~grad_norm.isfinite() & (diverged_at < 0), step, diverged_at)
@@ -78,7 +83,7 @@ class StaticStep:
     Args:
         model: in training, on the device.
         objective: its loss, on the device.
-        optimizer: of the model's network, with fused AdamW.
+        optimizer: of the weights that are `trained`, with fused AdamW.
         averages: of the model.
         batch: one batch on the device, for the shapes; with "x", or what `served` makes one of.
         batches: of an optimizer step.
@@ -132,7 +137,7 @@ class StaticStep:
             graphs.warmed_up(self._step, self.device)
             accumulate, update = (graphs.captured(part, self.device) for part in (self._accumulate, self._update))
         except BaseException:
-            self.model.zero_grad(set_to_none=True)
+            self._clear()
             raise
         finally:
             with torch.no_grad():
@@ -219,11 +224,15 @@ class StaticStep:
 
     def find_trained(self) -> None:
         """Finds the parameters that the loss depends on; the optimizer leaves the others as they are."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters = trained(self.model, self.objective)
         gradients = torch.autograd.grad(self._loss(), parameters, allow_unused=True)
         self._trained = [p for p, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
         self._gradients = [torch.zeros_like(p) for p in self._trained]
-        self.model.zero_grad(set_to_none=True)
+        self._clear()
+
+    def _clear(self) -> None:
+        for module in (self.model, self.objective):
+            module.zero_grad(set_to_none=True)
 
     @contextmanager
     def _rates_on_device(self) -> Iterator[None]:

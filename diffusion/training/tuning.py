@@ -8,10 +8,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion.build import ConfigError, build
 from diffusion.denoisers import Denoiser
+from diffusion.objectives import Objective
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.models import planned
+from diffusion.runs.parts import tunes
 from diffusion.runs.resume import OF_SOURCE
-from diffusion.sampling.method import time_of
+from diffusion.schedules import time_of
 
 # The model and what it learned: none of them can be set beside its run.
 KEPT = ("dataset", "network", "schedule", "denoiser", "timesteps", "autoencoder")
@@ -31,7 +33,7 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint:
     """
     if config.init_from is None:
         raise ConfigError(
-            "objective=consistency tunes a trained model: add init_from=last, a version number, a run folder or a file"
+            "this objective tunes a trained model: add init_from=last, a version number, a run folder or a file"
         )
     spec = f"init_from={config.init_from}"
     checkpoint = find(str(config.init_from))
@@ -45,8 +47,14 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint:
         same = name == "dataset" and value == stored["dataset"].get("name")
         if name.partition(".")[0] in KEPT and name not in OF_SOURCE and not same:
             raise ConfigError(f"{name}= belongs to the model that is tuned, and stays as {spec} has it: leave it out")
+    objective: Objective = build(OmegaConf.to_container(config.objective, resolve=True), "objective")
+    if objective.distils and tunes(stored):
+        raise ConfigError(
+            f"{spec} is tuned for few calls already, and gives no mean of the data that could be distilled: name the "
+            f"run before it, init_from={stored.get('init_from')}"
+        )
     try:
-        build(OmegaConf.to_container(config.objective, resolve=True), "objective").check(planned(stored))
+        objective.check(planned(stored))
     except ConfigError:
         raise
     except ValueError as error:

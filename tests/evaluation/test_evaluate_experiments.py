@@ -20,7 +20,8 @@ from diffusion.evaluation.table import held
 EXPERIMENTS = sorted(Path("configs/experiment").resolve().glob("*.yaml"))
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 ON_POINTS = ("fast_swissroll", "swissroll")
-WITH_CLASSES = ("demo", "few_step")  # beside those whose names end in _cond
+TUNING = ("few_step", "few_step_matching")
+WITH_CLASSES = ("demo", *TUNING)  # beside those whose names end in _cond
 
 
 def tiny(path: Path) -> list[str]:
@@ -30,7 +31,7 @@ def tiny(path: Path) -> list[str]:
     found += ["trainer.max_epochs=null", "trainer.precision=32-true", "budget_minutes=null", "accelerator=cpu"]
     if path.stem in ON_POINTS:
         return found
-    if path.stem == "few_step":  # of which data and model are those of the run that it tunes
+    if path.stem in TUNING:  # of which data and model are those of the run that it tunes
         return [*found, f"init_from={FIXTURES / 'residual.ckpt'}", "train_images=200"]
     parents = [name for name in config["defaults"] if isinstance(name, str) and name.startswith("fast_")]
     network = yaml.safe_load((path.parent / f"{parents[0]}.yaml").read_text())["network"] if parents else {}

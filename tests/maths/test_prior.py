@@ -23,8 +23,7 @@ from diffusion.noise import SAMPLING, Noise
 from diffusion.objectives import LognormalTimes
 from diffusion.samplers import DPMSolverPP2MSampler, LogSNRGrid, prior
 from diffusion.sampling import Pipeline
-from diffusion.sampling.method import time_of
-from diffusion.schedules import LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
+from diffusion.schedules import LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, time_of
 
 D, MANY = 5, 40_000
 

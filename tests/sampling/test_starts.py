@@ -18,8 +18,8 @@ from diffusion.runs.checkpoints import read
 from diffusion.runs.models import build_model
 from diffusion.runs.parts import Parts
 from diffusion.sampling import Pipeline
-from diffusion.sampling.method import first_time, method_of, time_of
-from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule
+from diffusion.sampling.method import first_time, method_of
+from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, time_of
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BEGUN = ("sampler=dpmpp_2m", "grid=karras", "steps=4", "start_level=2.5")

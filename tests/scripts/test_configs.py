@@ -54,7 +54,7 @@ def test_every_experiment_composes_and_its_parts_fit_together(experiment: str) -
     name = {
         **dict.fromkeys((*SDES, "learned_variance", "demo"), "mnist5k"),
         **dict.fromkeys(CASCADE, "fashion"),
-        "few_step": "digits",
+        **dict.fromkeys(("few_step", "few_step_matching"), "digits"),
     }
     assert config["dataset"]["name"] == name.get(experiment, experiment.removesuffix("_cond").rpartition("_")[2])
     assert (config["trainer"]["max_steps"] or config["trainer"]["max_epochs"] or config["budget_minutes"]) is not None
@@ -143,6 +143,7 @@ def test_every_choice_of_every_group_trains_and_samples(group: str, name: str) -
         "karras": ["schedule=variance_exploding"],
         "langevin": ["grid=uniform"],
         "levels": ["sampler=ddim"],
+        "matching": ["objective=matching", "sampler=consistency", "grid=levels", TUNED],
         "consistency": ["objective=consistency", "sampler=consistency", "grid=levels", TUNED],
         "likelihood": ["schedule=vp"],
         "edm": ["schedule=variance_exploding"],

@@ -160,6 +160,7 @@ def test_every_experiment_has_a_row_and_classifiers_come_after_what_they_steer(r
         ("autoencoder_fashion", "latent_fashion"),
         ("cascade_base", "cascade_sr"),
         ("fast_digits", "few_step"),
+        ("fast_digits", "few_step_matching"),
     ):
         assert names.index(first) < names.index(then)
 

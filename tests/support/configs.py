@@ -27,5 +27,6 @@ def _needed(overrides: tuple[str, ...]) -> list[str]:
     )
     if any(override in folders for override in overrides):
         return ["dataset.path=photos"]
-    tunes = "experiment=few_step" in overrides and not any(override.startswith("init_from=") for override in overrides)
-    return [f"init_from={FIXTURES / 'residual.ckpt'}"] if tunes else []
+    tunes = any(override.startswith("experiment=few_step") for override in overrides)
+    named = any(override.startswith("init_from=") for override in overrides)
+    return [f"init_from={FIXTURES / 'residual.ckpt'}"] if tunes and not named else []

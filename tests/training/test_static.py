@@ -15,7 +15,7 @@ from torch import Tensor
 from data.stream import Batches
 from diffusion.machine import graphs
 from diffusion.noise import TRAINING, Noise
-from diffusion.objectives import Objective
+from diffusion.objectives import Objective, optimizer_of
 from diffusion.runs.parts import Parts
 from diffusion.training.compiling import compile_network
 from diffusion.training.data import data_module
@@ -45,7 +45,7 @@ class Course:
         for part in self.module.objective.modules():  # it asks the CPU, which a GPU does not wait for
             if isinstance(part, Objective):
                 part.check = lambda model: None  # type: ignore[method-assign]
-        self.optimizer = self.module.optimizer(self.module.denoiser.network, fused=True)
+        self.optimizer = optimizer_of(self.module.optimizer, self.module.denoiser, self.module.objective, fused=True)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
 
     def batch(self, number: int) -> dict[str, Tensor]:

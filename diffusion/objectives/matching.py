@@ -1,0 +1,158 @@
+"""Distribution matching distillation: turns a denoiser into a generator whose noised samples look like noised data."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from diffusion.denoisers import Condition, RegressionDenoiser
+from diffusion.forward import noised
+from diffusion.noise import GENERATOR, Noise
+from diffusion.objectives.base import CALL, NOISE, TIME, conditions
+from diffusion.objectives.denoising import Times
+from diffusion.objectives.tuning import TuningObjective
+from diffusion.ranges import check_finite
+from diffusion.samplers import LevelsGrid, begun
+from diffusion.schedules import expand, time_of
+
+
+class MatchingObjective(TuningObjective):
+    """Distribution matching distillation (Yin et al. 2024, arXiv 2311.18828) of a trained denoiser.
+
+    The model becomes a generator that draws in a few calls, each from a state that its calls before have led to, as in
+    sampling (the backward simulation of Yin et al. 2024b, arXiv 2405.14867). The gradient of the divergence
+    KL(generated || data) with both noised to the level v is the difference of two scores, so of two posterior means:
+    that of the teacher D, which is the denoiser as it was, and that of a critic, a copy of it that is trained along on
+    the generator's samples x:
+
+        L = 1/2 |x - stopgrad(x - g)|^2 + w(v) |D_critic(x_v) - stopgrad x|^2
+        g = (D_critic(x_v) - D(x_v)) / (mean |x - D(x_v)|)
+
+    with means over the dimensions; w is 1 on the network's output, as in `SimpleWeighting`. The first term trains the
+    generator, the second one the critic. The data themselves are not seen, but for their conditions.
+
+    The critic has to keep up with the generator: it has a learning rate of its own, `rate` times as high, and the
+    generator stays as it is for the first `warmup_images`. The loss does not measure quality.
+
+    Args:
+        times: distribution of v.
+        steps: calls of the generator, all trained alike.
+        levels: sigma / alpha at the calls after the first one, see `LevelsGrid`.
+        start_level: sigma / alpha at the first call, which begins with the denoiser's prior; None is with noise.
+        rate: learning rate of the critic as a multiple of the generator's, which `lr` is.
+        warmup_images: generated images after which the generator is trained.
+    """
+
+    distils = True
+
+    def __init__(
+        self,
+        times: Times,
+        steps: int = 1,
+        levels: Sequence[float] | None = None,
+        start_level: float | None = None,
+        rate: float = 10.0,
+        warmup_images: int = 2000,
+    ) -> None:
+        super().__init__(times)
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        check_finite(rate=rate)
+        if not rate > 0:
+            raise ValueError(f"rate must be positive, got {rate:g}")
+        if warmup_images < 0:
+            raise ValueError(f"warmup_images must be at least 0, got {warmup_images}")
+        if start_level is not None and not start_level > 0:
+            raise ValueError(f"start_level must be a level above 0, got {start_level:g}")
+        self.grid = LevelsGrid(None if levels is None else list(levels))
+        self.steps, self.start_level = steps, start_level
+        self.rate, self.warmup_images = rate, warmup_images
+        self.teacher: nn.Module | None = None
+        self.critic: nn.Module | None = None
+
+    def begin(self, model: nn.Module) -> None:
+        """Teacher and critic become what the model is now."""
+        network = model.network
+        assert isinstance(network, nn.Module)
+        if self.teacher is None or self.critic is None:
+            self.teacher = copy.deepcopy(network).requires_grad_(False).eval()
+            self.critic = copy.deepcopy(network).eval()
+        for kept in (self.teacher, self.critic):
+            kept.load_state_dict(network.state_dict())
+
+    def trained_beside(self) -> list[tuple[nn.Module, float]]:
+        assert self.critic is not None
+        return [(self.critic, self.rate)]
+
+    def train(self, mode: bool = True) -> "MatchingObjective":
+        """Teacher and critic stay without dropout: their difference is what the generator learns from."""
+        super().train(mode)
+        for kept in (self.teacher, self.critic):
+            if kept is not None:
+                kept.eval()
+        return self
+
+    def forward(self, model: RegressionDenoiser, batch: Mapping[str, Tensor], noise: Noise) -> dict[str, Tensor]:
+        """The loss of each sample.
+
+        Args:
+            model: the generator, in tuning.
+            batch: "x", data (B, *S) for their shape alone, and "serial", which tells the warm-up; the rest conditions
+                the generator.
+            noise: the batch's random numbers.
+
+        Returns:
+            "loss", "log_snr", "critic", the critic's part of the loss, and "gap", the root mean square of
+            D_critic - D; each (B,).
+        """
+        assert self.teacher is not None and self.critic is not None
+        schedule, cond = model.schedule, conditions(batch)
+        x = model(*self.states(model, noise, batch["x"].shape[1:], cond), cond)
+        fixed = x.detach()
+        t, eps = self.times(schedule, noise.uniform(draw=TIME)), noise.normal(x.shape[1:], draw=NOISE).to(x.dtype)
+        x_t = noised(schedule, fixed, t, eps)
+        critic = _behind(model, self.critic)
+        prediction = critic.predict(x_t, t, cond)
+        with torch.no_grad():
+            known = _behind(model, self.teacher)(x_t, t, cond)
+            gap = prediction.x0 - known
+            size = (fixed - known).flatten(1).abs().mean(1).clamp(min=1e-6)
+        # Its gradient is g; its value, half of g^2, tells how far the two are apart.
+        generator = (x - (fixed - gap / expand(size, x))).square().flatten(1).mean(1) / 2
+        if self.training:
+            generator = generator * (batch["serial"] >= self.warmup_images)
+        assert prediction.raw is not None
+        target, _ = critic.target(fixed, eps, t, prediction)
+        error = (prediction.raw - target).square().flatten(1).mean(1)
+        return {
+            "loss": generator + error,
+            "log_snr": schedule.log_snr(t),
+            "critic": error.detach(),
+            "gap": gap.square().flatten(1).mean(1).sqrt(),
+        }
+
+    @torch.no_grad()
+    def states(
+        self, model: RegressionDenoiser, noise: Noise, shape: Sequence[int], cond: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """A state (B, *shape) of each sample before one of the generator's calls, and its time (B,); the generator
+        itself has led to it."""
+        first = 1.0 if self.start_level is None else time_of(model.schedule, self.start_level)
+        times = self.grid(model.schedule, self.steps, first)
+        own, u = Noise(noise.seed, noise.index, noise.stream + GENERATOR), noise.uniform(draw=CALL)
+        x = x_t = begun(model, own, tuple(shape), first, cond)
+        t = torch.full_like(u, times[0].item())
+        for i in range(1, self.steps):
+            x = noised(model.schedule, model(x, times[i - 1], cond), times[i], own.normal(shape, step=i))
+            later = u * self.steps >= i
+            x_t, t = torch.where(expand(later, x), x, x_t), torch.where(later, times[i].item(), t)
+        return x_t, t
+
+
+def _behind(model: RegressionDenoiser, network: nn.Module) -> RegressionDenoiser:
+    """The same denoiser around another network; all else is shared."""
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    other.network = network
+    return other
