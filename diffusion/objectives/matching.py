@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ from diffusion.objectives.base import CALL, NOISE, TIME, conditions
 from diffusion.objectives.denoising import Times
 from diffusion.objectives.tuning import TuningObjective
 from diffusion.ranges import check_finite
-from diffusion.samplers import LevelsGrid, begun
-from diffusion.schedules import expand, time_of
+from diffusion.samplers import Grid, begun
+from diffusion.schedules import Schedule, expand, time_of
 
 
 class MatchingObjective(TuningObjective):
@@ -37,8 +38,8 @@ class MatchingObjective(TuningObjective):
 
     Args:
         times: distribution of v.
-        steps: calls of the generator, all trained alike.
-        levels: sigma / alpha at the calls after the first one, see `LevelsGrid`.
+        grid: gives the times of the generator's calls, as in sampling.
+        steps: calls that are trained, all alike. One is enough where the calls after it are at levels near its own.
         start_level: sigma / alpha at the first call, which begins with the denoiser's prior; None is with noise.
         rate: learning rate of the critic as a multiple of the generator's, which `lr` is.
         warmup_images: generated images after which the generator is trained.
@@ -49,13 +50,15 @@ class MatchingObjective(TuningObjective):
     def __init__(
         self,
         times: Times,
+        grid: Grid,
         steps: int = 1,
-        levels: Sequence[float] | None = None,
         start_level: float | None = None,
         rate: float = 10.0,
         warmup_images: int = 2000,
     ) -> None:
         super().__init__(times)
+        if not isinstance(grid, Grid):
+            raise ValueError(f"grid must be a time grid, as grid= names one, got {grid!r}")
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         check_finite(rate=rate)
@@ -65,9 +68,9 @@ class MatchingObjective(TuningObjective):
             raise ValueError(f"warmup_images must be at least 0, got {warmup_images}")
         if start_level is not None and not start_level > 0:
             raise ValueError(f"start_level must be a level above 0, got {start_level:g}")
-        self.grid = LevelsGrid(None if levels is None else list(levels))
-        self.steps, self.start_level = steps, start_level
+        self.grid, self.steps, self.start_level = grid, steps, start_level
         self.rate, self.warmup_images = rate, warmup_images
+        self._calls: list[float] | None = None  # their times
         self.teacher: nn.Module | None = None
         self.critic: nn.Module | None = None
 
@@ -138,16 +141,24 @@ class MatchingObjective(TuningObjective):
     ) -> tuple[Tensor, Tensor]:
         """A state (B, *shape) of each sample before one of the generator's calls, and its time (B,); the generator
         itself has led to it."""
-        first = 1.0 if self.start_level is None else time_of(model.schedule, self.start_level)
-        times = self.grid(model.schedule, self.steps, first)
+        first, *later = self._times(model.schedule)
         own, u = Noise(noise.seed, noise.index, noise.stream + GENERATOR), noise.uniform(draw=CALL)
         x = x_t = begun(model, own, tuple(shape), first, cond)
-        t = torch.full_like(u, times[0].item())
-        for i in range(1, self.steps):
-            x = noised(model.schedule, model(x, times[i - 1], cond), times[i], own.normal(shape, step=i))
-            later = u * self.steps >= i
-            x_t, t = torch.where(expand(later, x), x, x_t), torch.where(later, times[i].item(), t)
+        t = torch.full_like(u, first)
+        for i, (before, at) in enumerate(pairwise((first, *later)), start=1):
+            x0 = model(x, torch.tensor(before, dtype=torch.float64, device="cpu"), cond)
+            now = torch.tensor(at, dtype=torch.float64, device="cpu")
+            x = noised(model.schedule, x0, now, own.normal(shape, step=i))
+            reached = u * self.steps >= i
+            x_t, t = torch.where(expand(reached, x), x, x_t), torch.where(reached, at, t)
         return x_t, t
+
+    def _times(self, schedule: Schedule) -> list[float]:
+        """The times of the calls; computed once, since that asks for values."""
+        if self._calls is None:
+            first = 1.0 if self.start_level is None else time_of(schedule, self.start_level)
+            self._calls = self.grid(schedule, self.steps, first)[:-1].tolist()
+        return self._calls
 
 
 def _behind(model: RegressionDenoiser, network: nn.Module) -> RegressionDenoiser:

@@ -161,8 +161,8 @@ def _refined(times: Tensor) -> Tensor:
 
 def prior(schedule: Schedule, noise: Noise, shape: tuple[int, ...], t: float = 1.0) -> Tensor:
     """The state x_t = sigma_t eps from which sampling begins, (B, *shape), with the noise of step 0."""
-    _, sigma = schedule(torch.tensor(t, dtype=torch.float64))
-    return sigma.item() * noise.normal(shape)
+    _, sigma = schedule(torch.tensor(t, dtype=torch.float64, device="cpu"))
+    return sigma * noise.normal(shape)
 
 
 def begun(
@@ -173,5 +173,5 @@ def begun(
     x = prior(denoiser.schedule, noise, shape, t)
     if t == 1:
         return x
-    alpha, _ = denoiser.schedule(torch.tensor(t, dtype=torch.float64))
-    return x + alpha.item() * denoiser.draw_prior(noise, shape, cond).to(x)
+    alpha, _ = denoiser.schedule(torch.tensor(t, dtype=torch.float64, device="cpu"))
+    return x + alpha * denoiser.draw_prior(noise, shape, cond).to(x)

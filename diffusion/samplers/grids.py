@@ -146,24 +146,33 @@ class LevelsGrid(Grid):
     Args:
         levels: sigma / alpha at the times after the first, falling; there is one more step than levels. None is even
             steps, of which the last goes to the end itself.
+        near: even steps of sigma / alpha instead, of a size for one step more: from 2.4 two steps meet at 1.6, and
+            three at 1.8 and 1.2.
     """
 
     HALF = 5.0  # the level at which that variable is 1 / 2
 
-    def __init__(self, levels: list[float] | None = None) -> None:
+    def __init__(self, levels: list[float] | None = None, near: bool = False) -> None:
         if any(not 0 < level < math.inf for level in levels or []):
             raise ValueError(f"levels must be positive and finite, got {levels}")
         if any(after >= before for before, after in pairwise(levels or [])):
             raise ValueError(f"levels must fall from one to the next, got {levels}")
-        self.levels = levels
+        if levels is not None and near:
+            raise ValueError(f"near=true chooses the levels itself: give near=false with levels={levels}, or no levels")
+        self.levels, self.near = levels, near
 
     def _times(self, schedule: Schedule, count: int, high: float, low: float, whole: bool) -> Tensor:
         ends = _ends(schedule, high, low)
         steps = count - whole
         if self.levels is None:
-            first, last = (-ends / 2).exp() / ((-ends / 2).exp() + self.HALF)
-            shares = torch.lerp(first, last, torch.arange(count, dtype=torch.float64) / steps)
-            return schedule.inverse(-2 * (self.HALF * shares / (1 - shares)).log())
+            ratios, index = (-ends / 2).exp(), torch.arange(count, dtype=torch.float64)
+            if self.near:
+                ratios = torch.lerp(ratios[0], ratios[1], index / (steps + (not whole)))
+            else:
+                first, last = ratios / (ratios + self.HALF)
+                shares = torch.lerp(first, last, index / steps)
+                ratios = self.HALF * shares / (1 - shares)
+            return schedule.inverse(-2 * ratios.log())
         if len(self.levels) != steps - 1:
             raise ValueError(
                 f"steps={steps} takes one level fewer, {steps - 1}, got levels={self.levels}: set "

@@ -252,6 +252,13 @@ def test_few_levels_are_even_in_the_share_of_five_and_stop_short_of_the_lowest_t
 
 
 def test_chosen_levels_are_those_of_the_grid(schedule: Schedule) -> None:
+    near = LevelsGrid(near=True)(schedule, 3)
+    first = (-schedule.log_snr(near[0]) / 2).exp()
+    low = (-schedule.log_snr(torch.tensor(schedule.t_min, dtype=torch.float64)) / 2).exp()
+    expected = [first, (3 * first + low) / 4, (first + low) / 2]
+    torch.testing.assert_close((-schedule.log_snr(near[:-1]) / 2).exp(), torch.stack(expected))
+    assert (near[0], near[-1]) == (1, 0)
+    assert between(LevelsGrid(near=True), schedule, 3, 0.8, 0.2)[-1] == 0.2
     times = LevelsGrid([5.0, 0.8])(schedule, 3)
     assert (times[0], times[-1]) == (1, 0)
     torch.testing.assert_close((-schedule.log_snr(times[1:3]) / 2).exp(), _tensor(5.0, 0.8), rtol=1e-6, atol=0)
@@ -273,6 +280,7 @@ def test_a_start_that_rounds_to_the_lowest_timestep_is_named_as_it_was_typed() -
         (lambda: LevelsGrid([0.8, 5.0]), "levels must fall from one to the next"),
         (lambda: LevelsGrid([0.8, 0.8]), "levels must fall from one to the next"),
         (lambda: LevelsGrid([0.0]), "levels must be positive and finite"),
+        (lambda: LevelsGrid([0.8], near=True), "near=true chooses the levels itself: give near=false"),
         (lambda: LevelsGrid([math.nan]), "levels must be positive and finite"),
         (
             lambda: LevelsGrid([0.8])(VPSchedule(), 3),

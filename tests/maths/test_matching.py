@@ -21,7 +21,7 @@ from diffusion.forward import noised
 from diffusion.noise import GENERATOR, Noise
 from diffusion.objectives import DenoisingObjective, LognormalTimes, MatchingObjective, SimpleWeighting, optimizer_of
 from diffusion.optimizers import AdamW
-from diffusion.samplers import ConsistencySampler, begun
+from diffusion.samplers import ConsistencySampler, Grid, KarrasGrid, LevelsGrid, begun
 from diffusion.schedules import CosineSchedule, VarianceExplodingSchedule, VPSchedule, time_of
 
 TIMES = LognormalTimes(-0.5, 0.8)
@@ -55,8 +55,8 @@ def batch(count: int, size: int = 2, serial: int = 10**6) -> dict[str, Tensor]:
     return {"x": torch.zeros(count, size, dtype=torch.float64), "serial": torch.full((count,), serial)}
 
 
-def objective_of(model: NetworkDenoiser, **settings: Any) -> MatchingObjective:
-    objective = MatchingObjective(TIMES, **settings)
+def objective_of(model: NetworkDenoiser, grid: Grid | None = None, **settings: Any) -> MatchingObjective:
+    objective = MatchingObjective(TIMES, grid or LevelsGrid(), **settings)
     objective.begin(model)
     return objective
 
@@ -142,13 +142,13 @@ def test_in_the_warm_up_the_critic_learns_and_the_generator_stays() -> None:
     assert model.network.std.grad != 0
 
 
-@pytest.mark.parametrize("levels", [None, [5.0, 0.7]])
-def test_it_trains_on_the_states_of_the_sampler_in_equal_shares(levels: list[float] | None) -> None:
+@pytest.mark.parametrize("grid", [LevelsGrid(), LevelsGrid([5.0, 0.7]), KarrasGrid()], ids=["", "levels", "karras"])
+def test_it_trains_on_the_states_of_the_sampler_in_equal_shares(grid: Grid) -> None:
     model = denoiser(0.5).eval()
-    objective = objective_of(model, steps=3, levels=levels)
+    objective = objective_of(model, grid, steps=3)
     noise = Noise(3, torch.arange(3000), stream=1)
     own = Noise(3, noise.index, GENERATOR + 1)
-    times = objective.grid(SCHEDULE, 3)
+    times = grid(SCHEDULE, 3)
     x_t, t = objective.states(model, noise, (2,), {})
     states = list(ConsistencySampler()(model, begun(model, own, (2,)), times, own))
     for time, state in zip(times[:-1], states, strict=False):
@@ -207,24 +207,24 @@ def test_the_first_call_is_at_the_level_where_sampling_begins(start_level: float
 )
 def test_a_model_that_cannot_become_one_is_refused(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MatchingObjective(TIMES).check(model())
+        MatchingObjective(TIMES, LevelsGrid()).check(model())
 
 
 def test_a_model_of_the_data_itself_can_become_one() -> None:
-    MatchingObjective(TIMES).check(NetworkDenoiser(Spread(1.0), VPSchedule(), X0Preconditioner()))
+    MatchingObjective(TIMES, LevelsGrid()).check(NetworkDenoiser(Spread(1.0), VPSchedule(), X0Preconditioner()))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"grid": "karras"}, "grid must be a time grid"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"rate": 0.0}, "rate must be positive"),
         ({"rate": math.nan}, "rate must be a finite number"),
         ({"warmup_images": -1}, "warmup_images must be at least 0"),
         ({"start_level": 0.0}, "start_level must be a level above 0"),
-        ({"levels": [1.0, 2.0]}, "levels must fall"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MatchingObjective(TIMES, **settings)
+        MatchingObjective(TIMES, **{"grid": LevelsGrid()} | settings)

@@ -32,6 +32,7 @@ TUTORIALS = ["tutorial_mnist", "tutorial_fashion", "tutorial_cifar"]
 def loss_of_one_step(config: dict[str, Any]) -> torch.Tensor:
     """The loss on two random samples, with gradients in all weights."""
     denoiser, objective = build_model(config), build(config["objective"])
+    objective.begin(denoiser)
     batch = {"x": torch.rand(2, *config["dataset"]["shape"]) * 2 - 1, "label": torch.zeros(2, dtype=torch.long)}
     batch["serial"] = torch.arange(2)
     if config["dataset"].get("condition") is not None:
