@@ -194,7 +194,7 @@ def _guide(denoiser: Denoiser, steering: Steering, checkpoint: Checkpoint, weigh
         raise ConfigError(f"guide={steering.guide} is no model in the latents of the model's own autoencoder")
     if tunes(theirs) != tunes(ours):
         raise ConfigError(
-            f"guide={steering.guide}: of it and the model one is tuned by experiment=few_step, so their answers are "
+            f"guide={steering.guide}: of it and the model one is tuned for few calls, so their answers are "
             f"not of one kind: name a guide that is what the model is"
         )
     if Parts(theirs).trained_up_to < Parts(ours).trained_up_to:

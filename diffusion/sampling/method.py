@@ -42,8 +42,8 @@ def method_of(parts: Parts, denoiser: Denoiser, t_start: float = 1.0, t_end: flo
         raise ConfigError(f"steps must be at most {MOST_STEPS}, got {steps}")
     if sampler.flow_map and not parts.tunes:
         raise ConfigError(
-            "sampler=consistency is for models that experiment=few_step has tuned: the one call of another gives the "
-            "mean of the data; python train.py experiment=few_step init_from=... tunes one"
+            "sampler=consistency is for models that are tuned for few calls: the one call of another gives the mean of "
+            "the data; python train.py experiment=few_step init_from=... (or few_step_matching) tunes one"
         )
     first = first_time(parts, denoiser, t_start)
     try:

@@ -1,7 +1,5 @@
 """Pictures of samples during training; drawing them does not advance the training's random numbers."""
 
-import math
-
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
@@ -17,14 +15,12 @@ from diffusion.samplers import (
     DDPMSampler,
     DPMSolverPP2MSampler,
     Grid,
-    LevelsGrid,
     LogSNRGrid,
     Sampler,
     TrailingGrid,
 )
 from diffusion.sampling.conditions import Rows, as_picture, of_examples
 from diffusion.sampling.pipeline import Pipeline, clipped
-from diffusion.schedules import time_of
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
 from diffusion.training.module import DiffusionModule
@@ -44,7 +40,7 @@ class Preview(AfterStep):
         clip: clamp the predicted data to [-1, 1].
         n: how many.
         steps: of the sampler.
-        start_level: sigma / alpha at which the samples of a consistency model begin; inf is t = 1.
+        times: of the consistency sampler, for a model that is tuned for it.
     """
 
     def __init__(
@@ -54,13 +50,13 @@ class Preview(AfterStep):
         clip: bool,
         n: int = 16,
         steps: int = 20,
-        start_level: float = math.inf,
+        times: Tensor | None = None,
     ) -> None:
         super().__init__()
         if every < 0:
             raise ValueError(f"preview_every must not be negative, got {every}")
         self.every, self.shape, self.clip, self.n, self.steps = every, shape, clip, n, steps
-        self.start_level = start_level
+        self.times = times
         self.images = n * steps
 
     def after_step(self, trainer: pl.Trainer, module: DiffusionModule, step: int) -> None:
@@ -70,7 +66,7 @@ class Preview(AfterStep):
                 rows = None  # each class in turn, unless it is conditioned on images, which have classes of their own
                 if module.denoiser.condition_channels:
                     rows = torch.arange(self.n) % len(trainer.datamodule.splits.val)  # type: ignore[attr-defined]
-                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, rows, self.start_level)
+                pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, rows, self.times)
                 keep = pipeline.shown(len(pipeline.times))
                 states = pipeline.frames(self.n, device=str(module.device), keep=keep)
                 frames = media.animation(list(states))
@@ -94,11 +90,11 @@ def preview_pipeline(
     clip: bool,
     steps: int,
     rows: Tensor | None = None,
-    start_level: float = math.inf,
+    times: Tensor | None = None,
 ) -> Pipeline:
     """Draws with the averaged weights, from noise of its own: the same images at every step.
 
-    The sampler is `quick_method`'s, or the consistency sampler where the objective trains for that.
+    The sampler is `quick_method`'s, or where times are given the consistency sampler.
 
     A conditional model is conditioned on what belongs to the validation data `rows` (n,), image k on that of item k;
     where that is None, on each class in turn.
@@ -109,11 +105,8 @@ def preview_pipeline(
     label = given.pop("label").tolist() if "label" in given else None
     if rows is None and denoiser.embedding:  # nothing else decides what to draw
         given["embedding"] = torch.zeros(1, denoiser.embedding)
-    sampler: Sampler
-    if module.objective.tunes:
-        first = time_of(denoiser.schedule, start_level)
-        sampler, times = ConsistencySampler(), LevelsGrid()(denoiser.schedule, steps, first)
-    else:
+    sampler: Sampler = ConsistencySampler()
+    if times is None:
         sampler, times = quick_method(denoiser, steps)
     return Pipeline(
         denoiser=denoiser,

@@ -1,6 +1,5 @@
 """Scores of samples during training; drawing them does not advance the training's random numbers."""
 
-import math
 import warnings
 
 import pytorch_lightning as pl
@@ -37,7 +36,7 @@ class Scores(AfterStep):
         clip: clamp the predicted data to [-1, 1].
         n: how many samples and validation data, fewer if there are fewer.
         steps: of the sampler.
-        start_level: sigma / alpha at which the samples of a consistency model begin; inf is t = 1.
+        times: of the consistency sampler, for a model that is tuned for it.
 
     Raises:
         ValueError: data of this shape have no scores.
@@ -50,11 +49,11 @@ class Scores(AfterStep):
         clip: bool,
         n: int = 256,
         steps: int = 20,
-        start_level: float = math.inf,
+        times: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.every, self.shape, self.clip, self.n, self.steps = every, shape, clip, n, steps
-        self.start_level = start_level
+        self.times = times
         self.images = steps * n
         if every and len(shape) != 3 and shape != (2,):
             raise ValueError(f"score_every scores images and points in the plane, not data of shape {shape}")
@@ -98,7 +97,7 @@ class Scores(AfterStep):
 
     def scores(self, module: DiffusionModule) -> dict[str, float]:
         """The scores by their names, which end in the number of samples; none if a sample is not finite."""
-        pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, self._conditioning, self.start_level)
+        pipeline = preview_pipeline(module, self.shape, self.clip, self.steps, self._conditioning, self.times)
         fake = pipeline.sample(len(self._real), device=str(module.device))
         if not fake.isfinite().all():
             return {}  # a gap in the curves

@@ -1,16 +1,17 @@
 """Callbacks that show training progress: samples and scores, or the curves and pictures of a model that draws none."""
 
-import math
-
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from diffusion import media
 from diffusion.build import ConfigError
+from diffusion.denoisers import Denoiser
 from diffusion.media import charts
 from diffusion.noise import PREVIEW, Noise
 from diffusion.runs.parts import Parts
+from diffusion.samplers import LevelsGrid
+from diffusion.sampling.method import first_time, method_of
 from diffusion.trainable import Curve
 from diffusion.training.callbacks import AfterStep
 from diffusion.training.logger import RunLogger
@@ -27,11 +28,11 @@ def watchers(parts: Parts) -> list[AfterStep]:
     """
     settings = parts.settings
     if parts.model.draws:
-        steps = 2 if parts.tunes else 20  # of a consistency model, which needs few calls, or of a quick sampler
-        begins = parts.start_level if parts.tunes else math.inf
+        times = _few_times(parts) if parts.tunes else None
+        steps = 20 if times is None else len(times) - 1
         return [
-            Preview(settings.preview_every, parts.shape, settings.clip, steps=steps, start_level=begins),
-            Scores(settings.score_every, parts.shape, settings.clip, steps=steps, start_level=begins),
+            Preview(settings.preview_every, parts.shape, settings.clip, steps=steps, times=times),
+            Scores(settings.score_every, parts.shape, settings.clip, steps=steps, times=times),
         ]
     if settings.score_every:
         raise ConfigError(
@@ -39,6 +40,14 @@ def watchers(parts: Parts) -> list[AfterStep]:
             f"none in training: leave it out"
         )
     return [Shown(settings.preview_every)]
+
+
+def _few_times(parts: Parts) -> Tensor:
+    """The times at which a model that is tuned for few calls is shown: those that it will be sampled at."""
+    assert isinstance(parts.model, Denoiser)
+    if parts.sampler.flow_map:
+        return method_of(parts, parts.model)[1]
+    return LevelsGrid()(parts.model.schedule, 2, first_time(parts, parts.model))
 
 
 class Shown(AfterStep):

@@ -20,9 +20,9 @@ from diffusion.denoisers import Denoiser, ResidualDenoiser
 from diffusion.runs.checkpoints import read
 from diffusion.runs.models import planned
 from diffusion.runs.parts import Parts
-from diffusion.samplers import ConsistencySampler
+from diffusion.samplers import ConsistencySampler, LevelsGrid
 from diffusion.sampling import Pipeline
-from diffusion.sampling.method import first_time
+from diffusion.sampling.method import first_time, method_of
 from diffusion.training.previews import preview_pipeline
 from diffusion.training.run import Run
 from diffusion.training.tuning import _start_level
@@ -159,17 +159,22 @@ def test_it_trains_and_draws_in_two_calls_or_one(tuned: Path, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("condition_dropout", [0, 0.1])
-def test_its_previews_and_scores_while_it_trains_are_drawn_in_two_calls(condition_dropout: float) -> None:
-    config = resolved("experiment=few_step", RESIDUAL) | {"condition_dropout": condition_dropout}
-    run = Run(Parts(config), None)  # type: ignore[arg-type]
+@pytest.mark.parametrize("typed", [(), ("steps=3", "grid.levels=[1.8,1.2]"), ("sampler=ddim", "steps=9")], ids=str)
+def test_its_previews_and_scores_while_it_trains_are_drawn_as_its_samples_will_be(
+    condition_dropout: float, typed: tuple[str, ...]
+) -> None:
+    config = resolved("experiment=few_step", RESIDUAL, *typed) | {"condition_dropout": condition_dropout}
+    run = Run(parts := Parts(config), None)  # type: ignore[arg-type]
     preview, scores = run.watchers
-    assert (preview.steps, scores.steps) == (2, 2)  # type: ignore[attr-defined]
-    assert preview.start_level == scores.start_level == config["start_level"]  # type: ignore[attr-defined]
-    pipeline = preview_pipeline(run.module, (1, 8, 8), clip=True, steps=2, start_level=2.5)
-    assert pipeline.times[0] < 1
+    few = typed[0] == "steps=3" if typed else True
+    _, times = method_of(parts, parts.model)  # type: ignore[arg-type]
+    expected = times if few else LevelsGrid()(parts.model.schedule, 2, times[0].item())  # type: ignore[attr-defined]
+    assert torch.equal(preview.times, expected)  # type: ignore[attr-defined]
+    assert torch.equal(scores.times, expected)  # type: ignore[attr-defined]
+    assert preview.steps == scores.steps == len(expected) - 1  # type: ignore[attr-defined]
+    pipeline = preview_pipeline(run.module, (1, 8, 8), clip=True, steps=2, times=expected)
     assert pipeline.sample(3).isfinite().all()
     assert isinstance(pipeline.sampler, ConsistencySampler)
-    assert len(pipeline.times) == 3
 
 
 def test_other_samplers_draw_from_it_with_a_warning(tuned: Path, tmp_path: Path) -> None:
