@@ -28,6 +28,8 @@ class Objective(nn.Module, ABC):
     trains: type[nn.Module] = Trainable  # the class of models that it can train
     tunes: bool = False  # whether it turns a trained denoiser into a model that draws in a few calls
     distils: bool = False  # whether it keeps copies of the model as it begins, which `begin` makes
+    pace: float = 1.0  # the factor on the learning rates of the model
+    idle_images: int = 0  # after how many training images the model begins to learn
     rewinds: bool = False  # whether it sets torch's generator back, which a CUDA graph cannot
 
     @abstractmethod
@@ -43,8 +45,8 @@ class Objective(nn.Module, ABC):
     def begin(self, model: nn.Module) -> None:
         """Copies what it needs of the model as it is before the first step, where it `distils`."""
 
-    def trained_beside(self) -> list[tuple[nn.Module, float]]:
-        """The networks that it trains beside the model's, each with the factor on its learning rates."""
+    def trained_beside(self) -> list[nn.Module]:
+        """The networks that it trains beside the model's."""
         return []
 
     def check(self, model: nn.Module) -> None:
@@ -67,11 +69,12 @@ class ObjectiveWrapper(Objective):
         super().__init__()
         self.objective = objective
         self.tunes, self.distils, self.rewinds = objective.tunes, objective.distils, objective.rewinds
+        self.pace, self.idle_images = objective.pace, objective.idle_images
 
     def begin(self, model: nn.Module) -> None:
         self.objective.begin(model)
 
-    def trained_beside(self) -> list[tuple[nn.Module, float]]:
+    def trained_beside(self) -> list[nn.Module]:
         return self.objective.trained_beside()
 
     def check(self, model: nn.Module) -> None:
@@ -136,7 +139,9 @@ def optimizer_of(
         fused: AdamW in one kernel.
     """
     optimizer = make(model.network, fused)
-    for network, factor in objective.trained_beside():
+    for group in optimizer.param_groups:
+        group["lr"] *= objective.pace
+    for network in objective.trained_beside():
         for group in make(network, fused).param_groups:
-            optimizer.add_param_group(group | {"lr": factor * group["lr"]})
+            optimizer.add_param_group(group)
     return optimizer

@@ -13,9 +13,12 @@ from diffusion.noise import GENERATOR, Noise
 from diffusion.objectives.base import CALL, NOISE, TIME, conditions
 from diffusion.objectives.denoising import Times
 from diffusion.objectives.tuning import TuningObjective
-from diffusion.ranges import check_finite
+from diffusion.ranges import check_positive
 from diffusion.samplers import Grid, begun
 from diffusion.schedules import Schedule, expand, time_of
+
+# All calls but the last are made in each training step.
+MOST_CALLS = 100
 
 
 class MatchingObjective(TuningObjective):
@@ -33,15 +36,15 @@ class MatchingObjective(TuningObjective):
     with means over the dimensions; w is 1 on the network's output, as in `SimpleWeighting`. The first term trains the
     generator, the second one the critic. The data themselves are not seen, but for their conditions.
 
-    The critic has to keep up with the generator: it has a learning rate of its own, `rate` times as high, and the
-    generator stays as it is for the first `warmup_images`. The loss does not measure quality.
+    The critic has to keep up with the generator, so the generator's learning rate is `pace` times the critic's, and its
+    gradient is zero for the first `warmup_images`. The loss does not measure quality.
 
     Args:
         times: distribution of v.
-        grid: gives the times of the generator's calls, as in sampling.
+        grid: gives the times of several calls, as in sampling.
         steps: calls that are trained, all alike. One is enough where the calls after it are at levels near its own.
         start_level: sigma / alpha at the first call, which begins with the denoiser's prior; None is with noise.
-        rate: learning rate of the critic as a multiple of the generator's, which `lr` is.
+        pace: learning rate of the generator as a share of the critic's, which `lr` is.
         warmup_images: generated images after which the generator is trained.
     """
 
@@ -53,23 +56,21 @@ class MatchingObjective(TuningObjective):
         grid: Grid,
         steps: int = 1,
         start_level: float | None = None,
-        rate: float = 10.0,
+        pace: float = 0.1,
         warmup_images: int = 2000,
     ) -> None:
         super().__init__(times)
         if not isinstance(grid, Grid):
             raise ValueError(f"grid must be a time grid, as grid= names one, got {grid!r}")
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        check_finite(rate=rate)
-        if not rate > 0:
-            raise ValueError(f"rate must be positive, got {rate:g}")
+        if not 1 <= steps <= MOST_CALLS:
+            raise ValueError(f"steps must be from 1 to {MOST_CALLS}, got {steps}")
+        check_positive(pace=pace)
         if warmup_images < 0:
             raise ValueError(f"warmup_images must be at least 0, got {warmup_images}")
         if start_level is not None and not start_level > 0:
             raise ValueError(f"start_level must be a level above 0, got {start_level:g}")
         self.grid, self.steps, self.start_level = grid, steps, start_level
-        self.rate, self.warmup_images = rate, warmup_images
+        self.pace, self.idle_images = pace, warmup_images
         self._calls: list[float] | None = None  # their times
         self.teacher: nn.Module | None = None
         self.critic: nn.Module | None = None
@@ -84,9 +85,9 @@ class MatchingObjective(TuningObjective):
         for kept in (self.teacher, self.critic):
             kept.load_state_dict(network.state_dict())
 
-    def trained_beside(self) -> list[tuple[nn.Module, float]]:
+    def trained_beside(self) -> list[nn.Module]:
         assert self.critic is not None
-        return [(self.critic, self.rate)]
+        return [self.critic]
 
     def train(self, mode: bool = True) -> "MatchingObjective":
         """Teacher and critic stay without dropout: their difference is what the generator learns from."""
@@ -124,7 +125,7 @@ class MatchingObjective(TuningObjective):
         # Its gradient is g; its value, half of g^2, tells how far the two are apart.
         generator = (x - (fixed - gap / expand(size, x))).square().flatten(1).mean(1) / 2
         if self.training:
-            generator = generator * (batch["serial"] >= self.warmup_images)
+            generator = generator * (batch["serial"] >= self.idle_images)
         assert prediction.raw is not None
         target, _ = critic.target(fixed, eps, t, prediction)
         error = (prediction.raw - target).square().flatten(1).mean(1)
@@ -146,9 +147,8 @@ class MatchingObjective(TuningObjective):
         x = x_t = begun(model, own, tuple(shape), first, cond)
         t = torch.full_like(u, first)
         for i, (before, at) in enumerate(pairwise((first, *later)), start=1):
-            x0 = model(x, torch.tensor(before, dtype=torch.float64, device="cpu"), cond)
-            now = torch.tensor(at, dtype=torch.float64, device="cpu")
-            x = noised(model.schedule, x0, now, own.normal(shape, step=i))
+            x0 = model(x, torch.full_like(u, before), cond)
+            x = noised(model.schedule, x0, torch.full_like(u, at), own.normal(shape, step=i))
             reached = u * self.steps >= i
             x_t, t = torch.where(expand(reached, x), x, x_t), torch.where(reached, at, t)
         return x_t, t
@@ -157,7 +157,7 @@ class MatchingObjective(TuningObjective):
         """The times of the calls; computed once, since that asks for values."""
         if self._calls is None:
             first = 1.0 if self.start_level is None else time_of(schedule, self.start_level)
-            self._calls = self.grid(schedule, self.steps, first)[:-1].tolist()
+            self._calls = [first] if self.steps == 1 else self.grid(schedule, self.steps, first)[:-1].tolist()
         return self._calls
 
 

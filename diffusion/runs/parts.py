@@ -21,12 +21,23 @@ from diffusion.trainable import Trainable
 
 
 def tunes(config: Mapping[str, Any]) -> bool:
-    """Whether the objective of a configuration makes a consistency model of a trained one."""
+    """Whether the objective of a configuration makes a trained model one that draws in a few calls."""
+    cls = _objective(config)
+    return cls is not None and cls.tunes
+
+
+def distils(config: Mapping[str, Any]) -> bool:
+    """Whether it does so by comparing samples with those of the model as it was."""
+    cls = _objective(config)
+    return cls is not None and cls.distils
+
+
+def _objective(config: Mapping[str, Any]) -> type[Objective] | None:
     described = config.get("objective")  # models of other programs have none
     if not isinstance(described, Mapping):
-        return False
+        return None
     cls = resolve(described.get("_target_"), "objective")
-    return issubclass(cls, Objective) and cls.tunes
+    return cls if issubclass(cls, Objective) else None
 
 
 class Parts:
@@ -109,6 +120,12 @@ class Parts:
     def start_level(self) -> float:
         """sigma / alpha at which sampling begins; inf is t = 1."""
         return _level("start_level", self.config.get("start_level"))
+
+    @property
+    def highest_setting(self) -> str:
+        """The setting that bounds the levels in training."""
+        described = self.config.get("objective") or {}
+        return f"objective.{'start_level' if 'start_level' in described else 'times.highest'}"
 
     @property
     def trained_up_to(self) -> float:

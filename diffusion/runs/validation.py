@@ -185,7 +185,7 @@ def _check_tensor(name: str, value: Any, wanted: Tensor, double: bool = False) -
 def _check_optimizer(checkpoint: Mapping[str, Any], parts: Parts) -> None:
     config, beside = parts.config, parts.objective.trained_beside()
     fresh = optimizer_of(parts.optimizer, parts.model, parts.objective, fused=False)
-    networks = {"": parts.model.network} | {f"network {i + 2}: ": network for i, (network, _) in enumerate(beside)}
+    networks = {"": parts.model.network} | {f"network {i + 2}: ": network for i, network in enumerate(beside)}
     names = {id(p): where + name for where, network in networks.items() for name, p in network.named_parameters()}
     stored = checkpoint.get("optimizer_states")
     if checkpoint.get("lr_schedulers") != [] or not isinstance(stored, list) or len(stored) != 1:

@@ -146,8 +146,8 @@ class LevelsGrid(Grid):
     Args:
         levels: sigma / alpha at the times after the first, falling; there is one more step than levels. None is even
             steps, of which the last goes to the end itself.
-        near: even steps of sigma / alpha instead, of a size for one step more: from 2.4 two steps meet at 1.6, and
-            three at 1.8 and 1.2.
+        near: even steps of sigma / alpha instead, where sampling goes to data of a size for one step more: from 2.4 two
+            steps meet at 1.6, and three at 1.8 and 1.2.
     """
 
     HALF = 5.0  # the level at which that variable is 1 / 2

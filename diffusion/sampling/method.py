@@ -153,7 +153,7 @@ def _instead(denoiser: Denoiser, parts: Parts, limit: float, from_image: bool) -
         return f"give start_level={parts.trained_up_to:g}"
     if parts.tunes and _inner(denoiser).has_prior:  # something that steers is around it
         return f"begin with an image, init=photo.png {image}, or use the model that it was tuned from"
-    return "leave objective.times.highest out"
+    return f"leave {parts.highest_setting} out"
 
 
 def _inner(denoiser: Denoiser) -> Denoiser:

@@ -197,7 +197,13 @@ class Run:
         Returns:
             The final validation loss, None if there was none.
         """
-        settings = self.parts.settings
+        settings, idle = self.parts.settings, self.parts.objective.idle_images
+        if limit.max_steps is not None and limit.max_steps * self.parts.images_per_step <= idle:
+            warnings.warn(
+                f"the run ends after {limit.max_steps * self.parts.images_per_step:,} images, and until "
+                f"objective.warmup_images={idle} the model learns nothing: train longer, or lower it",
+                stacklevel=2,
+            )
         config = with_last_step(self.parts.config, limit, settings.budget_minutes is not None and checkpoint is None)
         # The newest run's folder holds the run's whole configuration, readable without torch.
         logger, finished = None, False

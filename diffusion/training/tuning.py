@@ -11,7 +11,7 @@ from diffusion.denoisers import Denoiser
 from diffusion.objectives import Objective
 from diffusion.runs.checkpoints import Checkpoint, find
 from diffusion.runs.models import planned
-from diffusion.runs.parts import tunes
+from diffusion.runs.parts import distils, tunes
 from diffusion.runs.resume import OF_SOURCE
 from diffusion.schedules import time_of
 
@@ -48,10 +48,10 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint:
         if name.partition(".")[0] in KEPT and name not in OF_SOURCE and not same:
             raise ConfigError(f"{name}= belongs to the model that is tuned, and stays as {spec} has it: leave it out")
     objective: Objective = build(OmegaConf.to_container(config.objective, resolve=True), "objective")
-    if objective.distils and tunes(stored):
+    if distils(stored) or (objective.distils and tunes(stored)):
         raise ConfigError(
-            f"{spec} is tuned for few calls already, and gives no mean of the data that could be distilled: name the "
-            f"run before it, init_from={stored.get('init_from')}"
+            f"{spec} is tuned for few calls already, and gives no mean of the data that could be tuned: name the run "
+            f"before it, init_from={stored.get('init_from')}"
         )
     try:
         objective.check(planned(stored))
@@ -78,6 +78,9 @@ def of_tuned(tuned: Checkpoint, typed: Mapping[str, Any], config: DictConfig) ->
     if "start_level" not in typed and config.start_level is None:
         recipe = stored["dataset"].get("recipe") or {}
         settings["start_level"] = _start_level(planned(stored), recipe.get("sigma_data"))
+    level = settings.get("start_level", config.start_level)
+    if config.grid.get("near") and "grid" not in typed and level in (None, math.inf):
+        settings["grid.near"] = False  # near pure noise a call forgets what the one before has drawn
     return settings
 
 

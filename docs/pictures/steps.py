@@ -58,7 +58,6 @@ class Options:
     grid: str = "karras"
     rho: list[float] = field(default_factory=lambda: [7.0])  # of grid=karras
     log_snr_max: list[float | None] = field(default_factory=lambda: [None])  # likewise
-    near: bool = False  # of grid=levels
     start_level: float | None = None  # of the samples; null is the model's own
     beside: list[str] = field(default_factory=list)  # folders with a steps.json
     n: int = 2000
@@ -95,9 +94,6 @@ def typed(arguments: list[str]) -> Options:
 def grids(options: Options) -> Iterator[tuple[str, dict[str, Any]]]:
     """The time grids that were asked for: their names here, and their configurations."""
     config = yaml.safe_load((cli.CONFIGS / "grid" / f"{options.grid}.yaml").read_text())
-    if options.grid == "levels" and options.near:
-        yield "near levels", config | {"near": True}
-        return
     if options.grid != "karras":
         yield options.grid, config
         return

@@ -97,6 +97,12 @@ def test_every_experiment_trains_validates_and_previews(experiment: str) -> None
         _preview(module, config, batch)
 
 
+def test_several_calls_of_a_generator_are_trained_without_a_copy_to_the_device() -> None:
+    module, _, batch = made("experiment=few_step_matching", "objective.steps=3")
+    with Net():
+        assert devices_of_a_step(module, batch) == {"meta"}
+
+
 def _preview(module: DiffusionModule, config: dict[str, Any], batch: dict[str, Tensor]) -> None:
     model = module.evaluated
     if not model.draws:

@@ -168,11 +168,11 @@ def test_teacher_and_critic_are_the_model_as_it_begins_and_drop_nothing() -> Non
     assert (objective.teacher.std, objective.critic.std) == (0.3, 0.3)  # type: ignore[union-attr]
 
 
-def test_the_critics_learning_rate_is_a_multiple_of_the_generators() -> None:
+def test_the_generators_learning_rate_is_a_share_of_the_critics() -> None:
     model = denoiser(0.8)
-    objective = objective_of(model, rate=7.0)
+    objective = objective_of(model, pace=0.7)
     groups = optimizer_of(AdamW(lr=0.01), model, objective, fused=False).param_groups
-    assert [group["lr"] for group in groups] == [0.01, pytest.approx(0.07)]
+    assert [group["lr"] for group in groups] == [pytest.approx(0.007), 0.01]
     assert [group["params"] for group in groups] == [[model.network.std], [objective.critic.std]]  # type: ignore
 
 
@@ -218,9 +218,10 @@ def test_a_model_of_the_data_itself_can_become_one() -> None:
     ("settings", "message"),
     [
         ({"grid": "karras"}, "grid must be a time grid"),
-        ({"steps": 0}, "steps must be at least 1"),
-        ({"rate": 0.0}, "rate must be positive"),
-        ({"rate": math.nan}, "rate must be a finite number"),
+        ({"steps": 0}, "steps must be from 1 to 100"),
+        ({"steps": 101}, "steps must be from 1 to 100"),
+        ({"pace": 0.0}, "pace must be positive"),
+        ({"pace": math.nan}, "pace must be positive"),
         ({"warmup_images": -1}, "warmup_images must be at least 0"),
         ({"start_level": 0.0}, "start_level must be a level above 0"),
     ],

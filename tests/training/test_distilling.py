@@ -70,10 +70,43 @@ def test_it_begins_where_the_tuning_of_consistency_does() -> None:
     assert config["objective"]["start_level"] == config["start_level"] == 1.5
 
 
-def test_a_model_that_is_tuned_already_has_nothing_to_distil(distilled: Path, tmp_path: Path) -> None:
-    outcome = call(train, tmp_path, "experiment=few_step_matching", f"init_from={distilled / LAST}")
+@pytest.mark.parametrize("experiment", ["few_step", "few_step_matching"])
+def test_a_model_that_is_distilled_is_not_tuned_again(experiment: str, distilled: Path, tmp_path: Path) -> None:
+    outcome = call(train, tmp_path, f"experiment={experiment}", f"init_from={distilled / LAST}")
     assert_refused(outcome, "is tuned for few calls already, and gives no mean of the data", "init_from=")
     assert not (tmp_path / "lightning_logs").exists()
+
+
+def test_a_run_that_ends_before_the_generator_learns_is_warned_of(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="ends after 16 images, and until objective.warmup_images=16 the model learns"):
+        call(train, tmp_path, *BRIEF, RESIDUAL, "objective.warmup_images=16", "trainer.max_steps=2")
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ("grid=karras",),
+        ("grid=levels", "grid.levels=[1.5]"),
+        ("optimizer=adamw",),
+        ("objective.steps=2", "grid=karras"),
+    ],
+    ids=" ".join,
+)
+def test_other_grids_and_optimizers_can_be_chosen(typed: tuple[str, ...]) -> None:
+    assert resolved("experiment=few_step_matching", RESIDUAL, *typed)["steps"] == 2
+
+
+def test_near_noise_levels_are_not_near_each_other() -> None:
+    near = [
+        resolved("experiment=few_step_matching", RESIDUAL, *typed)["grid"]["near"]
+        for typed in ((), ("start_level=inf",))
+    ]
+    assert near == [True, False]
+
+
+def test_what_is_said_of_a_level_names_the_setting_that_bounds_it(tmp_path: Path) -> None:
+    settings = ("start_level=inf", "objective.start_level=1", "trainer.max_steps=2")
+    assert_refused(call(train, tmp_path, *BRIEF, RESIDUAL, *settings), "up to 1 alone", "give start_level=1")
 
 
 @pytest.mark.parametrize("name", ["latent", "enlarging"])
