@@ -38,7 +38,7 @@ BEFORE = {
     "exchange.md From diffusers": [GROUPS, "python export.py ckpt=last out=ddpm-digits"],
 }
 # Where these are the reader's first runs.
-FIRST = {"few_steps.md What was measured"}
+FIRST = {"few_steps.md One call, two calls", "few_steps.md What was measured"}
 # What else a reader has: folders, and the pictures in each.
 FOLDERS = {"photos": 300, "pictures": 3, "sorted/cats": 30, "sorted/dogs": 30, "shoes": 500, "others": 100}
 LEAST = {"guide_weights": 2, "n": 100, "trainer.max_steps": 6, "frames": 6, "score_every": 2, "resample": 2}
