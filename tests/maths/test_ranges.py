@@ -28,7 +28,7 @@ def gaussian() -> GaussianMixtureDenoiser:
 
 
 # What the classes need beside their numbers. ConditionDropout's share is `condition_dropout` to its user.
-NEEDED = {"weighting": SimpleWeighting, "times": UniformTimes, "denoiser": gaussian}
+NEEDED = {"weighting": SimpleWeighting, "times": UniformTimes, "grid": LogSNRGrid, "denoiser": gaussian}
 
 
 def numbers() -> Iterator[tuple[type, str]]:

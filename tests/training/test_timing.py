@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffusion.objectives import Objective
 from diffusion.training import estimate
 from diffusion.training.limits import Limit
 
@@ -31,7 +32,7 @@ def test_what_every_step_costs_is_not_taken_for_a_cost_of_each_image(
     assert max(spent) < 64 * each + 1  # and nothing is tried that takes long by itself
 
 
-class Counted(nn.Module):
+class Counted(Objective):
     """An objective that counts its batches."""
 
     batches = 0
