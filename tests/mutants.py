@@ -83,6 +83,8 @@ TESTS = {
     "diffusion/samplers/repaint.py": ("repaint",),
     "diffusion/samplers/consistency.py": ("consistency",),
     "diffusion/objectives/consistency.py": ("consistency",),
+    "diffusion/objectives/matching.py": ("matching",),
+    "diffusion/objectives/tuning.py": ("consistency", "matching"),
     "diffusion/ranges.py": ("ranges",),
     "diffusion/runs/validation.py": (
         "validation",

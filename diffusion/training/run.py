@@ -1,5 +1,6 @@
 """One training run, from its parts to its last checkpoint."""
 
+import math
 import os
 import shutil
 import signal
@@ -198,10 +199,11 @@ class Run:
             The final validation loss, None if there was none.
         """
         settings, idle = self.parts.settings, self.parts.objective.idle_images
-        if limit.max_steps is not None and limit.max_steps * self.parts.images_per_step <= idle:
+        images = math.inf if limit.max_steps is None else limit.max_steps * self.parts.images_per_step
+        if folder is not None and idle and images <= idle:  # on one rank
             warnings.warn(
-                f"the run ends after {limit.max_steps * self.parts.images_per_step:,} images, and until "
-                f"objective.warmup_images={idle} the model learns nothing: train longer, or lower it",
+                f"the run ends after {images:,} images, and until objective.warmup_images={idle} the model learns "
+                f"nothing: train longer, or lower it",
                 stacklevel=2,
             )
         config = with_last_step(self.parts.config, limit, settings.budget_minutes is not None and checkpoint is None)
