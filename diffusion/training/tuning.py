@@ -51,7 +51,7 @@ def to_tune(config: DictConfig, typed: Mapping[str, Any]) -> Checkpoint:
     if distils(stored) or (objective.distils and tunes(stored)):
         raise ConfigError(
             f"{spec} is tuned for few calls already, and gives no mean of the data that could be tuned: name the run "
-            f"before it, init_from={stored.get('init_from')}"
+            f"that it was tuned from, which was init_from={stored.get('init_from')} then"
         )
     try:
         objective.check(planned(stored))
