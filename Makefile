@@ -45,8 +45,8 @@ lowest: ## the suite with the lowest versions that pyproject.toml allows, in .ve
 	.venv-lowest/bin/python -m pytest
 
 # A bare machine's own Python is used as it is, since its torch fits its GPU; an environment made by install goes first.
-gpu: ## every experiment on a GPU, equalities, throughput: one table in eight minutes; WHEELS=folder DATA_DIR=folder
-	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
+gpu: ## every experiment on a GPU, equalities, throughput: one table in eight minutes; WHEELS=folder DATA_DIR=folder MINUTES=40
+	$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)") $(if $(MINUTES),--minutes "$(MINUTES)")
 
 # Ratios, not times: they compare between machines of one kind. The first run is stored by the same command with --out.
 speed: $(READY) ## did a network fall behind in speed? ratios against STORED, ten minutes of an idle machine

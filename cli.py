@@ -14,6 +14,7 @@ import hints
 from choices import CONFIGS, choices_of, folder_of, groups_of, having, is_own_name, is_there, keys_of, would_fit
 from data.places import expanded
 from diffusion.build import Unfit, nearest
+from diffusion.machine import heap
 from diffusion.settings.training import OURS
 from diffusion.terminal import helppage, streams
 from diffusion.terminal.commands import quoted
@@ -84,6 +85,7 @@ def _compose_and_run(script: "Callable[[DictConfig], Any]", config_name: str, sh
     entry = hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)
 
     def called(config: "DictConfig") -> Any:
+        heap.keep()
         with quieted_by(config):
             return script(config)
 

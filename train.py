@@ -72,8 +72,8 @@ def train(config: "DictConfig", held: contextlib.ExitStack) -> tuple[Path | None
     from diffusion.training.setup import parts_of
     from diffusion.training.trainer import make_trainer, quiet
 
-    quiet()
     first = rank_zero_only.rank in (0, None)  # type: ignore[attr-defined]
+    quiet(first)
     parts, checkpoint = parts_of(config, cli.typed(), of_sweep=cli.sweeping())
     if checkpoint is not None and first:
         held.enter_context(locked(checkpoint.folder))

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from subjects import Shape
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -87,6 +89,21 @@ class Subject:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.step.accumulate()
         return counter.get_total_flops() / self.count / 1e9
+
+    def operations(self, steps: int) -> dict[str, tuple[float, float]]:
+        """By name, calls and milliseconds in a step, the mean of so many; time in nested operations is not counted."""
+        with profile() as profiled:
+            for _ in range(steps):
+                self.train()
+        on_cpu = self.device.type == "cpu"
+        return {
+            event.key: (
+                event.count / steps,
+                (event.self_cpu_time_total if on_cpu else event.self_device_time_total) / steps / 1e3,
+            )
+            for event in profiled.key_averages()
+            if event.device_type == DeviceType.CPU  # a GPU's kernels are listed again beside what launched them
+        }
 
     def launches(self) -> int:
         """Operations of one eager step as torch dispatches them: about the kernels that a GPU is given."""

@@ -34,6 +34,7 @@ from data.stream import Batches, Stream
 from diffusion.denoisers import ClippedDenoiser
 from diffusion.evaluation import classifiers, extractors, metrics, table
 from diffusion.evaluation.cache import Cache
+from diffusion.machine import heap
 from diffusion.media import quantised
 from diffusion.media.atomic import atomic
 from diffusion.noise import EVALUATION, Noise
@@ -275,6 +276,7 @@ def main() -> None:
             sys.exit(f"error: {chosen[0]} needs the package {ARMS[chosen[0]].package}, which is not installed")
         options.arms = options.arms or [name for name in ARMS if name not in absent]
         options.out.mkdir(parents=True, exist_ok=True)
+        heap.keep()
         race(options)
     found = read(options.out / "scores.csv")
     if not found:

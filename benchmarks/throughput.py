@@ -5,6 +5,7 @@
     python benchmarks/throughput.py --layouts channels-last contiguous    # each network in two layouts of its memory
     python benchmarks/throughput.py --scaling             # how time and memory grow with size, batch and width
     python benchmarks/throughput.py --whole               # train.py beside its bare step, and its start
+    python benchmarks/throughput.py --operations          # what a step of each network consists of
     python benchmarks/throughput.py --out run.json        # keeps the run; --against run.json compares ratios with it
 
 Each round times every row once, one after the other, so that a machine that slows down slows all of them; a ratio is
@@ -35,6 +36,8 @@ from network_steps import MODES, Subject, mean_seconds, peak_gigaflops
 from subjects import LAYOUTS, Shape, default, missing, there
 from timing import fallen, power_law, ratios, table
 
+from diffusion.machine import heap
+
 ALLOWED = 0.15  # a ratio that falls by more is a regression
 STEPS_ALONE = ("preview_every=0", "trainer.limit_val_batches=0")  # no pictures and no validation
 
@@ -52,15 +55,19 @@ def main() -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["channels-last"])
     parser.add_argument("--scaling", action="store_true")
     parser.add_argument("--whole", action="store_true")
+    parser.add_argument("--operations", action="store_true")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--against", type=Path)
     options = parser.parse_args()
     check(options)
+    heap.keep()
     print(f"{machine(options.device)}, {options.precision}, batch {options.batch} of {tuple(options.shape)}")
     if options.scaling:
         print(scaling(options))
     elif options.whole:
         print(whole(options))
+    elif options.operations:
+        print(operations(options))
     else:
         compare(options)
 
@@ -179,6 +186,21 @@ def scaling(options: argparse.Namespace) -> str:
         law = power_law(*zip(*found[len(found) // 2 :], strict=True))
         rows.append((what, "law", "", f"{law.factor:.3g} x^{law.exponent:.2f}, off by {100 * law.error:.0f} %", ""))
     return table(("by", "x", "batch", "s a step; by side, an image", "GiB"), rows)
+
+
+def operations(options: argparse.Namespace, shown: int = 10) -> str:
+    """The operations that take most of an eager step, for each network."""
+    rows = []
+    for name in options.networks:
+        subject = made(name, options, "eager", options.layouts[0])
+        mean_seconds(subject.train, options.seconds)  # warm
+        found = sorted(subject.operations(steps=10).items(), key=lambda item: -item[1][1])
+        total = sum(milliseconds for _, (_, milliseconds) in found)
+        lines = [(operation, f"{calls:.0f}", milliseconds) for operation, (calls, milliseconds) in found[:shown]]
+        rest = sum(milliseconds for _, (_, milliseconds) in found[shown:])
+        for operation, calls, milliseconds in (*lines, ("all others", "", rest)):
+            rows.append((name, operation, calls, f"{milliseconds:.2f}", f"{100 * milliseconds / total:.0f} %"))
+    return table(("network", "operation", "calls", "ms a step", "share"), rows)
 
 
 def whole(options: argparse.Namespace) -> str:

@@ -228,8 +228,7 @@ class Edges(ImageCondition):
 
 def luminance(x: Tensor) -> Tensor:
     """(b, 1, H, W) of images (b, 1 or 3, H, W)."""
-    weights = x.new_tensor([0.299, 0.587, 0.114] if x.shape[1] == 3 else [1.0])
-    return torch.einsum("c,bchw->bhw", weights, x)[:, None]
+    return x if x.shape[1] == 1 else 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
 
 
 def blurred(x: Tensor, width: Tensor) -> Tensor:

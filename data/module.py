@@ -149,6 +149,10 @@ class DataModule(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
+    def _to_cuda(self) -> bool:
+        """Whether batches go to a GPU; a run on the CPU needs no context of one."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def _batches_done(self) -> int:
         return 0 if self.trainer is None else self.trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
@@ -168,7 +172,7 @@ class DataModule(pl.LightningDataModule):
             batch_size=None,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._to_cuda(),
             # A loader draws a seed for its workers; drawn from the global generator, it would shift the training's.
             generator=torch.Generator(),
         )

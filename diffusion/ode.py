@@ -4,7 +4,8 @@ In `k = log(sigma_t / alpha_t)` and `z = x_t / r_t` with `r_t = (alpha_t^2 + sig
 2021 (arXiv 2011.13456, eq. 13) is `dz/dk = (z / c - D) / c` with `c^2 = 1 + e^2k`, whatever the schedule.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -43,6 +44,18 @@ def velocity(z: Tensor, x0: Tensor, k: Tensor) -> Tensor:
     return (z / c - x0) / c
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Meanwhile convolutions of float32 on a GPU are of float32; by torch's default they round to the ten bits of TF32,
+    which solvers of small tolerances take for the shape of the function."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
 def solve(
     slope: Callable[[Tensor, Parts], Parts], start: Parts, begin: Tensor, end: Tensor, rtol: float, atol: float
 ) -> Parts:
@@ -73,7 +86,8 @@ def solve(
     # Without step_t the solver would look beyond the end, where there may be no noise level, and interpolate.
     options = {"norm": worst, "step_t": times[1:], "dtype": wide[0].dtype}
     try:
-        found = odeint(slope, wide, times, rtol=rtol, atol=atol, method="dopri5", options=options)
+        with exact_convolutions():
+            found = odeint(slope, wide, times, rtol=rtol, atol=atol, method="dopri5", options=options)
     except AssertionError as error:
         # The library's words for steps that vanish, as they do on answers that are not numbers.
         if not str(error).startswith(("underflow in dt", "non-finite values in state")):

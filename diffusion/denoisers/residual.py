@@ -85,9 +85,10 @@ class ResidualDenoiser(RegressionDenoiser):
         """A sample of the mixture, of the labels' if there are labels, and around the guess from the image if there is
         one."""
         cond = cond or {}
-        x = self.prior.draw(noise, cond.get("label"))
-        if self.guess is not None:
-            x = x + self.guess(cond["image"].to(x).flatten(1))
+        with torch.autocast(self.prior.mean.device.type, enabled=False):
+            x = self.prior.draw(noise, cond.get("label"))
+            if self.guess is not None:
+                x = x + self.guess(cond["image"].to(x).flatten(1))
         return x.view(-1, *shape)
 
     def c_noise(self, t: Tensor) -> Tensor:

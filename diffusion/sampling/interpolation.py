@@ -60,7 +60,8 @@ def inverted(pipeline: Pipeline, data: Tensor, label: int | list[int] | None = N
     index, times = torch.arange(len(data), device=data.device), _rising(pipeline)
     denoiser = pipeline.denoiser.to(data.device)
     conditioned = Conditioned(denoiser, pipeline.conditions(index, 0, label))
-    x = denoiser.schedule(times[0])[0].item() * encoded(pipeline.codec, data)
+    codec = None if pipeline.codec is None else pipeline.codec.to(data.device)
+    x = denoiser.schedule(times[0])[0].item() * encoded(codec, data)
     with torch.autocast(data.device.type, enabled=False):
         return pipeline.sampler.sample(conditioned, x, times)
 

@@ -118,9 +118,15 @@ class BesideConditions(Drawing):
 
     def write(self) -> None:
         n = self.n
-        conditions = self.pipeline.conditions(torch.arange(n), self.options.seed, self.label)
+        conditions = self._conditions()
         tables = [with_conditions(conditions, state, self.truth) for state in self.states(range(n), self.frames)]
         self.save(tables, len(tables[-1]) // n)
+
+    def _conditions(self) -> Condition:
+        """On the CPU; the first stage of a cascade draws them on the device."""
+        index, seed = torch.arange(self.n, device=self.places[0]), self.options.seed
+        parts = [self.pipeline.conditions(part, seed, self.label) for part in index.split(self.options.batch_size)]
+        return {name: torch.cat([part[name].cpu() for part in parts]) for name in parts[0]}
 
 
 class _Between(Drawing):

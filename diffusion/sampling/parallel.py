@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffusion.machine import heap
 from diffusion.sampling import ranks
 from diffusion.sampling.pipeline import Pipeline
 
@@ -94,5 +95,6 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 
 def _frames(pickled: bytes, arguments: dict[str, Any]) -> np.ndarray:
     """One share, in a process of its own; the pipeline comes from the parent process."""
+    heap.keep()
     pipeline: Pipeline = pickle.loads(pickled)
     return pipeline.frames(**arguments).numpy()

@@ -1,12 +1,13 @@
 """The one way in which samples are drawn: by a sampler on its grid of times, from a denoiser and its conditions."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.conditions import ImageCondition
 from data.stream import Examples
@@ -25,6 +26,8 @@ from diffusion.sampling.conditions import Given, Rows, of_images
 from diffusion.sampling.method import sampler_and_times
 from diffusion.settings.idle import refuse_clip
 from diffusion.settings.sampling import Steering
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 # Below, the noise is seven times the data; above, it is two of 255 grey levels: neither changes what one sees.
 VISIBLE_LOG_SNR = (-4.0, 8.0)
@@ -252,8 +255,9 @@ class Pipeline:
         return self._fast
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the graphs, which belong to this process."""
-        return vars(self) | {"_on": None, "_fast": None}
+        """Without the graphs, which belong to this process, and on the CPU: another process has a device of its own."""
+        codec = None if self.codec is None else _on_cpu(self.codec)
+        return vars(self) | {"_on": None, "_fast": None, "denoiser": _on_cpu(self.denoiser), "codec": codec}
 
     def decoded(self, x_t: Tensor, t: Tensor | float = 0.0) -> Tensor:
         """States at t, (), decoded to data, (n, *shape); unchanged if there is no codec."""
@@ -311,3 +315,9 @@ class Pipeline:
                 after_step()
             batches.append(torch.stack([kept[i] for i in wanted]))
         return torch.cat(batches, dim=1)
+
+
+def _on_cpu(module: _Module) -> _Module:
+    """It, or a copy where it lies elsewhere."""
+    places = {tensor.device.type for tensor in (*module.parameters(), *module.buffers())}
+    return module if places <= {"cpu"} else copy.deepcopy(module).cpu()

@@ -15,12 +15,18 @@ from diffusion.training.saving import AtomicCheckpointIO
 from diffusion.training.static import eager_because
 
 
-def quiet() -> None:
-    """Keeps Lightning's hints and advertisements off the terminal."""
+def quiet(first: bool) -> None:
+    """Keeps Lightning's hints and advertisements off the terminal, and of several processes all warnings but the
+    first one's, which are the same."""
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
     warnings.filterwarnings("ignore", message=".*torch.jit.script.*")
+    # Of AdamW in the steps before a capture, and of backward passes under Lightning's DDP: both are as they should be.
+    warnings.filterwarnings("ignore", message=".*capturable=True")
+    warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
+    if not first:
+        warnings.filterwarnings("ignore", category=UserWarning)
 
 
 def _wanted(devices: int | str | list[int]) -> int | str | list[int]:
@@ -32,7 +38,9 @@ def _wanted(devices: int | str | list[int]) -> int | str | list[int]:
     processes = started(here=True)
     if processes > 1:
         if devices not in ("auto", processes):
-            raise ConfigError(f"devices={devices}, but torchrun has started {processes} processes here: leave it out")
+            raise ConfigError(
+                f"devices={devices}, but torchrun has started {processes} processes here: devices=auto takes them"
+            )
         return processes
     return devices if devices != "auto" or torch.cuda.is_available() else 1
 

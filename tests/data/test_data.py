@@ -231,9 +231,19 @@ def test_module_shares_the_work_between_ranks_and_starts_at_the_trainers_counter
     module = DataModule(_Source(), batch_size=4, seed=5, eval_batch_size=2)
     progress = SimpleNamespace(total=SimpleNamespace(ready=3))
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=progress))
-    module.trainer = SimpleNamespace(global_rank=1, world_size=2, fit_loop=loop)
+    here = SimpleNamespace(root_device=torch.device("cpu"))
+    module.trainer = SimpleNamespace(global_rank=1, world_size=2, fit_loop=loop, strategy=here)
     assert next(iter(module.train_dataloader()))["serial"].tolist() == [13, 15]
     assert [batch["serial"].tolist() for batch in module.val_dataloader()] == [[1], [3], [5]]
+
+
+def test_batches_are_pinned_for_a_run_on_a_gpu_and_not_for_one_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    module = DataModule(_Source(), batch_size=4, seed=5)
+    for device, pinned in (("cpu", False), ("cuda", True)):
+        here = SimpleNamespace(root_device=torch.device(device))
+        module.trainer = SimpleNamespace(global_rank=0, world_size=1, strategy=here)
+        assert module.train_dataloader().pin_memory is pinned
 
 
 def test_loading_does_not_move_the_global_random_stream() -> None:

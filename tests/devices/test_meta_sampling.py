@@ -44,6 +44,7 @@ from diffusion.samplers import (
 from diffusion.sampling import Pipeline
 from diffusion.sampling.cascade import joined
 from diffusion.sampling.conditions import Rows
+from diffusion.sampling.interpolation import inverted
 from diffusion.sampling.measurements import Blur
 from diffusion.schedules import CosineSchedule, LinearSchedule, Schedule, VarianceExplodingSchedule, VPSchedule, expand
 
@@ -206,6 +207,25 @@ def test_latents_are_drawn_and_decoded() -> None:
     made = Pipeline(denoiser, DDPMSampler(), UniformGrid()(denoiser.schedule, 3), SHAPE, 0, codec=codec)
     with Net(copies=True):
         assert made.frames(2, device="meta", keep=(0, -1)).shape == (2, 2, *SHAPE)
+
+
+def test_a_pipeline_for_another_process_is_on_the_cpu_and_this_one_stays_where_it_is() -> None:
+    codec = Codec(Autoencoder(AutoencoderNetwork(SHAPE, latent=2, widths=(8,))), clip=True).to("meta")
+    denoiser = residual_of(codec.latent_shape).to("meta")
+    made = Pipeline(denoiser, DDIMSampler(), TrailingGrid()(LinearSchedule(), 3), SHAPE, 0, codec=codec)
+    with Net(copies=True):
+        state = made.__getstate__()
+    assert {next(state[name].parameters()).device.type for name in ("denoiser", "codec")} == {"cpu"}
+    assert next(denoiser.parameters()).device.type == next(codec.parameters()).device.type == "meta"
+
+
+def test_images_of_a_model_of_latents_are_taken_back_to_noise_where_they_are() -> None:
+    codec = Codec(Autoencoder(AutoencoderNetwork(SHAPE, latent=2, widths=(8,))), clip=True)
+    denoiser = residual_of(codec.latent_shape)
+    made = Pipeline(denoiser, DDIMSampler(), TrailingGrid()(denoiser.schedule, 3), SHAPE, 0, codec=codec)
+    with Net(copies=True):
+        found = inverted(made, torch.zeros(2, *SHAPE, device="meta"))
+    assert (found.shape, found.device.type) == ((2, *codec.latent_shape), "meta")
 
 
 def residual_of(shape: tuple[int, ...]) -> ResidualDenoiser:

@@ -37,6 +37,18 @@ def test_the_error_falls_with_the_tolerance_and_the_end_is_met() -> None:
     assert [calls for _, calls in results] == sorted({calls for _, calls in results})
 
 
+def test_the_slopes_convolutions_are_not_rounded_to_tf32_on_a_gpu_also_after_one_fails() -> None:
+    before, allowed = torch.backends.cudnn.allow_tf32, set()
+
+    def slope(k: Tensor, state: Parts) -> Parts:
+        allowed.add(torch.backends.cudnn.allow_tf32)
+        return (state[0] / 0 if k > 0.5 else state[0],)
+
+    with pytest.raises(ValueError, match="found no step"):
+        solve(slope, (_tensor(1),), *_tensor(0, 1), rtol=1e-3, atol=1e-3)
+    assert (allowed, torch.backends.cudnn.allow_tf32) == ({False}, before)
+
+
 def test_good_samples_in_a_batch_do_not_hide_the_error_of_a_bad_one() -> None:
     alone, calls = _decay(_tensor(3), _tensor(1), 1e-5)
     rates = torch.cat((_tensor(3), torch.zeros(999, dtype=torch.float64)))

@@ -1,5 +1,6 @@
 """Draws of the mixture that a residual denoiser corrects, from which sampling may begin below t = 1. Float64."""
 
+import copy
 import math
 
 import pytest
@@ -94,6 +95,13 @@ def test_without_labels_draws_are_of_all_data(denoiser: ResidualDenoiser) -> Non
     noise = Noise(0, torch.arange(50))
     everything = denoiser.draw_prior(noise, (D,), {"label": torch.full((50,), -1)})
     assert torch.equal(denoiser.draw_prior(noise, (D,)), everything)
+
+
+def test_draws_are_not_rounded_to_bfloat16_where_networks_are(denoiser: ResidualDenoiser) -> None:
+    noise, single = Noise(0, torch.arange(50)), copy.deepcopy(denoiser).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = single.draw_prior(noise, (D,))
+    assert torch.equal(found, single.draw_prior(noise, (D,)))
 
 
 def test_draws_agree_with_the_denoiser_of_the_mixture(denoiser: ResidualDenoiser) -> None:

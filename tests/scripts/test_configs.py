@@ -280,6 +280,7 @@ def test_every_setting_of_every_dataset_is_read() -> None:
         (("dataset=cifar", "accelerator=cpu"), True, "32-true"),
         (("dataset=swissroll",), True, "32-true"),
         (("dataset=cifar", "trainer.precision=16-mixed"), True, "16-mixed"),
+        (("dataset=cifar", "experiment=few_step", "trainer=gpu"), True, "32-true"),
     ],
 )
 def test_images_train_in_bfloat16_where_a_gpu_has_it(
@@ -288,6 +289,16 @@ def test_images_train_in_bfloat16_where_a_gpu_has_it(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
     assert resolved(*arguments)["trainer"]["precision"] == expected
+
+
+@pytest.mark.parametrize(("first", "expected"), [(True, ["shown"]), (False, [])])
+def test_of_several_processes_the_first_warns(first: bool, expected: list[str]) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.quiet(first)
+        warnings.warn("This instance was constructed with capturable=True or some of all", stacklevel=1)
+        warnings.warn("shown", stacklevel=1)
+    assert [str(warning.message) for warning in caught] == expected
 
 
 def test_a_run_that_wants_deterministic_algorithms_leaves_none_on_for_the_next() -> None:

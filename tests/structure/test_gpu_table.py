@@ -1,6 +1,7 @@
 """`make gpu`: its table, what it installs, and a part of it on the CPU."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -221,6 +222,25 @@ def test_likelihoods_and_a_steering_classifier_have_their_rows(rows: Rows) -> No
         assert "bits" in rows.likelihood(kind)
     rows.experiment("fast_digits")
     assert rows.experiment("classifier_digits") == "trained, steered another model"
+
+
+def test_a_recipe_whose_images_are_not_here_is_not_measured(rows: Rows) -> None:
+    rows.data_dir = str(rows.folder)
+    assert rows.recipe("gpu_cifar") == "not measured: the images of dataset=cifar are not here"
+
+
+@pytest.mark.slow
+def test_a_recipe_is_trained_whole_and_scored(rows: Rows) -> None:
+    found = rows.recipe("gpu_fashion")
+    if found.startswith("not measured"):
+        pytest.skip(found)
+    assert re.fullmatch(r"the command \d+ s, frechet_\w+_n95 [\d.]+, frechet_\w+_n95 [\d.]+, aims .*", found)
+
+
+@pytest.mark.slow
+def test_a_gif_and_compiled_steps_have_their_rows(rows: Rows) -> None:
+    assert rows.gif().endswith(" s (aim: 4 s of sampling)")
+    assert "images/s (a prototype 9,080)" in rows.compiled("fashion")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import sample
 import train
+from diffusion.ode import exact_convolutions
 from support.processes import checkpoint, run_folder, same
 from support.scripts import TINY, call
 
@@ -42,10 +43,11 @@ def distance_from_eager(folder: Path, device: str, compiled: bool = False, *own:
     settings = (*EXACT, "val_every=50", "learning_rate.warmup_images=0", "learning_rate.decay=cosine")
     settings += ("trainer.precision=32-true",)  # bfloat16 rounds elsewhere when it is compiled
     settings += ("network.dropout=0",) if compiled else ()
-    _train(folder / "begun", device, *settings, "trainer.max_steps=1", "capture=false")
-    _train(folder / "eager", device, *settings, "trainer.max_steps=50", "capture=false")
     capture = (f"capture={str(device == 'cuda').lower()}", f"compile={str(compiled).lower()}")
-    _train(folder / "ours", device, *settings, "trainer.max_steps=50", *capture, *own)
+    with exact_convolutions():
+        _train(folder / "begun", device, *settings, "trainer.max_steps=1", "capture=false")
+        _train(folder / "eager", device, *settings, "trainer.max_steps=50", "capture=false")
+        _train(folder / "ours", device, *settings, "trainer.max_steps=50", *capture, *own)
     begun, eager, ours = (_weights(folder / name) for name in ("begun", "eager", "ours"))
     return ((ours - eager).norm() / (eager - begun).norm()).item()
 
