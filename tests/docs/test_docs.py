@@ -161,6 +161,7 @@ def test_a_picture_is_small_and_on_a_page_that_shows_the_command_that_makes_it(n
     pages = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
     scripts = "|".join({name.split("_")[0].removesuffix(".png"), "model"})
     drawn = rf"python docs/pictures/({scripts})\.py|python sample\.py .*out=docs/images/{name}"
+    drawn += rf"|python benchmarks/{Path(name).stem}\.py"
     command = rf"{drawn}|python compare\.py .*out=" if name.startswith("compare") else drawn
     assert any(f"images/{name}" in page and re.search(command, page) for page in pages)
 
